@@ -1,0 +1,228 @@
+"""Images from disk to tensors, with the geometry that leads back to the original pixels.
+
+A method works at one input size; a user wants the answer on the picture that was given. Every resize and crop is
+therefore written down in a `Geometry`, which maps an anomaly map back onto the original canvas.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from adlib.errors import InputError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+RESIZE_MODES = ("stretch", "short_side", "letterbox")
+
+
+def read_image(path) -> np.ndarray:
+    """Read an image of any channel count and depth as RGB.
+
+    Grey images are repeated over three channels, an alpha channel is dropped, 16-bit images are scaled to 8 bits.
+
+    Returns:
+        uint8 array (H, W, 3).
+
+    Raises:
+        InputError: the file is missing, empty or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+                pixels = np.asarray(image, dtype=np.float64)
+                pixels = (pixels / 257.0 if pixels.max(initial=0) > 255 else pixels).round().clip(0, 255)
+                return np.repeat(pixels.astype(np.uint8)[..., None], 3, axis=2)
+            return np.array(image.convert("RGB"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image file") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: not a readable image ({error}); replace or remove the file") from None
+
+
+def read_mask(path, threshold: int = 127) -> np.ndarray:
+    """Read a ground-truth mask: true where the grey value is above `threshold`.
+
+    Args:
+        path: an image file, or a folder of image files whose union is the mask (MVTec LOCO keeps one file a region).
+        threshold: 127 for masks of 0 and 255 with soft edges; 0 for masks that store class numbers (VisA, LOCO).
+
+    Returns:
+        bool array (H, W).
+    """
+    path = Path(path)
+    if path.is_dir():
+        regions = [read_mask(file, threshold) for file in list_images(path)]
+        if not regions:
+            raise InputError(f"{path}: no mask file in this folder; expected at least one image")
+        if any(region.shape != regions[0].shape for region in regions):
+            raise InputError(f"{path}: the mask files of one image differ in size")
+        return np.logical_or.reduce(regions)
+    return read_image(path).max(axis=2) > threshold
+
+
+def list_images(folder, recursive: bool = False) -> list[Path]:
+    """Return the image files of a folder in natural reading order (by name), whatever the case of their suffix."""
+    folder = Path(folder)
+    files = folder.rglob("*") if recursive else folder.iterdir() if folder.is_dir() else ()
+    return sorted(f for f in files if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file() and f.name[0] != ".")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an original image became a network input: resize to `resized`, then paste or cut at `offset` into `size`.
+
+    All pairs are (rows, columns) in pixels. `offset` is the position of the resized image's top left corner on the
+    input canvas: negative for a crop, positive for padding, zero for neither.
+    """
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    offset: tuple[int, int]
+    size: tuple[int, int]
+
+    def to_original(self, anomaly_map: np.ndarray) -> np.ndarray:
+        """Map an anomaly map (H, W) of the input back onto the original canvas, by bilinear interpolation.
+
+        Pixels of the original that the network never saw (cut off by a crop) are NaN: nothing is known about them.
+
+        Returns:
+            float32 array of the original size.
+        """
+        anomaly_map = np.asarray(anomaly_map, dtype=np.float32)
+        if anomaly_map.shape != self.size:
+            anomaly_map = cv2.resize(anomaly_map, self.size[::-1], interpolation=cv2.INTER_LINEAR)
+        canvas = np.full(self.resized, np.nan, dtype=np.float32)
+        source, target = [], []
+        for offset, inside, outside in zip(self.offset, self.resized, self.size, strict=True):
+            start, stop = max(offset, 0), min(offset + inside, outside)
+            source.append(slice(start, stop))
+            target.append(slice(start - offset, stop - offset))
+        canvas[tuple(target)] = anomaly_map[tuple(source)]
+        if self.resized == self.original:
+            return canvas
+        # NaN would bleed through the interpolation, so values and validity are resized apart.
+        valid = ~np.isnan(canvas)
+        shape = self.original[::-1]
+        values = cv2.resize(np.where(valid, canvas, 0), shape, interpolation=cv2.INTER_LINEAR)
+        weight = cv2.resize(valid.astype(np.float32), shape, interpolation=cv2.INTER_LINEAR)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(weight >= 0.5, values / weight, np.nan).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """The one geometric preparation of images and masks.
+
+    Args:
+        size: height and width of the network input in pixels; one number means a square.
+        mode: `stretch` to `size` (aspect changes), `short_side` (shorter side to `scale`, then centre crop to
+            `size`: PatchCore's protocol), or `letterbox` (aspect kept, rest padded by repeating the border).
+        scale: for `short_side`, the length of the shorter side before the crop; default `size`.
+    """
+
+    size: int | tuple[int, int] = 256
+    mode: str = "stretch"
+    scale: int | None = None
+
+    def __post_init__(self):
+        if self.mode not in RESIZE_MODES:
+            raise InputError(f"resize mode {self.mode!r} is unknown; choose one of {', '.join(RESIZE_MODES)}")
+        height, width = self.hw
+        if height < 1 or width < 1:
+            raise InputError(f"image size {self.size!r} must be positive")
+        if self.mode == "short_side" and min(self.scale or height, self.scale or width) < max(height, width):
+            raise InputError(f"scale {self.scale!r} is smaller than the crop {self.hw}; give at least {max(self.hw)}")
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else (int(self.size[0]), int(self.size[1]))
+
+    def geometry(self, original: tuple[int, int]) -> Geometry:
+        """Return the geometry for an image of `original` = (height, width) pixels."""
+        height, width = original
+        if self.mode == "stretch":
+            return Geometry((height, width), self.hw, (0, 0), self.hw)
+        if self.mode == "short_side":
+            factor = (self.scale or max(self.hw)) / min(height, width)
+        else:
+            factor = min(self.hw[0] / height, self.hw[1] / width)
+        resized = (max(1, round(height * factor)), max(1, round(width * factor)))
+        offset = tuple((outside - inside) // 2 for outside, inside in zip(self.hw, resized, strict=True))
+        return Geometry((height, width), resized, offset, self.hw)
+
+    def image(self, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
+        """Apply to a uint8 image (H, W, 3); area averaging when shrinking, bilinear when growing.
+
+        Returns:
+            uint8 array (height, width, 3) and the geometry.
+        """
+        geometry = self.geometry(image.shape[:2])
+        return _place(_resample(image, geometry.resized), geometry, cv2.BORDER_REPLICATE), geometry
+
+    def mask(self, mask: np.ndarray) -> np.ndarray:
+        """Apply to a bool mask (H, W); a pixel is true where at least half of it is covered (stated, see 03)."""
+        geometry = self.geometry(mask.shape[:2])
+        soft = _resample(mask.astype(np.float32), geometry.resized)
+        return _place(soft, geometry, cv2.BORDER_CONSTANT) >= 0.5
+
+
+def _resample(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    if pixels.shape[:2] == tuple(shape):
+        return pixels
+    shrinking = shape[0] < pixels.shape[0] or shape[1] < pixels.shape[1]
+    return cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+
+
+def _place(pixels: np.ndarray, geometry: Geometry, border: int) -> np.ndarray:
+    (top, left), (height, width) = geometry.offset, geometry.size
+    pixels = pixels[max(-top, 0) : max(-top, 0) + height, max(-left, 0) : max(-left, 0) + width]
+    top, left = max(top, 0), max(left, 0)
+    bottom, right = height - pixels.shape[0] - top, width - pixels.shape[1] - left
+    if top or left or bottom or right:
+        pixels = cv2.copyMakeBorder(pixels, top, bottom, left, right, border)
+    return np.ascontiguousarray(pixels)
+
+
+def to_tensor(images) -> torch.Tensor:
+    """Stack uint8 images (H, W, 3) into one float32 tensor (B, 3, H, W) in [0, 1].
+
+    There is no normalisation here: it belongs to the weights, so the backbone applies it.
+    """
+    stacked = np.stack([np.asarray(image) for image in images])  # (B, H, W, 3)
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous().float().div_(255)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of network inputs: `images` (B, 3, H, W) float32 in [0, 1], and where each came from."""
+
+    images: torch.Tensor
+    paths: tuple[str, ...]
+    geometries: tuple[Geometry, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def batches(image_paths, resize: Resize, batch_size: int = 16, progress: str | None = None):
+    """Yield `Batch` after `Batch` over image files, in order, in bounded memory.
+
+    Args:
+        image_paths: file paths, for example `table.image_path`.
+        resize: the geometric preparation.
+        batch_size: images a batch; the last batch may be smaller.
+        progress: a label turns on a progress bar (only on a terminal).
+    """
+    from tqdm import tqdm
+
+    image_paths = [str(path) for path in image_paths]
+    starts = range(0, len(image_paths), batch_size)
+    for start in tqdm(starts, desc=progress, disable=None if progress else True, unit="batch", leave=False):
+        paths = image_paths[start : start + batch_size]
+        prepared = [resize.image(read_image(path)) for path in paths]
+        yield Batch(to_tensor([p for p, _ in prepared]), tuple(paths), tuple(g for _, g in prepared))
