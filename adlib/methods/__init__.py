@@ -1,0 +1,69 @@
+"""The methods, one file a paper, all behind one small contract.
+
+    method = methods.create("patchcore", coreset=0.02)     # settings: one frozen dataclass, unknown ones are errors
+    method.fit(train)                                      # a sample table of normal training images
+    scores = method.score(batch)                           # Scores(image (B,), map (B, H, W))
+    method.save("model/"); methods.load("model/")
+
+A method sees normal training images only; `check_training_table` refuses anything else.
+"""
+
+import importlib
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from adlib.errors import InputError, suggest
+
+# name -> (module, class). A new method is one line here and one file.
+METHODS = {
+    "patchcore": ("adlib.methods.patchcore", "PatchCore"),
+}
+
+
+class Scores(NamedTuple):
+    """Anomaly scores of a batch, higher is more anomalous.
+
+    Attributes:
+        image: float32 (B,), one score an image.
+        map: float32 (B, H, W), one score a pixel of the network input.
+    """
+
+    image: np.ndarray
+    map: np.ndarray
+
+
+def get(name: str):
+    """Return the class of a method by name."""
+    if name not in METHODS:
+        raise InputError(f"method {name!r} is unknown{suggest(name, METHODS)}; choose one of {', '.join(METHODS)}")
+    module, cls = METHODS[name]
+    return getattr(importlib.import_module(module), cls)
+
+
+def create(name: str, **settings):
+    """Create an unfitted method with some settings changed."""
+    return get(name)(**settings)
+
+
+def load(path):
+    """Load a fitted method of any kind from the folder that `save` wrote."""
+    from adlib.storage import read_header
+
+    return get(read_header(path)["method"]).load(path)
+
+
+def check_training_table(table: pd.DataFrame) -> None:
+    """Refuse a table that holds anything but normal images, or any image of a test split.
+
+    This is the protocol in code: what a method is fitted on can never include test data.
+    """
+    if len(table) == 0:
+        raise InputError("the training table is empty; expected at least one normal image")
+    if (table.label != 0).any():
+        path = table.image_path[table.label != 0].iloc[0]
+        raise InputError(f"the training table holds an anomalous image ({path}); keep rows with label 0")
+    if (table.split == "test").any():
+        path = table.image_path[table.split == "test"].iloc[0]
+        raise InputError(f"the training table holds a test image ({path}); keep rows with split 'train'")

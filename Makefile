@@ -1,0 +1,50 @@
+# make reproduce    install, then run every notebook of the profile       (PROFILE=smoke|laptop|paper, DATA=folder)
+# make test         install, then lint, pytest and nbval
+# make bench        side-by-side speed ratios in an environment of their own
+# make notebooks    run the notebooks in place, as they are committed
+
+PYTHON ?= python3
+PROFILE ?= smoke
+DATA ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: install reproduce test lint notebooks bench clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): constraints.txt pyproject.toml
+	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13))" || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed; say for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@echo "installing into $(VENV) (torch is large: minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lab]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt noise 2>/dev/null || \
+		echo "noise could not be compiled (no C compiler?): Perlin masks use the built-in lattice, the rest is unaffected"
+	@touch $@
+
+reproduce: install
+	@if [ "$(PROFILE)" = laptop ] && [ -z "$(DATA)" ]; then \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt elpv-dataset; fi
+	@adlib reproduce --profile $(PROFILE) $(if $(DATA),--data-root "$(DATA)")
+
+test: install lint
+	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+notebooks: install
+	@for notebook in notebooks/*.ipynb; do $(BIN)/python -m adlib.refresh "$$notebook" || exit 1; done
+
+bench:
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt -e .
+	@.venv-bench/bin/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) .venv-bench .snakemake results/notebooks results/runs/smoke data/demo

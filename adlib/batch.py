@@ -1,0 +1,252 @@
+"""The batch: which notebooks a profile runs on which data, and how one notebook is run.
+
+Snakemake does the scheduling (see the Snakefile); this module says what there is to do and runs one thing.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+
+from adlib import datasets, methods, profiles, runs
+from adlib.errors import InputError, suggest
+from adlib.paths import atomic_path, results_dir, root
+from adlib.settings import build
+
+# The notebook that runs each method.
+METHOD_NOTEBOOKS = {"patchcore": "10_patchcore"}
+# Notebooks that a batch runs once, before and after the methods'.
+SINGLE_NOTEBOOKS = ("00_start_here", "01_data", "02_pseudo_anomalies", "03_evaluation")
+TABLES_NOTEBOOK = "90_tables"
+TYPES = {"str": str, "int": int, "float": (float, int), "bool": bool, "dict": dict, "list": list}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method notebook on one category of one data set."""
+
+    profile: str
+    method: str
+    dataset: str
+    data_root: str
+    category: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Folder of the run below `results/runs`."""
+        return f"{self.profile}/{self.method}/{self.dataset}-{self.category}-seed{self.seed}"
+
+    def command(self, out: str) -> list[str]:
+        """The `adlib run` command line of this job."""
+        place = ["--data-root", self.data_root] if self.data_root else []
+        chosen = ["--dataset", self.dataset, "--category", self.category, "--profile", self.profile]
+        return ["run", self.method, *place, *chosen, "--seed", str(self.seed), "--out", out]
+
+
+def plan(profile: str, data_root: str = "") -> list[Job]:
+    """List the method runs of a profile: on what is found below `data_root`, or else on the profile's own data sets."""
+    settings = profiles.load(profile)
+    if data_root and settings["discover"]:
+        found = [(name, str(path), categories) for name, _, path, categories in datasets.discover(data_root)]
+        if not found:
+            raise InputError(
+                f"data root {data_root} holds no known data set; expected folders like mvtec_ad/<category>/train/good "
+                "(see: adlib data list)"
+            )
+    else:
+        found = []
+        for name, chosen in settings["datasets"].items():
+            categories = chosen.get("categories", "all")
+            found.append((name, "", datasets.categories(name, None) if categories == "all" else categories))
+    if not found:
+        raise InputError(f"profile {profile!r} needs data: give --data-root DIR (make: DATA=DIR)")
+    return [
+        Job(profile, method, name, path, category, seed)
+        for method in settings["methods"]
+        for name, path, categories in found
+        for category in categories
+        for seed in settings["seeds"]
+    ]
+
+
+def notebook_path(name: str) -> Path:
+    """Return the path of a notebook by name ("10_patchcore")."""
+    folder = root() / "notebooks"
+    file = folder / f"{name.removesuffix('.ipynb')}.ipynb"
+    if not file.is_file():
+        known = [f.stem for f in sorted(folder.glob("*.ipynb"))]
+        raise InputError(f"notebook {name!r} does not exist{suggest(name, known)}; there are: {', '.join(known)}")
+    return file
+
+
+def check_parameters(notebook: Path, parameters: dict) -> None:
+    """Refuse parameters that the notebook does not declare, or of another type, before any kernel starts."""
+    from papermill import inspect_notebook
+
+    declared = inspect_notebook(str(notebook))
+    for name, value in parameters.items():
+        if name not in declared:
+            raise InputError(
+                f"parameter {name!r} is unknown to {notebook.name}{suggest(name, declared)}; "
+                f"it takes: {', '.join(declared)}"
+            )
+        expected = TYPES.get(declared[name]["inferred_type_name"].split("[")[0])
+        wrong = expected and not isinstance(value, expected)
+        if wrong or (isinstance(value, bool) and expected in (int, (float, int))):
+            kind = declared[name]["inferred_type_name"]
+            raise InputError(f"parameter {name!r} of {notebook.name} must be {kind}, got {value!r}")
+
+
+def run_notebook(name: str, output, parameters: dict) -> None:
+    """Execute a notebook with papermill and keep the executed copy at `output`.
+
+    A notebook that fails is kept beside it as `failed-<name>`, with the error in it; an earlier `output` stays.
+
+    Raises:
+        InputError: a parameter is unknown or wrong, or the notebook itself refused its input.
+        NotebookError: a cell failed or the kernel died.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    notebook, output = notebook_path(name), Path(output)
+    check_parameters(notebook, parameters)
+    failed = output.with_name(f"failed-{notebook.name}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with atomic_path(output) as temporary:
+            try:
+                papermill.execute_notebook(
+                    str(notebook),
+                    str(temporary),
+                    parameters=parameters,
+                    kernel_name="python3",
+                    progress_bar=sys.stderr.isatty(),
+                    cwd=str(root()),
+                )
+            except BaseException:
+                if temporary.stat().st_size:
+                    os.replace(temporary, failed)
+                raise
+        failed.unlink(missing_ok=True)
+    except papermill.PapermillExecutionError as error:
+        if error.ename == "InputError":
+            raise InputError(error.evalue) from None
+        where = f"cell {error.exec_count} of {notebook.name} failed: {error.ename}: {error.evalue}"
+        raise NotebookError(f"{where}; see {failed}") from None
+    except DeadKernelError:
+        raise NotebookError(
+            f"the kernel of {notebook.name} died, most often for lack of memory; see {failed} for how far it came"
+        ) from None
+
+
+class NotebookError(RuntimeError):
+    """A notebook stopped on an error of its own; the executed part is kept."""
+
+
+def run_method(method, *, data_root, dataset, category, profile, seed, overrides, out, force=False) -> str:
+    """Run a method's notebook on one category; skip it where the record at `out` is of the same content.
+
+    Returns:
+        "done" or "up to date".
+    """
+    settings = profiles.method_settings(profile, method, overrides)
+    table = datasets.load(dataset, data_root or None, category)
+    out = Path(out)
+    if not force:
+        with contextlib.suppress(InputError):
+            cls = methods.get(method)
+            values = settings | ({"seed": seed} if "seed" in cls.Settings.__dataclass_fields__ else {})
+            wanted = runs.content_hash(method, build(cls.Settings, values), seed, table)
+            if runs.read_record(out)["content_hash"] == wanted:
+                for name in ("record.json", "scores.csv"):
+                    (out / name).touch()  # Snakemake compares times
+                return "up to date"
+    parameters = {
+        "profile": profile,
+        "dataset": dataset,
+        "data_root": str(Path(data_root).resolve()) if data_root else "",
+        "category": category,
+        "seed": seed,
+        "settings": overrides,
+        "out_dir": str(out.resolve()),
+    }
+    run_notebook(METHOD_NOTEBOOKS[method], out / "notebook.ipynb", parameters)
+    return "done"
+
+
+def reproduce(profile: str, data_root: str = "", cores: int | None = None) -> int:
+    """Run a profile's batch with Snakemake and say where the results are.
+
+    Returns:
+        exit code: 0, or 1 where a notebook failed (the others still ran).
+    """
+    jobs = plan(profile, data_root)
+    data_root = str(Path(data_root).resolve()) if data_root else ""
+    with _only_batch():
+        arguments = ["--snakefile", str(root() / "Snakefile"), "--directory", str(root()), "--nolock"]
+        arguments += ["--cores", str(cores or os.cpu_count()), "--keep-going", "--rerun-incomplete", "--quiet", "rules"]
+        arguments += ["--config", f"profile={profile}", f"data_root={data_root}"]
+        before = _times(jobs, profile)
+        finished = subprocess.run([sys.executable, "-m", "snakemake", *arguments], check=False)
+        failed = sorted(results_dir().glob(f"runs/{profile}/*/*/failed-*.ipynb"))
+        failed += sorted(results_dir().glob(f"notebooks/{profile}/failed-*.ipynb"))
+        if finished.returncode and failed:
+            # The tables are still worth having: they say what is missing.
+            tables = {"profile": profile, "data_root": data_root}
+            run_notebook(TABLES_NOTEBOOK, results_dir() / "notebooks" / profile / f"{TABLES_NOTEBOOK}.ipynb", tables)
+    for notebook in failed:
+        print(f"failed: {_last_error(notebook)} ({notebook})", file=sys.stderr)
+    if finished.returncode:
+        return 1
+    if _times(jobs, profile) == before:
+        print(f"Nothing to do: all results of profile {profile!r} are up to date.")
+    print(f"tables     {results_dir() / 'tables'}")
+    print(f"figures    {root() / 'figures'}")
+    print(f"notebooks  {results_dir() / 'notebooks' / profile}")
+    print(f"records    {results_dir() / 'runs' / profile}")
+    return 0
+
+
+def single_outputs(profile: str) -> list[str]:
+    """Return the executed copies of the notebooks that run once a batch (they tell a story on the demo data)."""
+    names = [name for name in SINGLE_NOTEBOOKS if (root() / "notebooks" / f"{name}.ipynb").is_file()]
+    folder = results_dir() / "notebooks" / profile
+    return [str(folder / f"{name}.ipynb") for name in names] if profile == "smoke" else []
+
+
+@contextlib.contextmanager
+def _only_batch():
+    """Hold a lock on the results folder; the system lets go of it when the process ends, however it ends."""
+    results_dir().mkdir(parents=True, exist_ok=True)
+    with open(results_dir() / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another batch is running in {results_dir()}; wait for it, or use another folder: ADLIB_RESULTS=DIR"
+            ) from None
+        yield
+
+
+def _times(jobs: list[Job], profile: str) -> dict:
+    files = [results_dir() / "runs" / job.folder / "record.json" for job in jobs]
+    files += [Path(name) for name in single_outputs(profile)]
+    files.append(results_dir() / "notebooks" / profile / f"{TABLES_NOTEBOOK}.ipynb")
+    return {str(file): file.stat().st_mtime_ns if file.exists() else None for file in files}
+
+
+def _last_error(notebook: Path) -> str:
+    with contextlib.suppress(json.JSONDecodeError, OSError, nbformat.ValidationError):
+        for cell in reversed(nbformat.read(notebook, as_version=4).cells):
+            for output in cell.get("outputs", []):
+                if output.output_type == "error":
+                    return f"{output.ename}: {output.evalue}"
+    return "the kernel died"

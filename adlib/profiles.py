@@ -1,0 +1,53 @@
+"""Profiles: parameters only. `smoke` is the embedded demo data, `laptop` real data on a CPU, `paper` the papers' own.
+
+A profile is a YAML file in `profiles/` with one schema:
+
+    description: one line
+    datasets:           # what a batch runs without a data root: data set -> {categories: [...]}
+    discover: false     # with a data root: run every data set that is found below it
+    seeds: [0]
+    methods:            # method -> changes to its default settings
+"""
+
+import yaml
+
+from adlib import methods, settings
+from adlib.errors import InputError
+from adlib.paths import root
+from adlib.settings import choice
+
+KEYS = {"description": str, "datasets": dict, "discover": bool, "seeds": list, "methods": dict}
+
+
+def names() -> list[str]:
+    """Return the names of the profiles, those of the repository's `profiles/` folder."""
+    return sorted(file.stem for file in (root() / "profiles").glob("*.yaml"))
+
+
+def load(name: str) -> dict:
+    """Read a profile and check it against the schema.
+
+    Raises:
+        InputError: unknown profile, unknown or wrongly typed key, unknown method or setting.
+    """
+    choice("profile", name, names())
+    file = root() / "profiles" / f"{name}.yaml"
+    try:
+        profile = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{file} is not valid YAML: {str(error).splitlines()[0]}") from None
+    for key, kind in KEYS.items():
+        if not isinstance(profile.get(key), kind):
+            raise InputError(f"{file}: key {key!r} must be there and be a {kind.__name__}")
+    for key in profile:
+        choice(f"{file}: key", key, KEYS)
+    for method, values in profile["methods"].items():
+        settings.build(methods.get(method).Settings, values, owner=f"{method} in {file.name}")
+    return {"name": name, **profile}
+
+
+def method_settings(profile: str, method: str, overrides: dict | None = None) -> dict:
+    """Return a method's changes to its defaults: the profile's, then `overrides` on top, checked."""
+    changes = {**load(profile)["methods"].get(method, {}), **(overrides or {})}
+    settings.build(methods.get(method).Settings, changes, owner=method)
+    return changes

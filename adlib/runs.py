@@ -1,0 +1,292 @@
+"""The run record: one folder a run, with everything that is needed to trace a number or to make it again.
+
+    results/runs/<profile>/<method>/<dataset>-<category>-seed<k>/{record.json, scores.csv, notebook.ipynb}
+
+Tables and figures read records and nothing else.
+"""
+
+import ast
+import contextlib
+import datetime
+import functools
+import hashlib
+import json
+import platform
+import random
+import resource
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from adlib import backbones, datasets, methods, profiles
+from adlib.errors import InputError
+from adlib.evaluation import Evaluation, at_threshold
+from adlib.paths import atomic_path, results_dir, root
+from adlib.settings import as_dict, build
+from adlib.thresholds import Threshold
+
+# Every key of record.json with the types it may have.
+SCHEMA = {
+    "method": (str,),
+    "dataset": (str,),
+    "category": (str,),
+    "profile": (str,),
+    "parameters": (dict,),
+    "seed": (int,),
+    "protocol": (dict,),
+    "metrics": (dict,),
+    "threshold": (dict, type(None)),
+    "at_threshold": (dict, type(None)),
+    "n_images": (dict,),
+    "timing": (dict,),
+    "peak_memory_mib": (float, int),
+    "device": (str,),
+    "versions": (dict,),
+    "git_commit": (str, type(None)),
+    "table_hash": (str,),
+    "content_hash": (str,),
+    "notebook": (str,),
+    "created": (str,),
+}
+VERSIONED = ("adlib", "torch", "torchvision", "timm", "faiss-cpu", "numpy", "scipy", "pandas", "scikit-learn")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch, for the few places that draw from a global generator."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - other libraries still draw from it
+    torch.manual_seed(seed)
+
+
+class Run:
+    """One run of one method on one category: what a method notebook starts and finishes with.
+
+    Args:
+        method, profile, dataset, data_root, category, seed: as on the command line; `data_root` "" for the demo data.
+        settings: changes to the profile's settings of the method.
+        out_dir: where the record goes; "" for its place below `results/runs`.
+        notebook: file name of the notebook, for the record.
+
+    Attributes:
+        table, train, test: the sample table and its normal training and its test rows.
+        settings: the settings to make the method with.
+    """
+
+    def __init__(self, method, *, notebook, profile, dataset, data_root, category, seed, settings=None, out_dir=""):
+        self.method, self.notebook, self.profile = method, notebook, profile
+        self.dataset, self.category, self.seed = dataset, category, seed
+        self.settings = profiles.method_settings(profile, method, settings)
+        fields = methods.get(method).Settings.__dataclass_fields__
+        if "seed" in fields:
+            self.settings["seed"] = seed
+        self.table = datasets.load(dataset, data_root or None, category)
+        self.train = self.table[(self.table.split == "train") & (self.table.label == 0)]
+        self.test = self.table[self.table.split == "test"]
+        place = results_dir() / "runs" / profile / method / f"{dataset}-{category}-seed{seed}"
+        self.out_dir = Path(out_dir) if out_dir else place
+        self.timing = {}
+        self._started = time.perf_counter()
+
+    @contextlib.contextmanager
+    def timed(self, name: str):
+        """Add the seconds of a block to `timing[name + "_s"]`."""
+        before = time.perf_counter()
+        yield
+        self.timing[f"{name}_s"] = round(self.timing.get(f"{name}_s", 0.0) + time.perf_counter() - before, 3)
+
+    def write(self, evaluation: Evaluation, threshold: Threshold | None = None, **extra) -> dict:
+        """Write scores.csv, then record.json, and return the record.
+
+        Args:
+            evaluation: what `evaluate` returned for the test rows.
+            threshold: from held-out normal images.
+            extra: further keys (JSON types): `selection`, learning curves, ...
+        """
+        settings = build(methods.get(self.method).Settings, self.settings)
+        per_image = {f"{k}_ms_per_image": round(1e3 * v, 2) for k, v in evaluation.seconds_per_image.items()}
+        total = round(time.perf_counter() - self._started, 2)
+        protocol = {"resolution": "input", "image_size": getattr(settings, "image_size", None), "selection": "none"}
+        record = {
+            "method": self.method,
+            "dataset": self.dataset,
+            "category": self.category,
+            "profile": self.profile,
+            "parameters": as_dict(settings),
+            "seed": self.seed,
+            "protocol": protocol | extra.pop("protocol", {}),
+            "metrics": {k: None if v is None else round(float(v), 6) for k, v in evaluation.metrics.items()},
+            "threshold": threshold.to_dict() if threshold else None,
+            "at_threshold": at_threshold(evaluation.scores, threshold.value) if threshold else None,
+            "n_images": {
+                "train": len(self.train),
+                "test_normal": int((self.test.label == 0).sum()),
+                "test_anomalous": int((self.test.label == 1).sum()),
+            },
+            "timing": {**self.timing, **per_image, "total_s": total},
+            "peak_memory_mib": round(peak_memory_mib(), 1),
+            "device": device_name(),
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "table_hash": datasets.table_hash(self.table),
+            "content_hash": content_hash(self.method, settings, self.seed, self.table),
+            "notebook": f"notebooks/{self.notebook}",
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **extra,
+        }
+        scores = evaluation.scores.assign(image_path=[_relative(p) for p in evaluation.scores.image_path])
+        with atomic_path(self.out_dir / "scores.csv") as temporary:
+            scores.to_csv(temporary, index=False, float_format="%.6g")
+        write_record(self.out_dir, record)
+        return record
+
+
+def write_record(directory, record: dict) -> None:
+    """Check a record against the schema and write it as `record.json`; on any error the old one stays."""
+    problems = _problems(record)
+    if problems:
+        raise InputError(f"record for {directory} is incomplete: {problems[0]}")
+    with atomic_path(Path(directory) / "record.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def read_record(directory) -> dict:
+    """Read and check `record.json` of a run folder."""
+    file = Path(directory) / "record.json"
+    try:
+        record = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{file} does not exist; expected the record of a run") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise InputError(f"{file} is damaged: not valid JSON; delete the folder and run again") from None
+    problems = _problems(record)
+    if problems:
+        raise InputError(f"{file} is damaged: {problems[0]}; delete the folder and run again")
+    return record
+
+
+def collect(folder=None) -> tuple[pd.DataFrame, list[str]]:
+    """Read all records below `results/runs` (or `folder`).
+
+    Returns:
+        one row a run: method, dataset, category, profile, seed, the metrics, seconds, memory, `run` (its folder below
+        the results), sorted; and one line for every record that could not be read.
+    """
+    folder = Path(folder) if folder else results_dir() / "runs"
+    rows, damaged = [], []
+    for file in sorted(folder.rglob("record.json")):
+        try:
+            record = read_record(file.parent)
+        except InputError as error:
+            damaged.append(str(error))
+            continue
+        keys = ("profile", "method", "dataset", "category", "seed")
+        rows.append(
+            {key: record[key] for key in keys}
+            | record["metrics"]
+            | {
+                "selection": record["protocol"].get("selection"),
+                "fit_s": record["timing"].get("fit_s"),
+                "score_ms_per_image": record["timing"].get("score_ms_per_image"),
+                "peak_memory_mib": record["peak_memory_mib"],
+                "run": file.parent.relative_to(folder).as_posix(),
+            }
+        )
+    table = pd.DataFrame(rows)
+    return (table.sort_values(["profile", "method", "run"]).reset_index(drop=True) if len(table) else table), damaged
+
+
+def content_hash(method: str, settings, seed: int, table: pd.DataFrame) -> str:
+    """Hash everything a result depends on: method, settings, seed, the content of the data, and the code."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (method, json.dumps(as_dict(settings), sort_keys=True), str(seed), datasets.table_hash(table)):
+        digest.update(part.encode())
+    for file in source_files(method):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def source_files(method: str) -> tuple[Path, ...]:
+    """Return the files of `adlib` that a result of `method` depends on: its own, and all that they import.
+
+    A changed line in another method's file therefore leaves this method's results up to date.
+    """
+    package = Path(__file__).parent
+    waiting = [package / "methods" / f"{methods.METHODS[method][0].rsplit('.', 1)[1]}.py", package / "evaluation.py"]
+    found = set()
+    while waiting:
+        file = waiting.pop()
+        if file in found:
+            continue
+        found.add(file)
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "adlib":
+                imported = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                imported = [alias.name for alias in node.names if alias.name.startswith("adlib.")]
+            else:
+                continue
+            for name in imported:
+                place = package.parent / name.replace(".", "/")
+                waiting += [f for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()]
+    return tuple(sorted(found))
+
+
+def peak_memory_mib() -> float:
+    """Return the largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def device_name() -> str:
+    """Describe the device: the GPU's name, or the processor and the number of threads."""
+    if backbones.default_device().type == "cuda":
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict:
+    """Return the versions of what a number may depend on."""
+    found = {"python": platform.python_version()}
+    for package in VERSIONED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def git_commit() -> str | None:
+    """Return the commit of the repository, with "+" where files were changed since; None outside git."""
+    try:
+        git = functools.partial(subprocess.run, cwd=root(), capture_output=True, text=True, check=True, timeout=20)
+        commit = git(["git", "rev-parse", "HEAD"]).stdout.strip()
+        changed = git(["git", "status", "--porcelain", "--untracked-files=no", "--", "adlib", "notebooks", "profiles"])
+        return commit + ("+" if changed.stdout.strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _problems(record) -> list[str]:
+    if not isinstance(record, dict):
+        return ["expected a JSON object"]
+    missing = [f"key {key!r} is missing" for key in SCHEMA if key not in record]
+    wrong = [
+        f"key {key!r} has type {type(record[key]).__name__}"
+        for key, kinds in SCHEMA.items()
+        if key in record and not isinstance(record[key], kinds)
+    ]
+    return missing + wrong
+
+
+def _relative(path: str) -> str:
+    """Keep the last four parts of a path (category, split, defect, file): no record names a folder of this machine."""
+    return "/".join(Path(path).parts[-4:])
