@@ -66,10 +66,16 @@ def notebook(options) -> int:
     from adlib.settings import parse_overrides
 
     try:
-        batch.run_notebook(options.name, options.out, parse_overrides(options.set))
+        if options.refresh:
+            output = batch.refresh(options.name)
+        elif options.out:
+            output = options.out
+            batch.run_notebook(options.name, output, parse_overrides(options.set))
+        else:
+            raise InputError("give --out FILE for the executed copy, or --refresh to renew the notebook itself")
     except batch.NotebookError as error:
         return _fail(str(error), 1)
-    print(f"executed notebook: {options.out}")
+    print(f"executed notebook: {output}")
     return 0
 
 
@@ -210,7 +216,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     made = command(commands, "notebook", notebook, "adlib notebook 03_evaluation --set seed=1 --out out/03.ipynb")
     made.add_argument("name", help="notebook, for example 03_evaluation")
-    made.add_argument("--out", required=True, metavar="FILE", help="executed copy")
+    made.add_argument("--out", metavar="FILE", help="executed copy")
+    made.add_argument("--refresh", action="store_true", help="run with the defaults, in place")
     with_settings(made)
 
     made = command(commands, "reproduce", reproduce, "adlib reproduce --profile laptop --data-root ~/data")

@@ -134,7 +134,7 @@ class Resize:
         height, width = self.hw
         if height < 1 or width < 1:
             raise InputError(f"image size {self.size!r} must be positive")
-        if self.mode == "short_side" and min(self.scale or height, self.scale or width) < max(height, width):
+        if self.mode == "short_side" and self.scale is not None and self.scale < max(height, width):
             raise InputError(f"scale {self.scale!r} is smaller than the crop {self.hw}; give at least {max(self.hw)}")
 
     @property

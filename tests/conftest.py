@@ -1,0 +1,92 @@
+"""Fixtures that several test files share: small images on disk, a small sample table, golden files."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(2)
+GOLDEN = Path(__file__).parent / "golden"
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def golden():
+    """Return a reader of golden files: golden("patchcore/embed_a_square")."""
+    return lambda name: np.load(GOLDEN / f"{name}.npz", allow_pickle=False)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real images for development; tests that need it are skipped where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real development images are not on this machine")
+    return SHARED_DATA
+
+
+def write_image(path, pixels) -> str:
+    """Write uint8 pixels as an image file and return the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def texture(rng, height=64, width=64) -> np.ndarray:
+    """A plain normal image: grey noise on a gradient."""
+    base = np.linspace(90, 150, width)[None, :, None] + rng.normal(0, 6, (height, width, 1))
+    return np.repeat(base, 3, axis=2).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def small_tree(tmp_path_factory):
+    """An MVTec-shaped category "plate": 6 training images, 3 good and 4 defective test images with exact masks."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        write_image(root / f"plate/train/good/{i:03d}.png", texture(rng))
+    for i in range(3):
+        write_image(root / f"plate/test/good/{i:03d}.png", texture(rng))
+    for i in range(4):
+        image, mask = texture(rng), np.zeros((64, 64), np.uint8)
+        top, left = rng.integers(8, 36, 2)
+        image[top : top + 16, left : left + 16] = rng.integers(0, 255, (16, 16, 3))
+        mask[top : top + 16, left : left + 16] = 255
+        write_image(root / f"plate/test/hole/{i:03d}.png", image)
+        write_image(root / f"plate/ground_truth/hole/{i:03d}_mask.png", mask)
+    return root
+
+
+def sample_table(root, category="plate") -> pd.DataFrame:
+    """The sample table of `small_tree`, built without adlib.datasets."""
+    rows = []
+    for path in sorted((Path(root) / category).glob("t*/*/*.png")):
+        split, defect = path.parts[-3:-1]
+        mask = Path(root) / category / "ground_truth" / defect / f"{path.stem}_mask.png"
+        rows.append(
+            {
+                "image_path": str(path),
+                "mask_path": str(mask) if mask.exists() else None,
+                "label": int(defect != "good"),
+                "defect": defect,
+                "split": split,
+                "category": category,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="session")
+def small_table(small_tree):
+    """The sample table of `small_tree`."""
+    return sample_table(small_tree)
+
+
+TINY = {"image_size": 64, "resize": "stretch", "scale": None, "backbone": "tf_efficientnet_lite0"}
+# Settings that make each method small enough for a test, by method name.
+SMALL_SETTINGS = {
+    "patchcore": TINY | {"pretrain_dim": None, "target_dim": None, "coreset": 0.25},
+}

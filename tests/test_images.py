@@ -1,0 +1,147 @@
+"""Reading, resizing and the way back to the original pixels."""
+
+import numpy as np
+import pytest
+from conftest import write_image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from adlib.errors import InputError
+from adlib.images import Geometry, Resize, batches, list_images, read_image, read_mask, to_tensor
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "I;16"])
+def test_any_channel_count_and_depth_reads_as_rgb(tmp_path, mode):
+    grey = np.tile(np.array([0, 128, 255], np.uint8), (4, 4))
+    wide = grey.astype(np.uint16) * 257
+    image = Image.fromarray(wide) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    image.save(tmp_path / "image.png")
+    pixels = read_image(tmp_path / "image.png")
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (4, 12, 3)
+    assert pixels[0, 0].tolist() == [0, 0, 0]
+    assert pixels[0, 2].tolist() == [255, 255, 255]
+
+
+def test_unreadable_images_are_named(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    for name in ("broken.png", "empty.jpg", "absent.png"):
+        with pytest.raises(InputError, match=name):
+            read_image(tmp_path / name)
+
+
+def test_a_truncated_image_is_an_error_not_half_an_image(tmp_path):
+    path = tmp_path / "cut.png"
+    write_image(path, np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"cut\.png"):
+        read_image(path)
+
+
+def test_masks_are_true_above_127_unless_told_otherwise(tmp_path):
+    path = write_image(tmp_path / "mask.png", np.array([[0, 1, 127, 128, 255]], np.uint8))
+    assert read_mask(path).tolist() == [[False, False, False, True, True]]
+    assert read_mask(path, threshold=0).tolist() == [[False, True, True, True, True]]
+
+
+def test_a_folder_of_masks_is_their_union(tmp_path):
+    write_image(tmp_path / "m/000.png", np.array([[255, 0, 0]], np.uint8))
+    write_image(tmp_path / "m/001.png", np.array([[0, 0, 255]], np.uint8))
+    assert read_mask(tmp_path / "m").tolist() == [[True, False, True]]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="no mask file"):
+        read_mask(tmp_path / "none")
+
+
+def test_listing_takes_any_case_and_skips_hidden_files(tmp_path):
+    for name in ("b.PNG", "a.jpg", ".hidden.png", "notes.txt", "deep/c.JPeG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [f.name for f in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
+    assert [f.name for f in list_images(tmp_path, recursive=True)] == ["a.jpg", "b.PNG", "c.JPeG"]
+
+
+def test_short_side_is_patchcores_protocol():
+    geometry = Resize(224, "short_side", 256).geometry((700, 1000))
+    assert geometry == Geometry((700, 1000), (256, 366), (-16, -71), (224, 224))
+
+
+def test_what_a_crop_cut_off_is_nan_on_the_way_back():
+    resize = Resize(64, "short_side", 64)
+    image = np.zeros((64, 128, 3), np.uint8)
+    prepared, geometry = resize.image(image)
+    assert prepared.shape == (64, 64, 3)
+    back = geometry.to_original(np.ones((64, 64), np.float32))
+    assert np.isnan(back[:, :32]).all()
+    assert np.isnan(back[:, 96:]).all()
+    assert (back[:, 32:96] == 1).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(8, 90),
+    width=st.integers(8, 90),
+    size=st.tuples(st.integers(8, 64), st.integers(8, 64)),
+    mode=st.sampled_from(["stretch", "short_side", "letterbox"]),
+)
+def test_geometry_leads_back_to_the_original_canvas(height, width, size, mode):
+    resize = Resize(size, mode)
+    prepared, geometry = resize.image(np.full((height, width, 3), 77, np.uint8))
+    assert prepared.shape == (*size, 3)
+    assert (prepared == 77).all()
+    back = geometry.to_original(np.full(size, 2.5, np.float32))
+    assert back.shape == (height, width)
+    seen = ~np.isnan(back)
+    assert seen.any()
+    np.testing.assert_allclose(back[seen], 2.5, rtol=1e-6)
+    if mode != "short_side":
+        assert seen.all()
+
+
+@pytest.mark.parametrize("mode", ["stretch", "short_side", "letterbox"])
+def test_a_blob_comes_back_where_it_was(mode):
+    original = np.zeros((90, 150, 3), np.uint8)
+    original[40:50, 70:84] = 255
+    prepared, geometry = Resize(64, mode, 64 if mode == "short_side" else None).image(original)
+    back = np.nan_to_num(geometry.to_original(prepared[..., 0].astype(np.float32)))
+    rows, columns = np.nonzero(back > 127)
+    assert abs(rows.mean() - 44.5) < 1.5
+    assert abs(columns.mean() - 76.5) < 1.5
+
+
+def test_mask_and_image_take_the_same_way():
+    image = np.zeros((50, 80, 3), np.uint8)
+    image[10:30, 20:60] = 255
+    for mode in ("stretch", "short_side", "letterbox"):
+        resize = Resize(40, mode)
+        mask = resize.mask(image[..., 0] > 127)
+        assert mask.dtype == bool
+        shown = resize.image(image)[0][..., 0] > 127
+        assert (mask != shown).mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"mode": "crop"}, "resize mode"), ({"size": 0}, "positive"), ({"mode": "short_side", "scale": 100}, "smaller")],
+)
+def test_bad_resize_is_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Resize(**{"size": 224, **arguments})
+
+
+def test_batches_keep_order_paths_and_geometry(tmp_path):
+    paths = [write_image(tmp_path / f"{i}.png", np.full((10 + i, 12, 3), i, np.uint8)) for i in range(5)]
+    got = list(batches(paths, Resize(8), batch_size=2))
+    assert [len(batch) for batch in got] == [2, 2, 1]
+    assert [path for batch in got for path in batch.paths] == paths
+    assert got[2].geometries[0].original == (14, 12)
+    assert got[1].images.shape == (2, 3, 8, 8)
+    np.testing.assert_allclose(got[1].images[0].numpy(), 2 / 255)
+
+
+def test_to_tensor_is_rgb_first_in_unit_range():
+    tensor = to_tensor([np.dstack([np.full((2, 3), v, np.uint8) for v in (255, 0, 51)])])
+    assert tensor.shape == (1, 3, 2, 3)
+    assert tensor[0, :, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
