@@ -39,7 +39,7 @@ lint: install
 	@$(BIN)/ruff format --check .
 
 notebooks: install
-	@for notebook in notebooks/*.ipynb; do $(BIN)/python -m adlib.refresh "$$notebook" || exit 1; done
+	@for file in notebooks/*.ipynb; do adlib notebook "$$(basename "$$file" .ipynb)" --refresh || exit 1; done
 
 bench:
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench

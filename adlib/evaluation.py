@@ -17,6 +17,7 @@ from adlib.images import batches, read_mask
 from adlib.settings import choice
 
 RESOLUTIONS = ("input", "original")
+PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro_30", "aupro_05")
 
 
 @dataclass
@@ -27,7 +28,8 @@ class Evaluation:
         scores: one row an image: image_path, category, defect, label, score.
         metrics: image and pixel metrics as fractions; None where they are undefined (no defects, no masks).
         seconds_per_image: scoring time without and with reading the files.
-        anomaly_maps, masks: at input size, in the order of `scores`; empty at original resolution.
+        anomaly_maps: at input size, in the order of `scores`.
+        masks: the same; empty where there are none or at original resolution.
     """
 
     scores: pd.DataFrame
@@ -54,9 +56,9 @@ def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size:
     threshold = table.attrs.get("mask_threshold", 127)
     has_masks = bool(table.mask_path[table.label == 1].notna().all()) and bool((table.label == 1).any())
 
-    image_scores, anomaly_maps, masks, scoring, stream = [], [], [], 0.0, None
+    image_scores, anomaly_maps, geometries, scoring = [], [], [], 0.0
     batch_size = batch_size or getattr(method.settings, "batch_size", 16)
-    started, row = time.perf_counter(), 0
+    started = time.perf_counter()
     for batch in batches(table.image_path, method.resize, batch_size, progress="score"):
         before = time.perf_counter()
         scores = method.score(batch)
@@ -64,29 +66,27 @@ def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size:
         if not (np.isfinite(scores.image).all() and np.isfinite(scores.map).all()):
             raise InputError(f"scores of {batch.paths[0]} and its batch contain NaN; the fitted model is broken")
         image_scores.extend(scores.image.tolist())
-        for anomaly_map, geometry in zip(scores.map, batch.geometries, strict=True):
-            path = table.mask_path.iloc[row]
-            mask = read_mask(path, threshold) if isinstance(path, str) else np.zeros(geometry.original, bool)
-            if mask.shape != geometry.original:
-                raise InputError(f"{path}: mask is {mask.shape}, its image is {geometry.original}; sizes must agree")
-            row += 1
-            if resolution == "original" and has_masks:
-                anomaly_map = geometry.to_original(anomaly_map)
-                # What a crop cut off was never seen: it counts as perfectly normal instead of being left out.
-                anomaly_map = np.nan_to_num(anomaly_map, nan=float(np.nanmin(anomaly_map)))
-                stream = stream or metrics.StreamingPixelMetrics.from_sample(scores.map)
-                stream.update(anomaly_map, mask)
-            elif resolution == "input":
-                anomaly_maps.append(anomaly_map)
-                masks.append(method.resize.mask(mask))
+        anomaly_maps.extend(scores.map)
+        geometries.extend(batch.geometries)
     elapsed = time.perf_counter() - started
 
-    labels = table.label.to_numpy()
-    found = metrics.image_metrics(np.array(image_scores), labels)
+    masks = (_mask(path, geometry, threshold) for path, geometry in zip(table.mask_path, geometries, strict=True))
+    found = metrics.image_metrics(np.array(image_scores), table.label.to_numpy())
     if not has_masks:
-        found |= dict.fromkeys(metrics.PIXEL_METRICS)
+        found |= dict.fromkeys(PIXEL_METRICS)
+        masks = []
+    elif resolution == "input":
+        masks = [method.resize.mask(mask) for mask in masks]
+        found |= metrics.pixel_metrics(anomaly_maps, masks)
     else:
-        found |= stream.compute() if stream else metrics.pixel_metrics(anomaly_maps, masks)
+        # Only the small maps are held; each is enlarged, counted into the histograms and dropped again.
+        stream = metrics.StreamingPixelMetrics.from_maps(anomaly_maps)
+        for anomaly_map, geometry, mask in zip(anomaly_maps, geometries, masks, strict=True):
+            full = geometry.to_original(anomaly_map)
+            # What a crop cut off was never seen: it counts as perfectly normal instead of being left out.
+            stream.update(np.nan_to_num(full, nan=float(anomaly_map.min())), mask)
+        found |= stream.compute()
+        masks = []
     scores = table[["image_path", "category", "defect", "label"]].reset_index(drop=True).assign(score=image_scores)
     seconds = {"score": scoring / len(table), "read_and_score": elapsed / len(table)}
     return Evaluation(scores, found, seconds, anomaly_maps, masks)
@@ -105,3 +105,13 @@ def at_threshold(scores: pd.DataFrame, threshold: float) -> dict:
         "detection_rate": float(flagged[bad].mean()) if bad.any() else None,
         "detection_rate_by_defect": {k: float(v) for k, v in rate.items() if k in set(scores.defect[bad])},
     }
+
+
+def _mask(path, geometry, threshold: int) -> np.ndarray:
+    """Read the mask of an image at its original size; all false for a normal image."""
+    if not isinstance(path, str):
+        return np.zeros(geometry.original, dtype=bool)
+    mask = read_mask(path, threshold)
+    if mask.shape != geometry.original:
+        raise InputError(f"{path}: mask is {mask.shape}, its image is {geometry.original}; sizes must agree")
+    return mask
