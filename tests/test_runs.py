@@ -1,0 +1,273 @@
+"""Records on disk, content hashes, batches and strict notebook parameters."""
+
+import json
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import SMALL_SETTINGS
+
+from adlib import batch, datasets, evaluation, methods, runs, tables, thresholds
+from adlib.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def run(small_tree, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return runs.Run(
+        "patchcore",
+        notebook="10_patchcore.ipynb",
+        profile="smoke",
+        dataset="mvtec",
+        data_root=str(small_tree),
+        category="plate",
+        seed=5,
+        settings=SMALL_SETTINGS["patchcore"],
+        out_dir=str(out),
+    )
+
+
+@pytest.fixture(scope="module")
+def record(run):
+    with run.timed("fit"):
+        method = methods.create("patchcore", **run.settings).fit(run.train)
+    result = evaluation.evaluate(method, run.test)
+    return run.write(result, thresholds.from_normals(method.normal_scores))
+
+
+def test_record_has_every_field_and_reads_back(run, record):
+    assert set(runs.SCHEMA) <= set(record)
+    assert runs.read_record(run.out_dir) == json.loads(json.dumps(record))
+    assert record["metrics"]["image_auroc"] == 1.0
+    assert 0.9 < record["metrics"]["aupro_30"] <= 1
+    assert record["n_images"] == {"train": 6, "test_normal": 3, "test_anomalous": 4}
+    assert record["parameters"]["seed"] == 5
+    assert record["threshold"]["n_normals"] == 6
+    assert record["timing"]["fit_s"] > 0
+    assert record["peak_memory_mib"] > 10
+
+
+def test_scores_csv_lets_the_image_metrics_be_computed_again(run, record):
+    scores = pd.read_csv(run.out_dir / "scores.csv")
+    bad, good = scores.score[scores.label == 1], scores.score[scores.label == 0]
+    assert (bad.to_numpy()[:, None] > good.to_numpy()[None]).mean() == record["metrics"]["image_auroc"]
+    assert scores.image_path[0].startswith("plate/test/")
+
+
+def test_content_hash_follows_settings_seed_and_data(small_table, tmp_path):
+    settings = methods.get("patchcore").Settings()
+    first = runs.content_hash("patchcore", settings, 0, small_table)
+    assert first == runs.content_hash("patchcore", settings, 0, small_table)
+    changed = methods.get("patchcore").Settings(coreset=0.5)
+    assert first != runs.content_hash("patchcore", changed, 0, small_table)
+    assert first != runs.content_hash("patchcore", settings, 1, small_table)
+    assert first != runs.content_hash("patchcore", settings, 0, small_table.iloc[1:])
+
+
+def test_source_files_are_those_a_method_imports():
+    names = {file.name for file in runs.source_files("patchcore")}
+    assert {"patchcore.py", "neighbours.py", "patches.py", "backbones.py", "metrics.py", "evaluation.py"} <= names
+    assert not {"cli.py", "tables.py", "figures.py", "batch.py"} & names
+
+
+def test_a_full_disk_leaves_the_old_record(record, tmp_path, monkeypatch):
+    runs.write_record(tmp_path, record)
+
+    def full(*_arguments, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        runs.write_record(tmp_path, {**record, "seed": 6})
+    monkeypatch.undo()
+    assert runs.read_record(tmp_path)["seed"] == 5
+    assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"method": "patchcore"}'])
+def test_a_damaged_record_is_named_and_left_out(record, tmp_path, text):
+    runs.write_record(tmp_path / "good", record)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/record.json").write_text(text)
+    table, damaged = runs.collect(tmp_path)
+    assert len(table) == 1
+    assert len(damaged) == 1
+    assert "bad/record.json" in damaged[0]
+
+
+def test_an_incomplete_record_is_not_written(record, tmp_path):
+    with pytest.raises(InputError, match="seed"):
+        runs.write_record(tmp_path, {k: v for k, v in record.items() if k != "seed"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_category_without_defects_gives_null_and_no_crash(small_table, run):
+    method = methods.create("patchcore", **run.settings).fit(run.train)
+    good = small_table[(small_table.split == "test") & (small_table.label == 0)]
+    result = evaluation.evaluate(method, good)
+    assert set(result.metrics.values()) == {None}
+
+
+def test_missing_masks_leave_the_image_metrics(small_table, run):
+    method = methods.create("patchcore", **run.settings).fit(run.train)
+    test = small_table[small_table.split == "test"].assign(mask_path=None)
+    result = evaluation.evaluate(method, test)
+    assert result.metrics["image_auroc"] == 1.0
+    assert result.metrics["pixel_auroc"] is None
+
+
+def test_full_resolution_agrees_with_input_resolution(small_table, run):
+    method = methods.create("patchcore", **run.settings).fit(run.train)
+    test = small_table[small_table.split == "test"]
+    at_input = evaluation.evaluate(method, test).metrics
+    streamed = evaluation.evaluate(method, test, resolution="original").metrics
+    for name, value in at_input.items():  # the images are 64 pixels, so both mean the same pixels
+        assert streamed[name] == pytest.approx(value, abs=2e-3)
+
+
+def test_evaluation_refuses_training_rows_and_nan(small_table, run):
+    method = methods.create("patchcore", **run.settings).fit(run.train)
+    with pytest.raises(InputError, match="other splits"):
+        evaluation.evaluate(method, small_table)
+    method.score = lambda batch: methods.Scores(np.full(len(batch), np.nan), np.zeros((len(batch), 64, 64)))
+    with pytest.raises(InputError, match="NaN"):
+        evaluation.evaluate(method, small_table[small_table.split == "test"])
+
+
+# -- batch ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    """Make a repository with one notebook, and return a function that writes it."""
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setattr("adlib.batch.root", lambda: tmp_path)
+
+    def write(*sources):
+        book = nbformat.v4.new_notebook()
+        book.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+        parameters = nbformat.v4.new_code_cell("n: int = 1\nname: str = 'a'\nshare: float = 0.5\nflag: bool = False")
+        parameters.metadata["tags"] = ["parameters"]
+        book.cells = [parameters, *map(nbformat.v4.new_code_cell, sources)]
+        nbformat.write(book, tmp_path / "notebooks/toy.ipynb")
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"m": 2}, "parameter 'm' is unknown"),
+        ({"nmae": "b"}, "did you mean 'name'"),
+        ({"n": "2"}, "must be int"),
+        ({"n": True}, "must be int"),
+        ({"name": 3}, "must be str"),
+        ({"flag": 1}, "must be bool"),
+    ],
+)
+def test_wrong_parameters_fail_before_a_kernel_starts(notebook, monkeypatch, parameters, message):
+    folder = notebook("1 + 1")
+    monkeypatch.setattr("papermill.execute_notebook", lambda *_, **__: pytest.fail("a kernel was started"))
+    with pytest.raises(InputError, match=message):
+        batch.run_notebook("toy", folder / "out.ipynb", parameters)
+
+
+def test_a_failing_notebook_is_kept_and_an_earlier_copy_stays(notebook):
+    folder = notebook("assert n == 1, 'n must be one'")
+    batch.run_notebook("toy", folder / "out/toy.ipynb", {})
+    before = (folder / "out/toy.ipynb").read_text()
+    with pytest.raises(batch.NotebookError, match="n must be one"):
+        batch.run_notebook("toy", folder / "out/toy.ipynb", {"n": 2, "share": 1})
+    assert (folder / "out/toy.ipynb").read_text() == before
+    assert "n must be one" in (folder / "out/failed-toy.ipynb").read_text()
+    batch.run_notebook("toy", folder / "out/toy.ipynb", {"n": 1})
+    assert not (folder / "out/failed-toy.ipynb").exists()
+
+
+def test_a_kernel_that_dies_is_reported(notebook):
+    folder = notebook("import os\nos._exit(1)")
+    with pytest.raises(batch.NotebookError, match="died"):
+        batch.run_notebook("toy", folder / "out.ipynb", {})
+
+
+def test_bad_input_inside_a_notebook_is_bad_input(notebook):
+    folder = notebook("from adlib.errors import InputError\nraise InputError('folder x is empty')")
+    with pytest.raises(InputError, match="folder x is empty"):
+        batch.run_notebook("toy", folder / "out.ipynb", {})
+
+
+def test_unknown_notebook_gets_a_suggestion(notebook):
+    notebook("1")
+    with pytest.raises(InputError, match="did you mean 'toy'"):
+        batch.run_notebook("toyy", "out.ipynb", {})
+
+
+def test_two_batches_in_one_results_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
+    with batch._only_batch(), pytest.raises(InputError, match="another batch"), batch._only_batch():
+        pass
+    with batch._only_batch():  # and once the first has ended, the way is free
+        pass
+
+
+def test_plan_lists_every_category_of_a_root(small_tree):
+    jobs = batch.plan("laptop", str(small_tree))
+    assert [(job.category, job.seed) for job in jobs if job.method == "patchcore"] == [("plate", 0)]
+    assert len({job.folder for job in jobs}) == len(jobs)
+    with pytest.raises(InputError, match="no known data set"):
+        batch.plan("laptop", str(small_tree / "plate/train/good"))
+    with pytest.raises(InputError, match="needs data"):
+        batch.plan("paper")
+
+
+def test_smoke_plan_is_the_demo_data():
+    jobs = batch.plan("smoke")
+    assert {job.dataset for job in jobs} == {"demo"}
+    assert {job.category for job in jobs} == set(datasets.categories("demo", None))
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def rows(**columns):
+    base = {"profile": "p", "dataset": "d", "seed": 0, "fit_s": 1.0, "score_ms_per_image": 2.0, "peak_memory_mib": 3.0}
+    base |= dict.fromkeys(tables.METRICS)
+    n = len(next(iter(columns.values())))
+    return pd.DataFrame([base | {k: v[i] for k, v in columns.items()} for i in range(n)])
+
+
+def test_table_by_category_by_hand():
+    records = rows(method=["a", "a", "b"], category=["x", "y", "x"], image_auroc=[0.9, 0.8, 0.95])
+    table = tables.by_category(records)
+    assert table.loc[("d", "x"), "a"] == 90.0
+    assert np.isnan(table.loc[("d", "y"), "b"])
+    assert table.loc[("mean", ""), "a"] == 85.0
+    assert np.isnan(table.loc[("mean", ""), "b"])  # no mean over fewer categories than the neighbour's
+
+
+def test_mean_over_seeds_and_missing_runs():
+    records = rows(method=["a", "a"], category=["x", "x"], image_auroc=[0.9, 0.8], seed=[0, 1])
+    assert tables.overview(records).iloc[0]["image AUROC"] == pytest.approx(85.0)
+    expected = [{"profile": "p", "method": "a", "dataset": "d", "category": "x", "seed": s} for s in (0, 1, 2)]
+    assert tables.missing(records, expected) == ["p/a/d/x/2"]
+    assert len(tables.missing(pd.DataFrame(), expected)) == 3
+
+
+def test_ranks_are_shared_by_equal_values():
+    table = pd.DataFrame({"a": [90.0], "b": [90.0], "c": [80.0], "d": [np.nan]})
+    styles = tables.style_ranks(table)._compute().ctx
+    first = dict(styles[0, 0])
+    assert dict(styles[0, 1]) == first
+    assert dict(styles[0, 2])["color"] == "#0000c0"  # rank 3: two share rank 1
+    assert (0, 3) not in styles or not styles[0, 3]
+
+
+def test_tables_are_written_in_four_forms(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
+    records = rows(method=["a", "b"], category=["x", "x"], image_auroc=[0.9, None])
+    files = tables.write(tables.by_category(records), "t")
+    assert [file.suffix for file in files] == [".csv", ".md", ".html", ".tex"]
+    assert pd.read_csv(files[0]).a.tolist() == [90.0, 90.0]
+    assert "| d | x | 90.00 |  |" in files[1].read_text()
