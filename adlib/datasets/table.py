@@ -1,0 +1,133 @@
+"""The sample table: what every data set becomes, and what may be done with it before any image is read."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from adlib.errors import InputError, suggest
+from adlib.images import list_images
+
+COLUMNS = ("image_path", "mask_path", "label", "defect", "split", "category")
+MASK_THRESHOLD = 127  # a mask pixel is true above it, unless its data set says otherwise
+
+
+def sample(image, mask, defect: str, split: str, category: str) -> tuple:
+    """Return one row of a sample table, in the order of `COLUMNS`; `defect` is "good" for a normal image."""
+    return (str(image), None if mask is None else str(mask), int(defect != "good"), defect, split, category)
+
+
+def make_table(rows: list[tuple], dataset: str, mask_threshold: int = MASK_THRESHOLD) -> pd.DataFrame:
+    """Return rows of `sample` as a table with `attrs` `dataset` and `mask_threshold`."""
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    # One dtype whatever the rows hold: without this, a table without masks or without rows would differ in type.
+    table = table.astype({name: object for name in COLUMNS if name != "label"} | {"label": int})
+    table["mask_path"] = table.mask_path.where(table.mask_path.notna(), None)
+    table.attrs.update(dataset=dataset, mask_threshold=mask_threshold)
+    return table
+
+
+def existing_folder(root, what: str = "data root") -> Path:
+    """Return `root` as an absolute path, or raise InputError when there is no such folder."""
+    root = Path(os.path.abspath(Path(root).expanduser()))  # symbolic links keep their names
+    if not root.is_dir():
+        raise InputError(f"{what} {root}: no such folder; check the path (adlib data list shows what is present)")
+    return root
+
+
+def subfolders(folder) -> list[Path]:
+    """Return the visible folders in `folder`, by name."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    return sorted(f for f in folder.iterdir() if f.is_dir() and f.name[0] not in "._")
+
+
+def category_folder(root: Path, category: str, known: list[str], is_category) -> Path:
+    """Return the folder of a category; `root` may be the category folder itself.
+
+    Args:
+        root: the folder that holds the category folders.
+        category: the name asked for.
+        known: categories that are there, for the error message.
+        is_category: function that tells whether a path is a category folder of this layout.
+    """
+    if is_category(root / category):
+        return root / category
+    if root.name == category and is_category(root):
+        return root
+    if not known:
+        raise InputError(f"data root {root} holds no category of this layout; expected e.g. {root / category}")
+    raise InputError(f"category {category!r} is not in {root}{suggest(category, known)}; there are: {', '.join(known)}")
+
+
+def masks_by_stem(folder) -> dict[str, Path]:
+    """Return the mask files of a folder by the stem of their image: "000" for both 000.png and 000_mask.png."""
+    return {file.stem.removesuffix("_mask"): file for file in list_images(folder)}
+
+
+def find_mask(masks: dict[str, Path], image: Path, strict: bool) -> Path | None:
+    """Return an image's mask by name; without one raise InputError where `strict`, else return None.
+
+    Pairing by sorted position, as some loaders do, shifts every later mask when one file is missing.
+    """
+    # A stem that itself ends in "_mask" is found under its shortened name.
+    mask = masks.get(image.stem) or masks.get(image.stem.removesuffix("_mask"))
+    if mask is None and strict:
+        raise InputError(f"{image}: no mask of this name in its ground-truth folder; add it or remove the image")
+    return mask
+
+
+def hold_out(table: pd.DataFrame, share: float = 0.15, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split the normal training images in two: most to fit on, a few to set thresholds and judge training by.
+
+    Args:
+        table: a sample table; only its rows with split "train" and label 0 are used.
+        share: share of the normals to hold out, in (0, 1); at least one image goes to each side.
+        seed: the same seed gives the same split.
+
+    Returns:
+        (train, held_out), both with all columns, in the order of `table`.
+    """
+    if not 0 < share < 1:
+        raise InputError(f"share {share!r} of held-out images must lie between 0 and 1")
+    normal = table[(table.split == "train") & (table.label == 0)]
+    if len(normal) < 2:
+        raise InputError(f"{len(normal)} normal training images: at least 2 are needed to hold one out")
+    count = min(max(1, round(share * len(normal))), len(normal) - 1)
+    held = np.zeros(len(normal), dtype=bool)
+    held[np.random.default_rng(seed).choice(len(normal), count, replace=False)] = True
+    return normal[~held].reset_index(drop=True), normal[held].reset_index(drop=True)
+
+
+def file_hash(path) -> str:
+    """Return the blake2b hash of a file's content; for a folder, of the contents of its images in order."""
+    path = Path(path)
+    digest = hashlib.blake2b(digest_size=16)
+    for file in list_images(path) if path.is_dir() else [path]:
+        try:
+            digest.update(file.read_bytes())
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror}); rebuild the sample table") from None
+    return digest.hexdigest()
+
+
+def table_hash(table: pd.DataFrame) -> str:
+    """Return a hash of what a table says and what its files hold.
+
+    Two copies of a data set in different places have the same hash; a changed image, mask, label or split does not.
+    Only file names and their folder enter, never the path above them.
+
+    Returns:
+        32 hexadecimal digits (blake2b).
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for row in table[list(COLUMNS)].itertuples(index=False):
+        mask = row.mask_path if isinstance(row.mask_path, str) else None
+        for part in ("/".join(Path(row.image_path).parts[-2:]), row.label, row.defect, row.split, row.category):
+            digest.update(f"{part}\0".encode())
+        digest.update(file_hash(row.image_path).encode())
+        digest.update(file_hash(mask).encode() if mask else b"-")
+    return digest.hexdigest()
