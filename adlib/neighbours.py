@@ -1,0 +1,378 @@
+"""Nearest neighbours and coresets: search a memory bank of patches, and choose the few rows worth keeping in it.
+
+    NearestNeighbours(backend).fit(memory_bank).query(x, k)     squared distances and row numbers
+    select(features, n_select, sampler, ..., rng=rng)           the coreset: row numbers in order of selection
+    select_from_stream(blocks, n_rows, n_select, max_rows, ...) the same from blocks that never meet in memory
+
+A greedy coreset (farthest-first traversal; Gonzalez 1985, PatchCore section 3.2) takes the row that is farthest from
+all rows taken so far, again and again. Written down plainly, every step reads every row:
+
+    repeat: take the row of largest anchor distance; lower all anchor distances to the distance to that row
+
+`farthest_first` gives the rows of this rule, in its order, and leaves most of the reading out. How is told there.
+"""
+
+import sys
+import warnings
+
+import numpy as np
+import torch
+
+from adlib.errors import InputError, suggest
+
+SAMPLERS = ("approximate_greedy", "greedy", "random", "none")
+BACKENDS = ("faiss", "torch")
+DEFAULT_BACKEND = "torch" if sys.platform == "darwin" else "faiss"  # faiss and torch each bring a libomp on macOS
+
+POOL = 4096  # rows that one round of farthest_first looks at, at least
+BLOCK = 8192  # rows a block wherever all rows are walked through
+EXTRA = 4  # neighbours searched beyond k, so that rounding in the search cannot lose the k nearest
+
+
+# -- nearest neighbours ------------------------------------------------------------------------------------------------
+
+
+class NearestNeighbours:
+    """Exact nearest neighbours in *squared* Euclidean distance, as faiss and PatchCore's code report it.
+
+    Either backend only proposes neighbours: it expands |x - m|^2 to |x|^2 + |m|^2 - 2 x.m, which is fast and, for
+    rows close to each other, wrong in the last digits. The distances returned are computed from differences, so the
+    backends agree, a row's result does not depend on its batch, and a row of the bank is at distance 0 from itself.
+
+    Cosine similarity s of rows of unit length is 1 - squared_distance / 2: normalise bank and queries first.
+
+    Args:
+        backend: "faiss" or "torch"; default faiss, on macOS torch. Without faiss installed: torch, with a warning.
+        block: queries handled at once; memory is bounded by block x rows of the bank x 4 bytes.
+    """
+
+    def __init__(self, backend: str = DEFAULT_BACKEND, block: int = 1024):
+        if backend not in BACKENDS:
+            known = ", ".join(BACKENDS)
+            raise InputError(f"search backend {backend!r} is unknown{suggest(backend, BACKENDS)}; choose from {known}")
+        if block < 1:
+            raise InputError(f"block {block} must be at least 1 query")
+        if backend == "faiss":
+            try:
+                import faiss  # noqa: F401
+            except ImportError:
+                warnings.warn("faiss is not installed, searching with torch (same results)", stacklevel=2)
+                backend = "torch"
+        self.backend, self.block = backend, block
+
+    def fit(self, memory_bank) -> "NearestNeighbours":
+        """Index a memory bank (M, d), array or tensor; it is kept by reference where it is contiguous float32."""
+        bank = _as_rows(memory_bank)
+        _check_finite(bank)
+        self.memory_bank = bank
+        # Equal rows would tie in the search, so it sees each once; `_groups` brings the others back.
+        first, self._groups = _group_equal_rows(bank)
+        distinct = bank if self._groups is None else bank[first]
+        self._first = first
+        if self.backend == "faiss":
+            import faiss
+
+            self._index = faiss.IndexFlatL2(bank.shape[1])
+            self._index.add(distinct)
+        else:
+            self._index = torch.from_numpy(distinct)
+            self._squared_norms = self._index.square().sum(1)  # (M,)
+        return self
+
+    def query(self, x, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Find the `k` nearest rows of the bank for each row of `x` (N, d).
+
+        Returns:
+            squared distances (N, k) float32, ascending, and row numbers (N, k) int64; equal distances in order of
+            row number.
+
+        Raises:
+            InputError: k larger than the bank, another width than the bank's, NaN or infinity.
+        """
+        x = _as_rows(x)
+        n_rows, width = self.memory_bank.shape
+        if not 1 <= k <= n_rows:
+            raise InputError(f"k {k} must be between 1 and the {n_rows} rows of the memory bank")
+        if x.shape[1] != width:
+            raise InputError(f"features have width {x.shape[1]}, but the memory bank has {width}; use one backbone")
+        _check_finite(x)
+        squared = np.empty((len(x), k), np.float32)
+        indices = np.empty((len(x), k), np.int64)
+        for start in range(0, len(x), self.block):
+            part = slice(start, start + self.block)
+            squared[part], indices[part] = self._query_block(x[part], k)
+        return squared, indices
+
+    def _query_block(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        n_candidates = min(k + EXTRA, len(self._first))
+        if self.backend == "faiss":
+            _, found = self._index.search(x, n_candidates)  # (B, k + EXTRA)
+        else:
+            # |x|^2 is the same for all rows of the bank and does not change the order.
+            scores = torch.addmm(self._squared_norms, torch.from_numpy(x), self._index.T, alpha=-2)  # (B, M)
+            found = scores.topk(n_candidates, largest=False).indices.numpy()
+        found = self._first[found]
+        difference = self.memory_bank[found] - x[:, None]  # (B, k + EXTRA, d)
+        squared = np.einsum("bkd,bkd->bk", difference, difference)
+        order = np.lexsort((found, squared))[:, :k]  # by distance, then by row number
+        squared, found = np.take_along_axis(squared, order, 1), np.take_along_axis(found, order, 1)
+        return (squared, found) if self._groups is None else self._with_equal_rows(squared, found, k)
+
+    def _with_equal_rows(self, squared, found, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Replace each found row by all rows equal to it, and keep the first `k`."""
+        members = [np.concatenate([self._groups[j] for j in row]) for row in found]
+        counts = [[len(self._groups[j]) for j in row] for row in found]
+        repeated = [np.repeat(row, count) for row, count in zip(squared, counts, strict=True)]
+        # Two distinct rows may be equally far; their members then mix by row number.
+        order = [np.lexsort((m, s))[:k] for m, s in zip(members, repeated, strict=True)]
+        squared = np.stack([s[o] for s, o in zip(repeated, order, strict=True)])
+        return squared, np.stack([m[o] for m, o in zip(members, order, strict=True)])
+
+
+def _group_equal_rows(bank: np.ndarray) -> tuple[np.ndarray, dict[int, np.ndarray] | None]:
+    """Return the first row number of each distinct row, ascending, and {first: all equal rows} (None: no two equal)."""
+    as_bytes = np.ascontiguousarray(bank).view(np.dtype((np.void, bank.dtype.itemsize * bank.shape[1])))[:, 0]
+    _, first, inverse = np.unique(as_bytes, return_index=True, return_inverse=True)
+    if len(first) == len(bank):
+        return np.arange(len(bank)), None
+    order = np.argsort(inverse, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(inverse))[:-1])
+    return np.sort(first), {int(group[0]): group for group in members}
+
+
+# -- coresets ----------------------------------------------------------------------------------------------------------
+
+
+def select(
+    features,
+    n_select: int,
+    sampler: str = "approximate_greedy",
+    projection_dim: int | None = 128,
+    n_start: int = 10,
+    rng: np.random.Generator | None = None,
+) -> np.ndarray:
+    """Choose rows for the memory bank.
+
+    Args:
+        features: (N, d) float array or tensor; may be memory-mapped.
+        n_select: rows to keep, 1 to N.
+        sampler: "approximate_greedy" (PatchCore's code), "greedy", "random", or "none" (all rows, whatever
+            `n_select` says).
+        projection_dim: width of the random projection in which the greedy samplers measure distance; None for the
+            features' own space.
+        n_start: random rows that initialise the approximate rule (all, where there are fewer).
+        rng: source of the projection, the starting rows and the random sampler.
+
+    Returns:
+        int64 row numbers in order of selection. Fewer than `n_select` when the features have fewer distinct rows:
+        a second copy of a row covers nothing.
+
+    Raises:
+        InputError: unknown sampler, `n_select` out of range, NaN or infinity, no `rng` where one is needed.
+    """
+    if sampler not in SAMPLERS:
+        known = ", ".join(SAMPLERS)
+        raise InputError(f"sampler {sampler!r} is unknown{suggest(sampler, SAMPLERS)}; choose from {known}")
+    features = _as_rows(features)
+    _check_finite(features)
+    if sampler == "none":
+        return np.arange(len(features))
+    _check_n_select(n_select, len(features))
+    if n_start < 1:
+        raise InputError(f"n_start {n_start} must be at least 1 row")
+    if rng is None and not (sampler == "greedy" and projection_dim is None):
+        raise InputError(f"sampler {sampler!r} draws random numbers; pass rng=numpy.random.default_rng(seed)")
+    if sampler == "random":
+        return random(len(features), n_select, rng)
+    points = features if projection_dim is None else project(features, projection_dim, rng)
+    if sampler == "greedy":
+        return greedy(points, n_select)
+    start_rows = rng.choice(len(points), min(n_start, len(points)), replace=False)
+    return approximate_greedy(points, n_select, start_rows)
+
+
+def project(features, dimension: int, rng: np.random.Generator) -> np.ndarray:
+    """Project (N, d) to (N, dimension) by an untrained linear layer without bias, as PatchCore's code does.
+
+    Its weights are uniform in +-1/sqrt(d), the default of `torch.nn.Linear`. Distances shrink by about
+    sqrt(dimension / (3 d)), which is harmless: only their order matters. Features that already have this width are
+    returned as they are.
+    """
+    features = _as_rows(features)
+    width = features.shape[1]
+    if dimension == width:
+        return features
+    if dimension < 1:
+        raise InputError(f"projection_dim {dimension} must be at least 1, or None for no projection")
+    weight = rng.uniform(-1, 1, (dimension, width)).astype(np.float32) / np.float32(np.sqrt(width))
+    projected = np.empty((len(features), dimension), np.float32)
+    for part in _blocks(len(features)):
+        np.matmul(features[part], weight.T, out=projected[part])
+    return projected
+
+
+def random(n_rows: int, n_select: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw `n_select` of `n_rows` row numbers without replacement."""
+    _check_n_select(n_select, n_rows)
+    return rng.choice(n_rows, n_select, replace=False)
+
+
+def approximate_greedy(features, n_select: int, start_rows) -> np.ndarray:
+    """Choose a coreset by the rule of PatchCore's code (sampler "approx_greedy_coreset").
+
+    Anchor distances begin as the *mean* Euclidean distance to the rows `start_rows`, which are not chosen themselves.
+    """
+    points = _as_rows(features)
+    _check_n_select(n_select, len(points))
+    _check_finite(points)
+    starts = points[np.asarray(start_rows)].astype(np.float64)  # (m, d)
+    anchors = np.zeros(len(points))
+    for part in _blocks(len(points)):
+        block = points[part].astype(np.float64)
+        for start in starts:
+            anchors[part] += np.linalg.norm(block - start, axis=1)
+    return farthest_first(points, n_select, anchors / len(starts))
+
+
+def greedy(features, n_select: int) -> np.ndarray:
+    """Choose a coreset by the exact rule of PatchCore's code (sampler "greedy_coreset").
+
+    Anchor distances begin as the L2 norm of the row of the full N x N distance matrix. That matrix is not needed:
+    sum over y of |x - y|^2 = N |x|^2 + sum |y|^2 - 2 x . sum y.
+    """
+    points = _as_rows(features)
+    _check_n_select(n_select, len(points))
+    _check_finite(points)
+    n = len(points)
+    # About the mean, the sum of y is zero and nothing cancels.
+    mean = points.mean(axis=0, dtype=np.float64)
+    squared_norms = np.concatenate([np.square(points[part] - mean).sum(axis=1) for part in _blocks(n)])  # (N,)
+    return farthest_first(points, n_select, np.sqrt(n * squared_norms + squared_norms.sum()))
+
+
+def farthest_first(points, n_select: int, anchors: np.ndarray) -> np.ndarray:
+    """Take the row of largest anchor distance, lower all anchor distances to the distance to it, repeat.
+
+    The rows and their order are those of the plain rule in float64 (first row on ties). Three things make it fast:
+
+    1. *Lazy anchors.* An anchor only ever falls, so an old one is an upper bound. A round brings only the rows with
+       the largest bounds (the pool) up to date and takes rows from them as long as their anchors stay above the bound
+       of every row left outside: no row outside can then be the farthest. A row whose bound never comes near the
+       covering radius is never looked at again, and those are most rows.
+    2. *Blocks.* A row that enters the pool meets all rows taken since its last visit in one matrix product, instead
+       of one row a step.
+    3. *A cheap filter before an exact distance.* The product in float32 has a known error bound. Only where it cannot
+       rule out that an anchor falls, the distance is computed from differences in float64.
+
+    Args:
+        points: (N, d) float32.
+        n_select: rows to take.
+        anchors: (N,) float64, initial anchor distances; not changed.
+
+    Returns:
+        int64 row numbers in order of selection; it ends early when all remaining rows equal a row taken.
+    """
+    points = _as_rows(points)
+    n = len(points)
+    tensor = torch.from_numpy(points)
+    squared_norms = torch.from_numpy(np.einsum("nd,nd->n", points, points))  # (N,)
+    bounds = np.square(anchors, dtype=np.float64)  # squared anchor distances, or more
+    seen = np.zeros(n, np.int64)  # chosen rows that a bound already takes into account
+    chosen: list[int] = []
+    if not bounds.any():
+        return np.zeros(1, dtype=np.int64)  # all rows are equal: one stands for all
+    while len(chosen) < n_select and bounds.max() > 0:
+        pool, limit = _largest(bounds, max(POOL, n // 64))
+        for stale in np.unique(seen[pool]):
+            if stale < len(chosen):
+                rows, centres = pool[seen[pool] == stale], np.array(chosen[stale:])
+                _lower(tensor, squared_norms, bounds, rows, centres)
+        seen[pool] = len(chosen)
+        pool = pool[bounds[pool] > limit]
+        local = tensor[pool], squared_norms[pool]
+        local_bounds = bounds[pool]
+        while len(pool) and len(chosen) < n_select:
+            best = int(local_bounds.argmax())
+            if local_bounds[best] <= limit:
+                break
+            chosen.append(int(pool[best]))
+            _lower_to_one(*local, local_bounds, best)
+        bounds[pool] = local_bounds
+        seen[pool] = len(chosen)
+    return np.array(chosen, dtype=np.int64)
+
+
+def _largest(values: np.ndarray, count: int) -> tuple[np.ndarray, float]:
+    """Return the indices of the `count` largest values (more on ties), ascending, and the largest value left out."""
+    if count >= len(values):
+        return np.arange(len(values)), 0.0
+    inside = values >= np.partition(values, len(values) - count)[len(values) - count]
+    return np.flatnonzero(inside), float(values[~inside].max(initial=0.0))
+
+
+def _slack(width: int, squared_norms) -> float:
+    """Bound the error of |x|^2 + |c|^2 - 2 x.c in float32: each sum of `width` terms errs by at most width * eps."""
+    return 2 * (width + 4) * 2.0**-24 * squared_norms
+
+
+def _lower_to_one(points, squared_norms, bounds, centre: int) -> None:
+    product = torch.mv(points, points[centre])  # (m,)
+    approximate = squared_norms + squared_norms[centre] - 2 * product
+    slack = _slack(points.shape[1], squared_norms + squared_norms[centre])
+    near = np.flatnonzero((approximate - slack).numpy() < bounds)
+    difference = points[near].double() - points[centre].double()
+    bounds[near] = np.minimum(bounds[near], difference.square().sum(1).numpy())
+
+
+def _lower(points, squared_norms, bounds, rows, centres) -> None:
+    """Lower `bounds` of `rows` to the squared distance to the nearest of `centres` (both row numbers of `points`)."""
+    width = points.shape[1]
+    their_points, their_norms = points[centres], squared_norms[centres]
+    for part in _blocks(len(rows), 1024):
+        block = rows[part]
+        x, norms = points[block], squared_norms[block]
+        slack = _slack(width, norms + their_norms.max())
+        partial = torch.addmm(their_norms, x, their_points.T, alpha=-2)  # (m, c), squared distance - |x|^2
+        smallest = partial.amin(1)
+        level = torch.from_numpy(bounds[block]).float() - norms + slack
+        hit = torch.nonzero(smallest <= level)[:, 0]
+        row, centre = torch.nonzero(partial[hit] <= (smallest + 2 * slack)[hit, None], as_tuple=True)
+        row = hit[row]
+        difference = x[row].double() - their_points[centre].double()
+        np.minimum.at(bounds, block[row.numpy()], difference.square().sum(1).numpy())
+
+
+def coverage_radius(features, indices) -> float:
+    """Return the largest Euclidean distance of any row of `features` (N, d) to its nearest row among `indices`."""
+    points = _as_rows(features)
+    index = NearestNeighbours().fit(points[np.asarray(indices)])
+    return float(np.sqrt(max(index.query(points[part])[0].max() for part in _blocks(len(points)))))
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+def _blocks(n_rows: int, size: int = BLOCK):
+    return (slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size))
+
+
+def _as_rows(features) -> np.ndarray:
+    """Return (N, d) contiguous float32, without a copy where it already is."""
+    if isinstance(features, torch.Tensor):
+        features = features.detach().cpu().numpy()
+    features = np.ascontiguousarray(features, dtype=np.float32)
+    if features.ndim != 2 or 0 in features.shape:
+        raise InputError(f"features have shape {features.shape}; expected (rows, width) with at least one of each")
+    return features
+
+
+def _check_finite(features: np.ndarray) -> None:
+    for part in _blocks(len(features)):
+        if not np.isfinite(features[part]).all():
+            row = part.start + int(np.flatnonzero(~np.isfinite(features[part]).all(axis=1))[0])
+            raise InputError(f"features contain NaN or infinity (first in row {row}); check the weights and the images")
+
+
+def _check_n_select(n_select: int, n_rows: int) -> None:
+    if not 1 <= n_select <= n_rows:
+        raise InputError(f"n_select {n_select} must be between 1 and the {n_rows} rows of the features")
