@@ -1,0 +1,616 @@
+"""ULSAD: unified local-global anomaly detection (Patra and Ben Taieb, TMLR 2024, arXiv 2410.16255).
+
+    fit    frozen features, standardised -> reconstruct them from themselves (local) and from the whole image through
+           one single cell (global); the two must agree                                   (architecture, losses)
+    score  disagreement with the local and with the global reconstruction -> two maps -> their mean, its maximum
+
+A scratch is seen by the local branch: its features are not reproduced. A missing part is not, since every feature
+around it is normal; the global branch, which draws the image from 64 numbers, has never seen this arrangement.
+
+The defaults are the paper's. The released code has three behaviours that matter, each a setting here:
+
+- `quantiles_from`: it computes the quantiles that bring both maps to one scale in the last epoch but tests the best
+  epoch, where they are mostly unset ("none": the maps are added raw). Default: the weights that are kept.
+- `hold_out`: it takes the good *test* images as validation set. We hold out training images, or take `validation`.
+- `final_relu`: its reconstruction ends in a ReLU, so negative features cannot be reproduced. Default True, as there.
+
+Where we differ: features and their self-attention are computed once, since neither can change; all sizes follow the
+feature grid, so that other image sizes than 256 work.
+"""
+
+import itertools
+import tempfile
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adlib import backbones, metrics, storage, training
+from adlib.datasets import hold_out
+from adlib.errors import InputError
+from adlib.images import Batch, Resize, batches
+from adlib.methods import Scores, check_training_table
+from adlib.settings import as_dict, build, choice
+
+MAPS = ("both", "local", "global")
+IMAGE_SCORES = ("max", "top")
+QUANTILES_FROM = ("chosen_weights", "none")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ULSADSettings:
+    """Settings of ULSAD; defaults from the paper, which are the same for all its five data sets."""
+
+    backbone: str = "wide_resnet50_2"  # ImageNet weights of timm
+    stages: tuple[int | str, ...] = (2, 3)  # layer2 and layer3
+    weights: str = "auto"  # see adlib.backbones.create
+    image_size: int | tuple[int, ...] = 256  # network input, pixels
+    resize: str = "stretch"
+    scale: int | None = None  # pixels, only for resize "short_side"
+    channels: int = 384  # C, length of a feature after pooling along the channels
+    final_relu: bool = True  # ReLU after the last layer of the reconstruction network, as released
+    direction: float = 0.5  # lambda of the local term; 0 leaves magnitude only
+    direction_global: float = 0.5  # lambda of the attention and the local-global term
+    attention_loss: bool = True  # L_pg; without it nothing ties the global branch to the features
+    local_global_loss: bool = True  # L_lg
+    learning_rate: float = 2e-4  # Adam
+    weight_decay: float = 2e-5
+    batch_size: int = 8  # images a step
+    epochs: int = 200  # passes over the training images
+    n_steps: int | None = None  # optimiser steps, instead of epochs
+    maps: str = "both"  # both, local, global
+    quantiles: tuple[float, ...] = (0.9, 0.995)  # q_a, q_b of the pixels of held-out normal maps
+    quantiles_from: str = "chosen_weights"  # chosen_weights, none (the maps are added as they are)
+    sigma: float = 4.0  # Gaussian smoothing of the maps, input pixels
+    pad_maps: bool = False  # pad the small maps by 4 zero cells on each side before they are enlarged
+    image_score: str = "max"  # max, top (mean of the highest 1 % of the map)
+    hold_out: float = 0.15  # share of the training images for quantiles, threshold and selection; at least 2 images
+    selection: str = "last"  # last, synthetic (best on held-out pseudo-anomalies)
+    n_synthetic: int = 64  # at most so many held-out images, half of them damaged, for selection "synthetic"
+    validate_every: int = 0  # steps between two validations; 0: only at the end
+    snapshot_every: int = 0  # steps between two kept copies of the weights, for learning curves; 0 for none
+    precision: str = "no"  # mixed precision: no, bf16, fp16
+    max_memory: float = 8.0  # GiB of cached features held in memory; more go to a memory-mapped temporary file
+    seed: int = 0  # initial weights, order of the images, held-out images
+
+    def __post_init__(self):
+        choice("maps", self.maps, MAPS)
+        choice("image_score", self.image_score, IMAGE_SCORES)
+        choice("quantiles_from", self.quantiles_from, QUANTILES_FROM)
+        choice("selection", self.selection, training.SELECTIONS)
+        choice("precision", self.precision, training.PRECISIONS)
+        if len(self.quantiles) != 2 or not 0 <= self.quantiles[0] < self.quantiles[1] <= 1:
+            raise InputError(
+                f"quantiles {self.quantiles!r} must be two shares in rising order, for example (0.9, 0.995)"
+            )
+        for name in ("channels", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.n_steps is not None and self.n_steps < 1:
+            raise InputError(f"n_steps {self.n_steps} must be at least 1, or None to count in epochs")
+        if not 0 < self.hold_out < 1:
+            raise InputError(f"hold_out {self.hold_out} must be a share between 0 and 1, for example 0.15")
+        if min(self.direction, self.direction_global, self.sigma) < 0:
+            raise InputError("direction, direction_global and sigma must not be negative")
+
+
+# -- features ---------------------------------------------------------------------------------------------------------
+
+
+def pool_features(features: list[torch.Tensor], channels: int) -> torch.Tensor:
+    """Join feature maps (B, C_l, H_l, W_l) on the grid of the first one and pool *along the channels*.
+
+    Later maps are enlarged bilinearly; neighbouring channels are averaged at every position (adaptive average
+    pooling), from sum C_l down to `channels`. Where both are equal nothing is pooled.
+
+    Returns:
+        float32 tensor (B, channels, H, W), H and W of the first map.
+    """
+    grid = features[0].shape[-2:]
+    same = [f if f.shape[-2:] == grid else F.interpolate(f, size=grid, mode="bilinear") for f in features]
+    joined = torch.cat(same, dim=1)  # (B, sum C_l, H, W)
+    if joined.shape[1] == channels:
+        return joined
+    tokens = F.adaptive_avg_pool1d(joined.flatten(2).transpose(1, 2), channels)  # (B, H W, C)
+    return tokens.transpose(1, 2).reshape(len(joined), channels, *grid)
+
+
+def channel_statistics(blocks) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation (C,) of every channel over all images and positions, summed in float64.
+
+    Args:
+        blocks: arrays (..., C); all but the last axis are averaged over.
+
+    A channel that never varies has no scale of its own; its standard deviation is set to 1, so that it becomes 0
+    after standardisation instead of NaN.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for block in blocks:
+        rows = np.asarray(block, dtype=np.float64).reshape(-1, block.shape[-1])
+        count, total, squares = count + len(rows), total + rows.sum(axis=0), squares + (rows**2).sum(axis=0)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    std[std <= 1e-6 * np.maximum(np.abs(mean), 1e-6)] = 1.0
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+# -- the two networks -------------------------------------------------------------------------------------------------
+
+
+class ReconstructionNet(nn.Module):
+    """Feature reconstruction network: C features in, 2 C out; the first half predicts them, the second the global net.
+
+    Three convolutions down to a quarter of the grid, three transposed ones up again; batch normalisation after each.
+    """
+
+    def __init__(self, channels: int, final_relu: bool = True):
+        super().__init__()
+        c = channels
+        self.layers = nn.Sequential(
+            *_block(nn.Conv2d(c, 2 * c, 3, 2, 1)),  # 1/2 of the grid
+            *_block(nn.Conv2d(2 * c, 4 * c, 3, 2, 1)),  # 1/4
+            *_block(nn.Conv2d(4 * c, 4 * c, 3, 1, 1), relu=False),
+            *_block(nn.ConvTranspose2d(4 * c, 2 * c, 4, 2, 1)),  # 1/2
+            *_block(nn.ConvTranspose2d(2 * c, c, 4, 2, 1)),  # 1
+            *_block(nn.ConvTranspose2d(c, 2 * c, 5, 1, 2), relu=final_relu),
+        )
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.xavier_uniform_(layer.weight, gain=nn.init.calculate_gain("leaky_relu"))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) -> (B, 2 C, h, w)."""
+        return self.layers(features)
+
+
+class GlobalNet(nn.Module):
+    """Image -> features (B, C, h, w) through a bottleneck of a single cell with 64 numbers.
+
+    Whatever is drawn here had to pass that cell: not the place of every grain, but which parts there are and where.
+    The decoder's sizes are those of the paper at 256 pixels (grid 32), in proportion for other grids.
+    """
+
+    def __init__(self, channels: int, image_size: tuple[int, int], grid: tuple[int, int]):
+        super().__init__()
+        widths = (3, 32, 32, 64, 64, 64)
+        self.encoder = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in itertools.pairwise(widths))
+        coarse = tuple(n // 32 for n in image_size)  # what five halvings leave
+        self.to_cell = nn.Conv2d(64, 64, coarse)
+        self.sizes = [tuple(max(1, n * part // 32) for n in grid) for part in (3, 8, 15, 31, 63)]
+        self.decoder = nn.ModuleList(nn.Conv2d(64, 64, 4, 1, 2) for _ in self.sizes)
+        self.smooth = nn.Conv2d(64, 64, 3, 1, 1)
+        self.out = nn.Conv2d(64, channels, 3, 1, 1)
+        self.grid = tuple(grid)
+        widths = [32, 32, 64, 64, 64, 64, *[64] * len(self.sizes), 64]
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width, eps=1e-4, affine=False) for width in widths)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> (B, C, h, w)."""
+        norms = iter(self.norms)
+        x = (images - self.mean) / self.std
+        for convolution in (*self.encoder, self.to_cell):
+            x = F.relu(next(norms)(convolution(x)))
+        for size, convolution in zip(self.sizes, self.decoder, strict=True):
+            x = F.relu(next(norms)(convolution(F.interpolate(x, size=size, mode="bilinear"))))
+        x = F.interpolate(x, size=self.grid, mode="bilinear")
+        return self.out(F.relu(next(norms)(self.smooth(x))))
+
+
+def _block(convolution, relu: bool = True) -> list[nn.Module]:
+    return [convolution, nn.BatchNorm2d(convolution.out_channels), *([nn.ReLU(inplace=True)] if relu else [])]
+
+
+# -- losses -----------------------------------------------------------------------------------------------------------
+
+
+def dissimilarity(a: torch.Tensor, b: torch.Tensor, direction: float = 0.5) -> torch.Tensor:
+    """d(a, b) = ||a - b||^2 / C + direction (1 - cos(a, b)) at every position.
+
+    Args:
+        a, b: features (B, C, h, w).
+        direction: weight of the angle; 0 leaves the magnitude.
+
+    Returns:
+        float tensor (B, h, w). Norms below 1e-8 count as 1e-8, so that a zero vector has cosine 0.
+    """
+    d = (a - b).square().mean(dim=1)
+    return d + direction * (1 - F.cosine_similarity(a, b, dim=1, eps=1e-8)) if direction else d
+
+
+def attend(query: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """softmax(Q F^T / sqrt(C)) F over all h w tokens of an image, without learned projections.
+
+    Never holds the (h w, h w) matrix: the softmax is accumulated tile by tile (`scaled_dot_product_attention`).
+
+    Args:
+        query: (B, C, h, w), one query a position.
+        features: (B, C, h, w), keys and values.
+
+    Returns:
+        float tensor (B, C, h, w).
+    """
+    q, kv = (x.flatten(2).transpose(1, 2)[:, None].contiguous() for x in (query, features))  # (B, 1, h w, C)
+    attended = F.scaled_dot_product_attention(q, kv, kv)[:, 0]  # (B, h w, C)
+    return attended.transpose(1, 2).reshape(query.shape)
+
+
+def losses(features, attended, reconstructed, from_image, settings) -> dict[str, torch.Tensor]:
+    """The three terms of the loss, each the mean over images and positions; their sum is minimised.
+
+    Args:
+        features: standardised features F (B, C, h, w).
+        attended: their self-attention, `attend(F, F)`; constant, so it may be computed once.
+        reconstructed: R (B, 2 C, h, w), output of the reconstruction network.
+        from_image: G (B, C, h, w), output of the global network. It is never matched to F itself: only what the
+            image's own features say when asked with it must be the same (attention loss).
+        settings: `direction`, `direction_global`, `attention_loss`, `local_global_loss`.
+    """
+    s, c = settings, features.shape[1]
+    terms = {"local": dissimilarity(features, reconstructed[:, :c], s.direction).mean()}  # L_pl
+    if s.attention_loss:
+        answered = attend(from_image, features)
+        terms["attention"] = dissimilarity(attended, answered, s.direction_global).mean()  # L_pg
+    if s.local_global_loss:
+        terms["local_global"] = dissimilarity(from_image, reconstructed[:, c:], s.direction_global).mean()  # L_lg
+    return terms
+
+
+# -- maps -------------------------------------------------------------------------------------------------------------
+
+
+def small_maps(features, reconstructed, from_image) -> torch.Tensor:
+    """Local and global map on the feature grid: d(F, R_l) and d(G, R_g), both with direction 0.5 -> (B, 2, h, w)."""
+    c = features.shape[1]
+    local = dissimilarity(features, reconstructed[:, :c])
+    return torch.stack([local, dissimilarity(from_image, reconstructed[:, c:])], dim=1)
+
+
+def enlarge(maps: torch.Tensor, size: tuple[int, int], pad: bool = False) -> np.ndarray:
+    """Maps (B, M, h, w) -> float32 array (B, M, H, W): zero padded if asked, then bilinear."""
+    maps = F.pad(maps, (4, 4, 4, 4)) if pad else maps
+    return F.interpolate(maps.float(), size=size, mode="bilinear").cpu().numpy()
+
+
+def smooth(maps: np.ndarray, sigma: float) -> np.ndarray:
+    """Blur maps (..., H, W) with a Gaussian cut off at 4 sigma, edges mirrored without repeating the border."""
+    if sigma == 0:
+        return maps
+    width = 2 * int(4 * sigma + 0.5) + 1
+    flat = maps.reshape(-1, *maps.shape[-2:])
+    blurred = [cv2.GaussianBlur(m, (width, width), sigma, borderType=cv2.BORDER_REFLECT_101) for m in flat]
+    return np.stack(blurred).reshape(maps.shape)
+
+
+def map_quantiles(blurred_maps: np.ndarray, quantiles=(0.9, 0.995)) -> np.ndarray:
+    """Quantiles of all pixels of normal maps (N, M, H, W), blurred but not normalised -> float32 (M, 2)."""
+    pixels = np.moveaxis(blurred_maps, 1, 0).reshape(blurred_maps.shape[1], -1)
+    return np.quantile(pixels, quantiles, axis=1).T.astype(np.float32)
+
+
+def normalise(maps: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+    """0.1 (map - q_a) / (q_b - q_a), for maps (B, M, H, W) and quantiles (M, 2): two maps on one scale.
+
+    Where both quantiles are equal the normal maps are flat and say nothing about scale: the map is only shifted.
+    """
+    low, high = (quantiles[:, i].reshape(1, -1, 1, 1) for i in (0, 1))
+    span = np.where(high > low, (high - low) / 0.1, 1.0).astype(np.float32)
+    return (maps - low) / span
+
+
+# -- the method -------------------------------------------------------------------------------------------------------
+
+
+class ULSAD:
+    """Two reconstructions of a frozen feature map, one local and one through a single cell.
+
+    Args:
+        settings: changes to `ULSADSettings`, by name.
+
+    Attributes after `fit`:
+        reconstruction_net, global_net: the trained networks.
+        channel_mean, channel_std: float32 tensors (C,), for standardisation.
+        quantiles: float32 (2, 2), rows local and global, columns q_a and q_b.
+        normal_scores, normal_map_maxima: float32 (n,), of the held-out normal images.
+        history: losses, validations and snapshots (`adlib.training.History`).
+    """
+
+    name = "ulsad"
+    Settings = ULSADSettings
+
+    def __init__(self, **settings):
+        self.settings = s = build(ULSADSettings, settings, owner="ulsad")
+        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
+        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.device = backbones.default_device()
+        self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
+        self.grid = tuple(n // self.backbone.strides[0] for n in self.resize.hw)
+        step = max(32, 4 * self.backbone.strides[0])
+        if any(n % step for n in self.resize.hw):
+            near = tuple(max(step, round(n / step) * step) for n in self.resize.hw)
+            raise InputError(
+                f"image_size {s.image_size} does not suit ulsad: both sides must be multiples of {step}, for example "
+                f"{near[0]}x{near[1]}"
+            )
+        if s.channels > sum(self.backbone.channels):
+            raise InputError(
+                f"channels {s.channels} is more than backbone {s.backbone!r} has in stages {list(s.stages)}; "
+                f"give at most {sum(self.backbone.channels)}"
+            )
+
+    # -- fit ------------------------------------------------------------------------------------------------------
+
+    def fit(self, table, validation=None, checkpoint=None, checkpoint_every: int = 0):
+        """Train on a sample table of normal images.
+
+        Args:
+            table: normal training images. Without `validation` a share `hold_out` of them is put aside.
+            validation: normal images that are not trained on (MVTec LOCO ships some): quantiles, threshold, selection.
+            checkpoint: file to resume from, if it is there, and to write every `checkpoint_every` steps.
+        """
+        s = self.settings
+        train, held_out = split_normals(table, validation, s.hold_out, s.seed)
+        features, images = self._features(train.image_path)
+        mean, std = channel_statistics(features)
+        for block in features:  # in place, image by image
+            block -= mean
+            block /= std
+        self.channel_mean, self.channel_std = torch.from_numpy(mean), torch.from_numpy(std)
+        if not np.isfinite(features[0]).all():
+            raise InputError(f"features of backbone {s.backbone!r} contain NaN; check its weights and the images")
+        attended = self._self_attention(features) if s.attention_loss else None
+        held_features, held_images = self._features(held_out.image_path)
+        self._held_out = (held_features - mean) / std, held_images
+        synthetic = self._synthetic(held_out) if s.selection == "synthetic" else None
+
+        self._build(seed=s.seed)
+        modules = {"reconstruction": self.reconstruction_net, "global": self.global_net}
+        parameters = [p for module in modules.values() for p in module.parameters()]
+        batch_size = min(s.batch_size, len(train))
+
+        def make_batch(step):
+            rows = epoch_rows(len(train), batch_size, s.seed, step)
+            return features[rows], None if attended is None else attended[rows], images[rows]
+
+        def compute_losses(modules, batch, _step):
+            f, attended_f = (None if x is None else _to_grid(x, self.device) for x in batch[:2])
+            reconstructed = modules["reconstruction"](f)  # (B, 2 C, h, w)
+            from_image = modules["global"](_to_images(batch[2], self.device))  # (B, C, h, w)
+            return losses(f, attended_f, reconstructed, from_image, s)
+
+        self.history = training.train(
+            modules,
+            [torch.optim.Adam(parameters, s.learning_rate, weight_decay=s.weight_decay)],
+            make_batch,
+            compute_losses,
+            s.n_steps or s.epochs * max(1, len(train) // batch_size),
+            seed=s.seed,
+            validate=(lambda: self._validate(synthetic)) if synthetic else None,
+            validate_every=s.validate_every,
+            selection=s.selection,
+            snapshot_every=s.snapshot_every,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            precision=s.precision,
+            progress="ulsad",
+        )
+        self._calibrate()
+        return self
+
+    def use_snapshot(self, states: dict) -> None:
+        """Put the weights of `history.snapshots` in place and calibrate again on the held-out normals."""
+        if not hasattr(self, "_held_out"):
+            raise InputError("use_snapshot needs the held-out images of fit; they are not saved with a model")
+        self.reconstruction_net.load_state_dict(states["reconstruction"])
+        self.global_net.load_state_dict(states["global"])
+        self._calibrate()
+
+    def _features(self, image_paths) -> tuple[np.ndarray, np.ndarray]:
+        """Raw pooled features (N, h, w, C) float32 and the images (N, H, W, 3) uint8, each computed once."""
+        shape = (len(image_paths), *self.grid, self.settings.channels)
+        features = _allocate(shape, self.settings.max_memory)
+        images = np.empty((len(image_paths), *self.resize.hw, 3), np.uint8)
+        at = 0
+        for batch in batches(image_paths, self.resize, self.settings.batch_size, progress="features"):
+            pooled = self._pool(batch.images)  # (B, C, h, w)
+            rows = slice(at, at + len(batch))
+            features[rows] = pooled.permute(0, 2, 3, 1).cpu().numpy()
+            images[rows] = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            at += len(batch)
+        return features, images
+
+    def _pool(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return pool_features(self.backbone(images.to(self.device)), self.settings.channels)
+
+    def _self_attention(self, features: np.ndarray) -> np.ndarray:
+        attended = _allocate(features.shape, self.settings.max_memory)
+        with torch.inference_mode():
+            for i in range(len(features)):
+                f = _to_grid(features[i : i + 1], self.device)
+                attended[i] = attend(f, f)[0].permute(1, 2, 0).cpu().numpy()
+        return attended
+
+    def _build(self, seed: int | None = None) -> None:
+        """Make both networks, with weights that follow from the seed alone."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed or 0)
+            c = self.settings.channels
+            self.reconstruction_net = ReconstructionNet(c, self.settings.final_relu)
+            self.global_net = GlobalNet(c, self.resize.hw, self.grid)
+        for net in (self.reconstruction_net, self.global_net):
+            net.to(self.device, memory_format=torch.channels_last).eval()
+
+    def _calibrate(self) -> None:
+        """Quantiles of the held-out normal maps, then the scores of these images for a threshold."""
+        raw = self._raw_maps(*self._held_out)
+        self.quantiles = self._quantiles(raw)
+        self.normal_scores, maps = self._combine(raw)
+        self.normal_map_maxima = maps.max(axis=(1, 2))
+
+    def _quantiles(self, raw_maps: np.ndarray) -> np.ndarray:
+        if self.settings.quantiles_from == "none":
+            return np.tile(np.float32([0, 0.1]), (2, 1))  # 0.1 (map - 0) / (0.1 - 0): the map as it is
+        return map_quantiles(smooth(raw_maps, self.settings.sigma), self.settings.quantiles)
+
+    def _synthetic(self, held_out) -> tuple:
+        """Standardised features, images, masks and labels of a fixed set of pseudo-anomalies."""
+        from adlib.synthesis import SyntheticSplit
+
+        number = min(2 * len(held_out), self.settings.n_synthetic)
+        parts = []
+        for batch, masks, labels in SyntheticSplit(
+            held_out, number=number, seed=self.settings.seed, resize=self.resize
+        ).batches(self.settings.batch_size):
+            pooled = self._pool(batch.images).permute(0, 2, 3, 1).cpu().numpy()
+            f = (pooled - self.channel_mean.numpy()) / self.channel_std.numpy()
+            images = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            parts.append((f, images, masks, labels))
+        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+    def _validate(self, synthetic) -> dict[str, float]:
+        """Score the held-out pseudo-anomalies: mean of image AUROC and pixel AP. Quantiles from the clean ones."""
+        features, images, masks, labels = synthetic
+        raw = self._raw_maps(features, images)
+        self.quantiles = self._quantiles(raw[labels == 0])
+        scores, maps = self._combine(raw)
+        image_auroc = metrics.image_metrics(scores, labels)["image_auroc"]
+        pixel_ap = metrics.pixel_metrics(list(maps), list(masks))["pixel_ap"]
+        return {"score": (image_auroc + pixel_ap) / 2, "image_auroc": image_auroc, "pixel_ap": pixel_ap}
+
+    # -- score ----------------------------------------------------------------------------------------------------
+
+    def score(self, batch: Batch | torch.Tensor) -> Scores:
+        """Score images (B, 3, H, W) in [0, 1]: the combined map and its maximum."""
+        images = batch.images if isinstance(batch, Batch) else batch
+        return Scores(*self._combine(self._score_raw(images)))
+
+    def branch_maps(self, batch: Batch | torch.Tensor) -> np.ndarray:
+        """Return the local and the global map, normalised and blurred, float32 (B, 2, H, W)."""
+        images = batch.images if isinstance(batch, Batch) else batch
+        return smooth(normalise(self._score_raw(images), self.quantiles), self.settings.sigma)
+
+    def _score_raw(self, images: torch.Tensor) -> np.ndarray:
+        pooled = self._pool(images)
+        f = (pooled - self.channel_mean.view(1, -1, 1, 1).to(pooled)) / self.channel_std.view(1, -1, 1, 1).to(pooled)
+        return self._forward(f, images.to(self.device))
+
+    def _raw_maps(self, features: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """Enlarged maps (N, 2, H, W) of cached features (N, h, w, C) and images (N, H, W, 3)."""
+        size = self.settings.batch_size
+        parts = [slice(i, i + size) for i in range(0, len(features), size)]
+        return np.concatenate(
+            [self._forward(_to_grid(features[p], self.device), _to_images(images[p], self.device)) for p in parts]
+        )
+
+    def _forward(self, features: torch.Tensor, images: torch.Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            maps = small_maps(features, self.reconstruction_net(features), self.global_net(images))  # (B, 2, h, w)
+            return enlarge(maps, tuple(images.shape[-2:]), self.settings.pad_maps)
+
+    def _combine(self, raw_maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Raw maps (B, 2, H, W) -> image scores (B,) and the final map (B, H, W): normalise, blur, average."""
+        s = self.settings
+        maps = smooth(normalise(raw_maps, self.quantiles), s.sigma)
+        chosen = {"both": maps.mean(axis=1), "local": maps[:, 0], "global": maps[:, 1]}[s.maps]
+        flat = chosen.reshape(len(chosen), -1)
+        if s.image_score == "top":
+            n_top = max(1, flat.shape[1] // 100)
+            return np.partition(flat, -n_top, axis=1)[:, -n_top:].mean(axis=1), chosen
+        return flat.max(axis=1), chosen
+
+    # -- save and load --------------------------------------------------------------------------------------------
+
+    def save(self, path):
+        """Write the fitted method to the folder `path`."""
+        if not hasattr(self, "quantiles"):
+            raise InputError("this ULSAD is not fitted; call fit(table) before save")
+        tensors = {
+            "channel_mean": self.channel_mean,
+            "channel_std": self.channel_std,
+            "quantiles": torch.from_numpy(self.quantiles),
+            "normal_scores": torch.from_numpy(self.normal_scores),
+            "normal_map_maxima": torch.from_numpy(self.normal_map_maxima),
+        }
+        for name, net in (("reconstruction", self.reconstruction_net), ("global", self.global_net)):
+            tensors |= {f"{name}.{key}": value for key, value in net.state_dict().items()}
+        facts = {"backbone_fingerprint": self.backbone.fingerprint}
+        storage.save_model(path, self.name, as_dict(self.settings), tensors, **facts)
+
+    @classmethod
+    def load(cls, path):
+        """Read a fitted method; refuses networks that were trained on features of other backbone weights."""
+        header, tensors = storage.read_model(path)
+        method = cls(**header["settings"])
+        check_fingerprint(path, header, method.backbone)
+        method._build()
+        try:
+            for name, net in (("reconstruction", method.reconstruction_net), ("global", method.global_net)):
+                prefix = f"{name}."
+                net.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            method.channel_mean, method.channel_std = tensors["channel_mean"], tensors["channel_std"]
+            for name in ("quantiles", "normal_scores", "normal_map_maxima"):
+                setattr(method, name, tensors[name].numpy())
+        except (KeyError, RuntimeError):
+            raise InputError(f"{path} is incomplete or of other settings; train the model again") from None
+        return method
+
+
+# -- shared by ULSAD and DFR ------------------------------------------------------------------------------------------
+
+
+def split_normals(table, validation, share: float, seed: int):
+    """Return (train, held_out): `table` and `validation`, or a seeded split of `table` with at least 2 held out.
+
+    Raises:
+        InputError: an anomalous or a test image in either, or too few normal images to train on and to hold out.
+    """
+    check_training_table(table)
+    if validation is not None:
+        check_training_table(validation)
+        if len(validation) < 2 or len(table) < 2:
+            raise InputError(
+                f"{len(table)} training and {len(validation)} validation images; at least 2 of each are needed"
+            )
+        return table, validation
+    if len(table) < 4:
+        raise InputError(f"{len(table)} normal training images; at least 4 are needed: 2 to train on, 2 to hold out")
+    return hold_out(table, max(share, 2 / len(table)), seed)
+
+
+def epoch_rows(n_images: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Return the images of a step: every epoch is a new shuffle that follows from the seed; a short rest is dropped."""
+    epoch, place = divmod(step, max(1, n_images // batch_size))
+    order = training.step_generator(seed, epoch).permutation(n_images)
+    return order[place * batch_size : (place + 1) * batch_size]
+
+
+def check_fingerprint(path, header: dict, backbone) -> None:
+    """Refuse a model that was trained on the features of other backbone weights."""
+    if header.get("backbone_fingerprint") != backbone.fingerprint:
+        raise InputError(
+            f"{path} was made with other weights of backbone {backbone.name!r} than those found here; "
+            "use the same weights or train again"
+        )
+
+
+def _allocate(shape, max_memory: float) -> np.ndarray:
+    """Allocate float32 of `shape`; above `max_memory` GiB as a memory-mapped file that goes with its last user."""
+    if 4 * np.prod(shape, dtype=np.int64) <= max_memory * 2**30:
+        return np.empty(shape, dtype=np.float32)
+    return np.memmap(tempfile.TemporaryFile(), dtype=np.float32, shape=tuple(shape), mode="w+")
+
+
+def _to_grid(features: np.ndarray, device) -> torch.Tensor:
+    """(B, h, w, C) -> (B, C, h, w), the same bytes in channels-last order."""
+    return torch.from_numpy(np.ascontiguousarray(features)).to(device).permute(0, 3, 1, 2)
+
+
+def _to_images(images: np.ndarray, device) -> torch.Tensor:
+    """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
