@@ -1,6 +1,6 @@
 """The demo data set: made on first use, in seconds, without a download.
 
-Five categories in the MVTec AD layout, 160 x 160 pixels, 40 training and 44 to 45 test images each:
+Five categories in the MVTec AD layout, 160 x 160 pixels, 40 training and 44 (the tray 50) test images each:
 
 - `brick`, `grass`, `gravel`: scikit-image's photographs (CC0), tinted and cut into crops. Training crops come from one
   part of a photograph and test crops from the other, so no test pixel was ever trained on.
@@ -22,13 +22,13 @@ import numpy as np
 from PIL import Image
 
 from adlib.datasets import demo_scenes, mvtec
-from adlib.errors import InputError
+from adlib.errors import InputError, suggest
 from adlib.paths import data_dir
 
 MASK_THRESHOLD = mvtec.MASK_THRESHOLD
 VERSION = 1  # raise it when the same seed gives other bytes: trees of older versions are then made anew
 STAMP = "demo.json"
-TRAIN, TEST_GOOD, PER_KIND = 40, 20, {"tray": 5}  # images; 6 of each kind of defect, in the tray 5
+TRAIN, TEST_GOOD, PER_DEFECT = 40, 20, 6  # images of a category; the tests make smaller trees
 KIND = {
     "break": "structural",
     "dent": "structural",
@@ -50,6 +50,9 @@ def categories(root: Path | None = None) -> list[str]:
 
 def rows(root: Path, category: str, strict: bool = True) -> list[tuple]:
     """Return the rows of a demo category, generating the data set where it is not there yet."""
+    if category not in categories():  # before the work of generating
+        known = ", ".join(categories())
+        raise InputError(f"category {category!r} is not in demo{suggest(category, categories())}; there are: {known}")
     return mvtec.rows(generate(root), category, strict)
 
 
@@ -115,9 +118,8 @@ def _write(root: Path, seed: int) -> None:
             for i in range(count):
                 image, _ = demo_scenes.scene(category, split, np.random.default_rng([seed, number, split == "test", i]))
                 _save(root / category / split / "good" / f"{i:03d}.png", image)
-        count = PER_KIND.get(category, 6)
         for k, kind in enumerate(kinds):
-            for i, strength in enumerate(np.linspace(0.15, 1.0, count)):
+            for i, strength in enumerate(np.linspace(0.15, 1.0, PER_DEFECT)):
                 place = [seed, number, 2 + k, i]
                 scene_rng, defect_rng = np.random.default_rng([*place, 0]), np.random.default_rng([*place, 1])
                 image, mask = demo_scenes.scene(category, "test", scene_rng, kind, float(strength), defect_rng)

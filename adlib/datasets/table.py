@@ -42,7 +42,7 @@ def subfolders(folder) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    return sorted(f for f in folder.iterdir() if f.is_dir() and f.name[0] not in "._")
+    return sorted(f for f in folder.iterdir() if f.is_dir() and f.name[0] != "." and f.name != "__MACOSX")
 
 
 def category_folder(root: Path, category: str, known: list[str], is_category) -> Path:

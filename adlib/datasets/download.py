@@ -1,0 +1,252 @@
+"""What is present, and how to get the rest: download with checksum and resume, safe unpacking, or instructions."""
+
+import hashlib
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+from tqdm import tqdm
+
+from adlib.datasets import catalogue, demo, elpv, loading
+from adlib.datasets.table import subfolders
+from adlib.errors import InputError, suggest
+from adlib.paths import data_dir
+
+CHUNK = 1 << 20  # bytes
+
+
+def listing(data_root=None) -> pd.DataFrame:
+    """Return every known data set: name, layout, licence, size of the download, present.
+
+    Args:
+        data_root: folder of data sets, `<data_root>/<name>`; default `data/`. What lies there under another name
+            is listed too.
+    """
+    data_root = Path(data_root) if data_root is not None else data_dir()
+    rows = [
+        (entry.name, entry.layout, entry.licence, entry.size or "?", _presence(entry, data_root))
+        for entry in catalogue.DATASETS.values()
+    ]
+    if data_root.is_dir():
+        for name, layout, _, categories in loading.discover(data_root):
+            if name not in catalogue.DATASETS:
+                rows.append((name, layout, "?", "?", _count(categories)))
+    return pd.DataFrame(rows, columns=["name", "layout", "licence", "size", "present"])
+
+
+def _count(categories: list[str]) -> str:
+    return f"{len(categories)} categor{'y' if len(categories) == 1 else 'ies'}"
+
+
+def _presence(entry: catalogue.DataSet, data_root: Path) -> str:
+    folder = data_root / entry.name
+    if entry.layout == "elpv":
+        return "no" if elpv.package_folder() is None else "package"
+    if entry.layout == "demo":
+        return "yes" if (folder / demo.STAMP).is_file() else "no"
+    if not folder.is_dir():
+        return "no"
+    if entry.layout == "textures":
+        return "yes" if next(folder.rglob("*.jpg"), None) else "no"
+    try:
+        _, root = loading.locate(entry.name, folder)
+        return _count(loading.categories(entry.name, root)) if loading.categories(entry.name, root) else "no"
+    except InputError:
+        return "no"
+
+
+def get(name: str, root=None) -> Path | None:
+    """Download a data set to `<root>/<name>`, or print exactly what to do where that is not possible.
+
+    An interrupted download goes on where it stopped when the command is run again. An archive that you downloaded
+    yourself and put into `root` is checked and unpacked. Links and paths that lead out of the folder are refused.
+
+    Args:
+        name: a name of the catalogue.
+        root: folder of data sets; default `data/`.
+
+    Returns:
+        the folder of the data set; None where something is left to do by hand.
+
+    Raises:
+        InputError: unknown name, no connection, wrong checksum, an archive that cannot be unpacked safely.
+    """
+    entry = catalogue.DATASETS.get(name)
+    if entry is None:
+        known = ", ".join(catalogue.DATASETS)
+        raise InputError(f"data set {name!r} is unknown{suggest(name, catalogue.DATASETS)}; choose one of {known}")
+    root = Path(os.path.abspath(Path(root).expanduser())) if root is not None else data_dir()
+    if entry.layout == "demo":
+        folder = demo.generate(root / name)
+        print(f"{name}: in {folder}")
+        return folder
+    if entry.layout == "elpv":
+        folder = elpv.package_folder()
+        print(f"{name}: in its package, {folder}" if folder else f"{name}: {entry.steps}")
+        return folder
+    folder, archive = root / name, root / entry.archive
+    if folder.is_dir() and any(folder.iterdir()):
+        print(f"{name}: already in {folder} (check it with: adlib data check {name} --data-root {folder})")
+        return folder
+    own_archive = bool(entry.archive) and archive.is_file()
+    if not own_archive and not entry.url:
+        print(_instructions(entry, folder, archive))
+        return None
+    try:
+        if not own_archive:
+            print(f"{name}: licence {entry.licence}; {entry.page}\n{name}: please cite {entry.citation}")
+            download(entry.url, archive, entry.sha256)
+        elif entry.sha256:
+            _verify(archive, entry.sha256)
+        unpack(archive, folder)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror or error}); free space or choose another root"
+        ) from None
+    if not own_archive:
+        archive.unlink()
+    print(f"{name}: in {folder}")
+    return folder
+
+
+def _instructions(entry: catalogue.DataSet, folder: Path, archive: Path) -> str:
+    lines = [
+        f"{entry.name} cannot be downloaded by a program. Licence: {entry.licence}",
+        f"  1. Open {entry.page}",
+        f"  2. {entry.steps}",
+    ]
+    if entry.archive:
+        lines.append(
+            f"  3. Put {entry.archive} into {archive.parent} and run this command again: it checks and unpacks it."
+        )
+        if entry.sha256:
+            lines.append(f"     Its sha256 is {entry.sha256}")
+    else:
+        example = entry.categories[0] if entry.categories else "<category>"
+        lines.append(f"  3. Unpack it so that there is {folder / example}")
+    lines.append(f"  4. Check it: adlib data check {entry.name} --data-root {folder}")
+    lines.append(f"  Please cite: {entry.citation}")
+    return "\n".join(lines)
+
+
+# -- download ---------------------------------------------------------------------------------------------------------
+
+
+def download(url: str, target: Path, sha256: str = "") -> Path:
+    """Download `url` to `target` by way of `<target>.part`, going on from what is there.
+
+    Raises:
+        InputError: no connection, a connection that broke (run again to go on), or another checksum than `sha256`.
+    """
+    part = target.with_name(target.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            if start and response.status != 206:  # the server sends the whole file again
+                start = 0
+            length = response.headers.get("Content-Length")
+            total = start + int(length) if length else None
+            with (
+                open(part, "ab" if start else "wb") as file,
+                tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=target.name, disable=None) as bar,
+            ):
+                while chunk := response.read(CHUNK):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # 416: nothing is left to send, so the part is the whole file or a wrong one
+            raise InputError(
+                f"{url}: the server answers {error.code} {error.reason}; try later or see its page"
+            ) from None
+        total = None
+    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise InputError(f"{url}: no connection ({reason}); run the command again to go on") from None
+    size = part.stat().st_size
+    if total is not None and size < total:
+        raise InputError(f"{url}: the connection ended after {size} of {total} bytes; run the command again to go on")
+    if sha256:
+        try:
+            _verify(part, sha256)
+        except InputError:
+            part.unlink()  # going on from wrong bytes could never end well
+            raise
+    os.replace(part, target)
+    return target
+
+
+def _verify(path: Path, sha256: str) -> None:
+    with open(path, "rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != sha256:
+        raise InputError(f"{path}: sha256 is {actual}, expected {sha256}; download it again")
+
+
+# -- unpacking --------------------------------------------------------------------------------------------------------
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpack a tar or zip archive into `folder`, which must not be there; all of it or nothing.
+
+    Only plain files and folders are accepted. A single folder around everything is left out.
+
+    Raises:
+        InputError: not an archive, a damaged one, or one with links, devices or paths that lead out of it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        content = temporary / "content"
+        content.mkdir()
+        if zipfile.is_zipfile(archive):
+            _unpack_zip(archive, content)
+        elif tarfile.is_tarfile(archive):
+            _unpack_tar(archive, content)
+        else:
+            raise InputError(f"{archive}: neither a tar nor a zip archive; download it again")
+        while len(inner := subfolders(content)) == 1 and not any(f.is_file() for f in content.iterdir()):
+            content = inner[0]
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        content.rename(folder)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(f"{archive}: cannot be unpacked ({error}); download it again") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _refuse_escape(archive: Path, name: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
+        raise InputError(f"{archive}: {name!r} leads out of the archive; do not use this file")
+
+
+def _unpack_tar(archive: Path, folder: Path) -> None:
+    safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # from Python 3.11.4
+    with tarfile.open(archive) as tar:
+        for member in tqdm(tar, desc=f"unpack {archive.name}", unit=" files", disable=None, leave=False):
+            _refuse_escape(archive, member.name)
+            if not (member.isreg() or member.isdir()):
+                raise InputError(f"{archive}: {member.name!r} is a link or a device; do not use this file")
+            tar.extract(member, folder, **safe)
+
+
+def _unpack_zip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as zipped:
+        for info in tqdm(zipped.infolist(), desc=f"unpack {archive.name}", unit=" files", disable=None, leave=False):
+            _refuse_escape(archive, info.filename)
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise InputError(f"{archive}: {info.filename!r} is a link or a device; do not use this file")
+            zipped.extract(info, folder)

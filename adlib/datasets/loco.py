@@ -1,0 +1,124 @@
+"""The MVTec LOCO AD layout: logical and structural anomalies, one mask file for each region of an image.
+
+    <root>/<category>/{train,validation}/good/000.png
+    <root>/<category>/test/{good,logical_anomalies,structural_anomalies}/000.png
+    <root>/<category>/ground_truth/<kind>/000/{000,001,...}.png
+    <root>/<category>/defects_config.json
+
+`mask_path` is the *folder* of an image's regions: `images.read_mask` gives their union, `regions` keeps them apart as
+the saturated overlap (sPRO) needs them. Summing or uniting the files first would merge regions that touch.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from adlib.datasets.table import category_folder, sample, subfolders
+from adlib.errors import InputError
+from adlib.images import list_images, read_image
+
+MASK_THRESHOLD = 0
+KINDS = ("logical_anomalies", "structural_anomalies")
+
+
+def is_category(folder: Path) -> bool:
+    """Tell whether a folder is a category: it has train/good and a test folder of one of the two kinds."""
+    return (folder / "train" / "good").is_dir() and any((folder / "test" / kind).is_dir() for kind in KINDS)
+
+
+def categories(root: Path) -> list[str]:
+    """Return the names of the category folders in `root`; of `root` alone where it is one itself."""
+    if is_category(root):
+        return [root.name]
+    return [folder.name for folder in subfolders(root) if is_category(folder)]
+
+
+def rows(root: Path, category: str, strict: bool = True) -> list[tuple]:
+    """Return the rows of a category; `strict` as in `mvtec.rows`."""
+    folder = category_folder(root, category, categories(root), is_category)
+    found = []
+    for split in ("train", "validation", "test"):
+        for image in list_images(folder / split / "good"):
+            found.append(sample(image, None, "good", split, category))
+    for kind in KINDS:
+        for image in list_images(folder / "test" / kind):
+            mask = folder / "ground_truth" / kind / image.stem
+            if not list_images(mask):
+                if strict:
+                    raise InputError(f"{image}: no mask file in {mask}; unpack the archive again")
+                mask = None
+            found.append(sample(image, mask, kind, "test", category))
+    if not found:
+        raise InputError(f"category folder {folder} holds no image; expected files in {folder / 'train' / 'good'}")
+    return found
+
+
+def mask_files(root: Path, category: str) -> list[Path]:
+    """Return the mask folder of every defective image, whether or not the image is there."""
+    folder = category_folder(root, category, categories(root), is_category)
+    return [mask for kind in KINDS for mask in subfolders(folder / "ground_truth" / kind)]
+
+
+def read_config(defects_config) -> dict[int, dict]:
+    """Read a `defects_config.json`: pixel value -> defect_name, saturation_threshold, relative_saturation.
+
+    Raises:
+        InputError: no such file, not JSON, an entry lacks a field, or two entries share a pixel value.
+    """
+    try:
+        entries = json.loads(Path(defects_config).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{defects_config}: cannot be read ({error.strerror}); it lies in the category folder"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{defects_config}: not JSON ({error})") from None
+    config = {}
+    for entry in entries if isinstance(entries, list) else [entries]:
+        for key in ("defect_name", "pixel_value", "saturation_threshold", "relative_saturation"):
+            if not isinstance(entry, dict) or key not in entry:
+                raise InputError(f"{defects_config}: an entry has no {key!r}; got {entry!r}")
+        if entry["pixel_value"] in config:
+            raise InputError(f"{defects_config}: pixel value {entry['pixel_value']} stands there twice")
+        config[entry["pixel_value"]] = entry
+    return config
+
+
+def regions(mask, defects_config) -> list[tuple[np.ndarray, int, str]]:
+    """Return the regions of one image, each with the area at which its overlap is saturated.
+
+    A logical anomaly often has no exact place: of a missing part one only knows where it could have been. The
+    overlap with such a region counts as complete once `saturation area` of its pixels are found (MVTec LOCO AD,
+    Bergmann et al. 2022, section 4).
+
+    Args:
+        mask: the mask folder of an image (`mask_path`), or a single mask file.
+        defects_config: path of the category's `defects_config.json`.
+
+    Returns:
+        (bool mask (H, W), saturation area in pixels, defect name) for each mask file. The area is
+        floor(threshold x region area) where the saturation is relative, min(threshold, region area) where it is
+        absolute, and at least 1.
+
+    Raises:
+        InputError: no mask file, a black or a many-valued mask, a pixel value without an entry.
+    """
+    mask, config = Path(mask), read_config(defects_config)
+    files = list_images(mask) if mask.is_dir() else [mask]
+    if not files:
+        raise InputError(f"{mask}: no mask file; expected one for each region of the image")
+    found = []
+    for file in files:
+        pixels = read_image(file).max(axis=2)
+        values = np.unique(pixels[pixels > 0]).tolist()
+        if len(values) != 1:
+            raise InputError(f"{file}: expected one grey value beside 0 in the mask of a region, found {values}")
+        if values[0] not in config:
+            raise InputError(f"{file}: pixel value {values[0]} has no entry in {defects_config}")
+        entry, region = config[values[0]], pixels > 0
+        area, threshold = int(region.sum()), entry["saturation_threshold"]
+        saturation = math.floor(threshold * area) if entry["relative_saturation"] else min(int(threshold), area)
+        found.append((region, max(1, saturation), entry["defect_name"]))
+    return found
