@@ -23,7 +23,7 @@ A new family is one decorated function:
 """
 
 from adlib.synthesis import blends, cutpaste, feature, nsa, pagmfr
-from adlib.synthesis.foreground import Rule, find_foreground, rule_for
+from adlib.synthesis.foregrounds import Rule, foreground, rule_for
 from adlib.synthesis.perlin import lattice_noise, perlin_mask, pnoise2_noise
 from adlib.synthesis.registry import defaults, names, register, synthesise
 from adlib.synthesis.sources import Sources
@@ -37,7 +37,7 @@ __all__ = [
     "cutpaste",
     "defaults",
     "feature",
-    "find_foreground",
+    "foreground",
     "lattice_noise",
     "names",
     "nsa",

@@ -59,7 +59,7 @@ def realnet_dtd(
     image, rng, foreground, sources, opacity=(0.2, 1.0), exponents=(0, 5), threshold=0.5, area=(0.01, 0.10),
     backend="lattice", octaves=1,
 ):  # fmt: skip
-    """RealNet (Zhang et al., CVPR 2024), texture variant: as DRAEM, meant with a foreground (see `find_foreground`)."""
+    """RealNet (Zhang et al., CVPR 2024), texture variant: as DRAEM, meant with a foreground (see `foreground`)."""
     return perlin_dtd(image, rng, foreground, sources, opacity, exponents, threshold, area, backend, octaves)
 
 

@@ -13,7 +13,8 @@ from scipy import ndimage
 from adlib.errors import InputError, suggest
 from adlib.settings import choice
 from adlib.synthesis.draws import overlap, pixel
-from adlib.synthesis.foreground import Rule, find_foreground
+from adlib.synthesis.foregrounds import Rule
+from adlib.synthesis.foregrounds import foreground as product_mask
 from adlib.synthesis.registry import register
 
 MODES = ("normal", "mixed", "swap")
@@ -96,8 +97,8 @@ def nsa(
     product = source_product = foreground
     if settings.background is not None:
         rule = Rule("background", level=settings.background[0], tolerance=settings.background[1])
-        product = find_foreground(host, rule)
-        source_product = find_foreground(source, rule) if other else product
+        product = product_mask(host, rule)
+        source_product = product_mask(source, rule) if other else product
 
     number = 1 + int((rng.random(max(0, settings.patches - 1)) < 0.5).sum())
     result, region, drawn = host, np.zeros(foreground.shape, bool), []

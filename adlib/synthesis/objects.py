@@ -89,7 +89,7 @@ def _grabcut(image: np.ndarray) -> np.ndarray:
 
 def _ellipse(shape: tuple[int, int]) -> np.ndarray:
     y, x = np.indices(shape) + 0.5
-    return ((2 * y / shape[0] - 1) / 0.6) ** 2 + ((2 * x / shape[1] - 1) / 0.6) ** 2 <= 1
+    return ((2 * y / shape[0] - 1) / 0.8) ** 2 + ((2 * x / shape[1] - 1) / 0.8) ** 2 <= 1
 
 
 def procedural_object(rng: np.random.Generator, size: int = 96) -> tuple[np.ndarray, np.ndarray, str]:

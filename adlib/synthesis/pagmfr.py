@@ -13,41 +13,37 @@ from adlib.settings import choice
 from adlib.synthesis.blends import as_float, perlin_dtd
 from adlib.synthesis.cutpaste import jitter_colours, turn
 from adlib.synthesis.draws import overlap, pixel, uniform
-from adlib.synthesis.foreground import auto_mask, looks_like_object
-from adlib.synthesis.nsa import changed_mask, paste
+from adlib.synthesis.foregrounds import RULES, auto_mask, looks_like_object
+from adlib.synthesis.nsa import CLASSES, changed_mask, paste
 from adlib.synthesis.registry import register
 
 TRIES = 20
-# Texture categories by data set; every other category of these data sets is an object.
-TEXTURES = {
-    "mvtec": ("carpet", "grid", "leather", "tile", "wood"),
-    "btad": ("02",),
-    "visa": (),
-    "mpdd": (),
-    "loco": (),
-    "mvtec3d": (),
+# Which categories of the known layouts are textures; data sets in MVTec's layout (MPDD, WFDD) share its entry.
+TEXTURES = ("carpet", "grid", "leather", "tile", "wood", "grey_cloth", "grid_cloth", "pink_flower", "yellow_cloth")
+OBJECTS = (*(name for name, nsa_class in CLASSES.items() if nsa_class.mode == "normal"), *RULES["mvtec"])
+KINDS = {
+    "mvtec": dict.fromkeys(OBJECTS, "object") | dict.fromkeys(TEXTURES, "texture"),
+    "btad": {"01": "object", "02": "texture", "03": "object"},
+    "demo": {**dict.fromkeys(("brick", "grass", "gravel"), "texture"), "gear": "object", "tray": "object"},
+    **{layout: {"*": "object"} for layout in ("visa", "loco", "mvtec3d")},
 }
-ALL_TEXTURE = ("wfdd",)  # fabrics
 
 
-def category_kind(dataset: str, category: str) -> str:
-    """Return "texture" or "object" for a category of a known data set, "auto" for anything else.
+def category_kind(layout: str, category: str) -> str:
+    """Return "texture" or "object" for a known category of a layout of `datasets.LAYOUTS`, "auto" for any other.
 
     >>> category_kind("mvtec", "leather"), category_kind("visa", "pcb1"), category_kind("folder", "bolts")
     ('texture', 'object', 'auto')
     """
-    if dataset in ALL_TEXTURE:
-        return "texture"
-    if dataset in TEXTURES:
-        return "texture" if category in TEXTURES[dataset] else "object"
-    return "auto"
+    kinds = KINDS.get(layout, {})
+    return kinds.get(category, kinds.get("*", "auto"))
 
 
 def judge_kind(images) -> str:
     """Judge from normal training images whether a category shows an object or a texture.
 
     Each image votes by its automatic foreground: an object covers part of the image and keeps away from the border
-    (`foreground.looks_like_object`). Only training images may be given.
+    (`foregrounds.looks_like_object`). Only training images may be given.
 
     Args:
         images: uint8 (H, W, 3) each; a dozen are enough.

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 
 from adlib.errors import InputError
-from adlib.images import Batch, Resize, read_image, to_tensor
+from adlib.images import Batch, Geometry, Resize, read_image, to_tensor
 from adlib.methods import check_training_table
 from adlib.settings import choice
-from adlib.synthesis.foreground import Rule, find_foreground
+from adlib.synthesis.foregrounds import Rule
+from adlib.synthesis.foregrounds import foreground as product_mask
 from adlib.synthesis.registry import names, synthesise
 from adlib.synthesis.sources import Sources
 
@@ -27,6 +28,7 @@ class SyntheticItem(NamedTuple):
         family: the family that made it, "" for a clean image.
         path: the normal image it was made from.
         info: what was drawn.
+        geometry: leads from the image back to the file's own pixels.
     """
 
     image: np.ndarray
@@ -35,6 +37,7 @@ class SyntheticItem(NamedTuple):
     family: str
     path: str
     info: dict
+    geometry: Geometry
 
 
 class SyntheticSplit:
@@ -111,30 +114,28 @@ class SyntheticSplit:
         label = int(labels[index])
         turn = int((labels[:index] == label).sum())  # how many items of this label came before
         path = self.paths[turn % len(self.paths)]
-        image, _ = self.resize.image(read_image(path))
+        image, geometry = self.resize.image(read_image(path))
         if not label:
-            return SyntheticItem(image, np.zeros(image.shape[:2], bool), 0, "", path, {})
+            return SyntheticItem(image, np.zeros(image.shape[:2], bool), 0, "", path, {}, geometry)
         # The families shift by one each round over the images, or an image would always meet the same family.
         family = self.families[(turn + turn // len(self.paths)) % len(self.families)]
         rng = np.random.default_rng([self.seed, index])
-        return self._damage(image, family, rng, path)
+        damaged, mask, family, info = self._damage(image, family, rng)
+        return SyntheticItem(damaged, mask, 1, family, path, info, geometry)
 
-    def _damage(self, image, family, rng, path) -> SyntheticItem:
-        allowed = None if self.foreground is None else find_foreground(image, self.foreground)
-        params = self.params.get(family, {})
+    def _damage(self, image, family, rng):
+        allowed = None if self.foreground is None else product_mask(image, self.foreground)
         for _ in range(TRIES):
-            damaged, mask, info = synthesise(family, image, rng, allowed, self.sources, **params)
+            damaged, mask, info = synthesise(family, image, rng, allowed, self.sources, **self.params.get(family, {}))
             if mask.any():
-                return SyntheticItem(damaged, mask, 1, family, path, info)
+                return damaged, mask, family, info
         damaged, mask, info = synthesise("cutpaste", image, rng, allowed, self.sources)
-        info["fallback"] = f"{family} changed nothing in {TRIES} tries: CutPaste instead"
-        return SyntheticItem(damaged, mask, 1, "cutpaste", path, info)
+        return damaged, mask, "cutpaste", info | {"fallback": f"{family} changed nothing: CutPaste instead"}
 
     def batches(self, batch_size: int = 16) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
         """Yield (batch for `method.score`, masks bool (B, H, W), labels int (B,)) over the whole set, in order."""
         for start in range(0, len(self), batch_size):
             items = [self[i] for i in range(start, min(start + batch_size, len(self)))]
-            shape = items[0].image.shape[:2]
-            paths = tuple(item.path for item in items)
-            batch = Batch(to_tensor([item.image for item in items]), paths, (self.resize.geometry(shape),) * len(items))
+            images = to_tensor([item.image for item in items])
+            batch = Batch(images, tuple(item.path for item in items), tuple(item.geometry for item in items))
             yield batch, np.stack([item.mask for item in items]), np.array([item.label for item in items])

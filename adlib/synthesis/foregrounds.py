@@ -49,23 +49,22 @@ _OTSU_DARK = Rule("otsu", "dark", close=6, open=6)
 _TRIANGLE = Rule("triangle", close=6, open=6)
 _PCB = Rule("triangle", channel="blue", close=8, open=3)
 
-# data set -> category -> rule; "*" stands for every other category.
+# layout -> category -> rule; "*" stands for every other category.
 RULES = {
     "mvtec": {
         **dict.fromkeys(("carpet", "leather", "tile", "wood", "cable", "transistor"), ONES),
         **dict.fromkeys(("hazelnut", "metal_nut", "toothbrush"), _TRIANGLE),
         **dict.fromkeys(("bottle", "capsule", "grid", "screw", "zipper"), _OTSU_DARK),
         "pill": Rule("otsu", close=6, open=6),
+        # MPDD, which comes in the same layout
+        **dict.fromkeys(("bracket_black", "bracket_brown", "connector"), Rule("otsu", "dark", "green")),
+        **dict.fromkeys(("bracket_white", "tubes"), Rule("otsu", channel="blue")),
+        "metal_plate": Rule("otsu", "dark", close=6),
     },
     "visa": {
         "capsules": ONES,
         **dict.fromkeys(("pcb1", "pcb2", "pcb3", "pcb4"), _PCB),
         "*": Rule("otsu", close=3, open=3),
-    },
-    "mpdd": {
-        **dict.fromkeys(("bracket_black", "bracket_brown", "connector"), Rule("otsu", "dark", "green")),
-        **dict.fromkeys(("bracket_white", "tubes"), Rule("otsu", channel="blue")),
-        "metal_plate": Rule("otsu", "dark", close=6),
     },
     "btad": {"02": ONES, "*": Rule("otsu", close=15, open=6)},
     # MemSeg's fixed thresholds for MVTec AD.
@@ -79,17 +78,17 @@ RULES = {
 }  # fmt: skip
 
 
-def rule_for(dataset: str, category: str) -> Rule | str:
-    """Return the published rule of a category, or "auto" where none was published.
+def rule_for(layout: str, category: str) -> Rule | str:
+    """Return the published rule of a category of a layout (or of "memseg"), "auto" where none was published.
 
     >>> rule_for("mvtec", "pill").method
     'otsu'
     """
-    rules = RULES.get(dataset, {})
+    rules = RULES.get(layout, {})
     return rules.get(category, rules.get("*", "auto"))
 
 
-def find_foreground(image: np.ndarray, rule: Rule | str = "auto") -> np.ndarray:
+def foreground(image: np.ndarray, rule: Rule | str = "auto") -> np.ndarray:
     """Mask of the product.
 
     Args:
@@ -113,9 +112,7 @@ def find_foreground(image: np.ndarray, rule: Rule | str = "auto") -> np.ndarray:
     else:
         channel = np.ascontiguousarray(image[..., CHANNELS[rule.channel]])
     mask = _threshold(channel, rule)
-    for size, operation in ((rule.close, cv2.MORPH_CLOSE), (rule.open, cv2.MORPH_OPEN)):
-        if size:
-            mask = cv2.morphologyEx(mask, operation, np.ones((size, size), np.uint8))
+    mask = _open(_close(mask, rule.close), rule.open)
     return mask > 0 if mask.any() else np.ones(image.shape[:2], bool)
 
 
@@ -129,6 +126,21 @@ def _threshold(channel: np.ndarray, rule: Rule) -> np.ndarray:
     return cv2.threshold(channel, level, 1, kind)[1]
 
 
+def _close(mask: np.ndarray, size: int) -> np.ndarray:
+    """Closing by a square; the second step has the mirrored anchor, or an even square would shift the mask."""
+    if not size:
+        return mask
+    square, first, second = np.ones((size, size), np.uint8), size // 2, size - 1 - size // 2
+    return cv2.erode(cv2.dilate(mask, square, anchor=(first, first)), square, anchor=(second, second))
+
+
+def _open(mask: np.ndarray, size: int) -> np.ndarray:
+    if not size:
+        return mask
+    square, first, second = np.ones((size, size), np.uint8), size // 2, size - 1 - size // 2
+    return cv2.dilate(cv2.erode(mask, square, anchor=(first, first)), square, anchor=(second, second))
+
+
 def auto_mask(image: np.ndarray) -> np.ndarray:
     """The automatic guess before it is judged: bool (H, W) from uint8 (H, W, 3)."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -137,8 +149,7 @@ def auto_mask(image: np.ndarray) -> np.ndarray:
     size = max(3, round(min(image.shape[:2]) * 0.02)) | 1
     channels = [cv2.GaussianBlur(channel, (size, size), 0) for channel in (grey, saturation)]
     mask = object_side(max(channels, key=separation)).astype(np.uint8)
-    square = np.ones((size, size), np.uint8)
-    mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, square), cv2.MORPH_OPEN, square)
+    mask = _open(_close(mask, size), size)
     return mask > 0
 
 
