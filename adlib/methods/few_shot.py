@@ -1,0 +1,355 @@
+"""Few-shot patch similarity: how well does each patch of a query match a handful of normal images?
+
+    condition  k normal images -> per stage, all their patches as unit vectors
+    score      per stage and query patch, the largest cosine similarity s -> map = 1 - mean over stages of s
+
+This is the few-shot branch of AnomalyGPT (Gu et al., AAAI 2024, arXiv 2308.15366, section 3.3) on any pyramid. As in
+its released code the map is the mean (the paper: the sum) over layers, there is no smoothing, and the image score is
+the maximum of the enlarged map. Where we differ: features of hierarchical networks are normalised at each location
+and averaged over a window, and the mean patch of the support is subtracted (`centre`), because cosines of raw features
+lie close to 1. Rotated copies of the support are an explicit setting; the released code means to use them at test
+time, but its condition is never true.
+
+The original has nothing to train. `train_episodes` adds the smallest thing that can be trained, a residual projection
+of each stage that starts at zero: untrained, it *is* the detector above, so that a gain is due to training alone.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adlib import backbones, episodes, losses, storage, training
+from adlib.errors import InputError
+from adlib.images import Batch, Resize
+from adlib.methods import Scores, check_training_table
+from adlib.methods.patchcore import upsample_and_smooth
+from adlib.settings import as_dict, build, choice
+from adlib.support import (
+    below,
+    check_fingerprint,
+    check_rotations,
+    check_support,
+    check_support_settings,
+    choose_support,
+    describe,
+    distinct,
+    enlarge,
+    layer_weights,
+    load_modules,
+    nearest_similarity,
+    read_images,
+    rotated,
+    save_modules,
+    score_normals,
+    support_ids,
+    to_rows,
+    top_mean,
+)
+
+IMAGE_SCORES = ("max", "top")
+
+
+@dataclass(frozen=True)
+class FewShotSettings:
+    """Settings of few-shot similarity; the scores are those of AnomalyGPT's code, the features those of a pyramid."""
+
+    backbone: str = "swin_tiny_patch4_window7_224.ms_in1k"
+    stages: tuple[int | str, ...] = (1, 2)  # second and third stage, strides 8 and 16
+    weights: str = "auto"  # see adlib.backbones.create
+    image_size: int | tuple[int, ...] = 224  # network input, pixels
+    resize: str = "stretch"
+    scale: int | None = None  # pixels, for resize short_side
+    k: int = 4  # support images
+    patch_size: int = 3  # window that features are averaged over, cells
+    centre: bool = True  # subtract the mean patch of the support
+    layer_weights: tuple[float, ...] | None = None  # weight of each stage; None: equal
+    rotations: tuple[int, ...] = (0,)  # degrees, multiples of 90; declare others only where any orientation is normal
+    image_score: str = "max"  # max of the enlarged map (AnomalyGPT), or top: mean of the highest 1 % of cells
+    sigma: float = 0.0  # Gaussian smoothing of the map, input pixels (AnomalyGPT: none)
+    align_corners: bool = True  # corner cells on corner pixels when enlarging, as AnomalyGPT's code
+    n_calibration: int = 50  # at most so many held-out normals are scored for the threshold
+    batch_size: int = 8  # images a forward pass
+    projection: str = ""  # file of a trained projection (`save_projection`); "": none
+    seed: int = 0  # choice of the support, training
+    # Training (ours: the original has none).
+    hidden: int = 128  # width of the projection's hidden layer
+    steps: int = 2000  # optimiser steps
+    episodes: int = 6  # episodes a step, of different categories
+    shots: tuple[int, ...] = (1, 2, 4)  # support images of a training episode
+    clean: float = 0.3  # share of episodes without a defect
+    rows: int = 1024  # support patches a stage that a training episode keeps
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    contrastive: str = "nearest_positive"  # see adlib.losses.contrastive_loss
+    contrastive_weight: float = 0.5
+    validate_every: int = 100  # steps
+    selection: str = "synthetic"  # synthetic (pseudo-anomalies on held-out normals) or last
+
+    def __post_init__(self):
+        choice("image_score", self.image_score, IMAGE_SCORES)
+        choice("contrastive", self.contrastive, losses.CONTRASTIVE)
+        check_support_settings(self)
+        if self.layer_weights is not None and len(self.layer_weights) != len(self.stages):
+            raise InputError(
+                f"layer_weights {self.layer_weights} must hold one number for each of stages {self.stages}"
+            )
+
+
+class Projection(nn.Module):
+    """z = normalise(x + MLP(x)), one MLP a stage, last layer zero at the start: untrained, only the normalisation.
+
+    `scale` and `offset` turn a distance into a logit for the losses; the score itself stays the distance.
+    """
+
+    def __init__(self, channels: tuple[int, ...], hidden: int, seed: int = 0):
+        super().__init__()
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            self.mlps = nn.ModuleList(
+                nn.Sequential(nn.Linear(c, hidden), nn.GELU(), nn.Linear(hidden, c)) for c in channels
+            )
+        for mlp in self.mlps:
+            nn.init.zeros_(mlp[2].weight)
+            nn.init.zeros_(mlp[2].bias)
+        self.scale = nn.Parameter(torch.tensor(10.0))
+        self.offset = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, stage: int, x: torch.Tensor) -> torch.Tensor:
+        """Project rows (N, C) of a stage to unit length."""
+        return F.normalize(x + self.mlps[stage](x), dim=1)
+
+
+class Memory(NamedTuple):
+    """What a query is compared with at one stage: the mean patch (C,) and all patches, centred, unit rows (M, C)."""
+
+    mean: torch.Tensor
+    rows: torch.Tensor
+
+
+# -- the method -------------------------------------------------------------------------------------------------------
+
+
+class FewShot:
+    """Similarity to k normal images.
+
+    Args:
+        settings: changes to `FewShotSettings`, by name.
+
+    Attributes after `fit`:
+        context: one `Memory` a stage.
+        support_ids: names of the support images.
+        normal_scores, normal_map_maxima: float32 (n,), of normal training images that are not in the support; where
+            there are none, of each support image against the others.
+        history: of the training of the projection, where there was one.
+    """
+
+    name = "few_shot"
+    Settings = FewShotSettings
+
+    def __init__(self, **settings):
+        self.settings = s = build(self.Settings, settings, owner=self.name)
+        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
+        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.device = backbones.default_device()
+        self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
+        self.projection = Projection(self.backbone.channels, s.hidden, s.seed).to(self.device)
+        if s.projection:
+            load_modules(s.projection, {"projection": self.projection}, self.backbone)
+        self.projection.eval()
+        self.history = None
+
+    def describe(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Describe images (B, 3, H, W) in [0, 1] as patches, (B, C_l, h_l, w_l) a stage."""
+        with torch.no_grad():
+            return describe(self.backbone(images.to(self.device)), self.settings.patch_size)
+
+    def condition(self, images: torch.Tensor) -> list[Memory]:
+        """Take in a support (k, 3, H, W) in [0, 1]; repeated images count once."""
+        check_support(images, self.resize.hw)
+        views = torch.cat(rotated(distinct(images), self.settings.rotations))
+        with torch.no_grad():
+            return self._remember(self.describe(views))
+
+    def _remember(self, described: list[torch.Tensor]) -> list[Memory]:
+        memories = []
+        for stage, feature in enumerate(described):
+            rows = to_rows(feature)
+            mean = rows.mean(0) if self.settings.centre else torch.zeros_like(rows[0])
+            memories.append(Memory(mean, self.projection(stage, rows - mean)))
+        return memories
+
+    def distances(self, described: list[torch.Tensor], context: list[Memory]) -> list[torch.Tensor]:
+        """1 - largest cosine similarity, (B, h_l, w_l) a stage, in [0, 2]."""
+        grids = []
+        for stage, (feature, memory) in enumerate(zip(described, context, strict=True)):
+            rows = self.projection(stage, to_rows(feature) - memory.mean)
+            similarity = torch.cat([nearest_similarity(block, memory.rows) for block in rows.split(4096)])
+            grids.append((1 - similarity).view(len(feature), *feature.shape[2:]))
+        return grids
+
+    # -- fit and score ------------------------------------------------------------------------------------------------
+
+    def fit(self, table, validation=None):
+        """Choose `k` support images from a table of normal training images and take them in.
+
+        `validation` normals, where given, replace the rest of the table for the threshold.
+        """
+        check_training_table(table)
+        s = self.settings
+        check_rotations(s.rotations, table)
+        support, held_out = choose_support(table, s.k, s.seed, s.n_calibration if validation is None else 0)
+        self.support_ids = support_ids(support)
+        images = read_images(support.image_path, self.resize)
+        self.context = self.condition(images)
+        held_out = held_out if validation is None else validation
+        self.normal_scores, self.normal_map_maxima = score_normals(self, images, held_out)
+        return self
+
+    def score(self, batch: Batch | torch.Tensor, context: list[Memory] | None = None) -> Scores:
+        """Score images (B, 3, H, W) in [0, 1] against a context, by default the one that `fit` made."""
+        images = batch.images if isinstance(batch, Batch) else batch
+        s, context = self.settings, self.context if context is None else context
+        with torch.no_grad():
+            grids = self.distances(self.describe(images), context)
+        size = tuple(images.shape[-2:])
+        weights = layer_weights(s.layer_weights, len(grids))
+        anomaly_map = sum(w * enlarge(g, size, s.align_corners) for w, g in zip(weights, grids, strict=True))
+        if s.image_score == "max":
+            image_scores = anomaly_map.amax((1, 2))
+        else:
+            first = tuple(grids[0].shape[1:])
+            cells = sum(w * enlarge(g, first, s.align_corners) for w, g in zip(weights, grids, strict=True))
+            image_scores = top_mean(cells)
+        return Scores(image_scores.cpu().numpy(), upsample_and_smooth(anomaly_map, size, s.sigma))
+
+    # -- training on other categories ---------------------------------------------------------------------------------
+
+    def train_episodes(self, tables: dict, validation: dict | None = None, pools=None, validation_pools=None):
+        """Train the projection on episodes of other categories than the one that will be tested.
+
+        Args:
+            tables: category -> table of normal training images.
+            validation: the same of categories that are left out of the training, to select by; by default the last
+                seventh of each training category's normals.
+            pools, validation_pools: lists of `episodes.Pool` made before, instead of the tables.
+        """
+        s = self.settings
+        if pools is None:
+            pools, validation_pools = episodes.make_pools(tables, validation, self.describe, self.resize, s.seed)
+        weights = layer_weights(s.layer_weights, len(self.backbone.channels))
+
+        def make_batch(step):
+            rng = training.step_generator(s.seed, step)
+            chosen = rng.permutation(len(pools))[: s.episodes]
+            drawn = [episodes.draw(pools[i], rng, s.shots, s.clean) for i in chosen]
+            return [(e, [episodes.kept_rows(rng, f, s.rows) for f in e.support]) for e in drawn]
+
+        def compute_losses(modules, batch, step):
+            terms = [episode_losses(modules["projection"], e, keep, s, weights) for e, keep in batch]
+            return {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
+
+        fixed = episodes.fixed_episodes(validation_pools, s)
+        optimizer = torch.optim.AdamW(self.projection.parameters(), s.learning_rate, weight_decay=s.weight_decay)
+        self.history = training.train(
+            {"projection": self.projection},
+            [optimizer],
+            make_batch,
+            compute_losses,
+            s.steps,
+            seed=s.seed,
+            schedulers=[torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.steps)],
+            validate=lambda: self._validate(fixed),
+            validate_every=s.validate_every,
+            selection=s.selection,
+            clip_norm=1.0,
+            workers=0,
+            progress="few-shot episodes",
+        )
+        self.trained_on = sorted(pool.category for pool in pools)
+        return self
+
+    def _validate(self, fixed) -> dict[str, float]:
+        def score(episode):
+            grids = self.distances([f[None] for f in episode.query], self._remember(episode.support))
+            weights = layer_weights(self.settings.layer_weights, len(grids))
+            first = tuple(grids[0].shape[1:])
+            return sum(w * enlarge(g, first) for w, g in zip(weights, grids, strict=True))[0]
+
+        return episodes.validation_scores(fixed, score)
+
+    # -- save and load ------------------------------------------------------------------------------------------------
+
+    def save_projection(self, path):
+        """Write the trained projection alone, to be used with other supports (`projection=` in the settings)."""
+        save_modules(path, {"projection": self.projection}, self.backbone)
+
+    def save(self, path):
+        """Write the fitted method to the folder `path`."""
+        if not hasattr(self, "context"):
+            raise InputError("this few-shot detector is not fitted; call fit(table) before save")
+        tensors = {"normal_scores": torch.from_numpy(self.normal_scores)}
+        tensors["normal_map_maxima"] = torch.from_numpy(self.normal_map_maxima)
+        for stage, memory in enumerate(self.context):
+            tensors |= {f"context.{stage}.{name}": value for name, value in memory._asdict().items()}
+        tensors |= {f"projection.{name}": value for name, value in self.projection.state_dict().items()}
+        facts = {"backbone_fingerprint": self.backbone.fingerprint, "support_ids": self.support_ids}
+        # The weights are in the model itself, so that it does not depend on the file they came from.
+        settings = as_dict(self.settings) | {"projection": ""}
+        storage.save_model(path, self.name, settings, tensors, **facts)
+
+    @classmethod
+    def load(cls, path):
+        """Read a fitted method; refuses a context that was made by other backbone weights."""
+        header, tensors = storage.read_model(path)
+        method = cls(**header["settings"])
+        check_fingerprint(header, method.backbone, path)
+        try:
+            method.projection.load_state_dict(below("projection.", tensors))
+            method.context = [
+                Memory(*(tensors[f"context.{stage}.{name}"].to(method.device) for name in Memory._fields))
+                for stage in range(len(method.backbone.channels))
+            ]
+            method.normal_scores = tensors["normal_scores"].numpy()
+            method.normal_map_maxima = tensors["normal_map_maxima"].numpy()
+            method.support_ids = header["support_ids"]
+        except (KeyError, RuntimeError):
+            raise InputError(f"{path} is damaged: its tensors are not those of {cls.name}; train it again") from None
+        return method
+
+
+def episode_losses(projection: Projection, episode, keep, s: FewShotSettings, weights) -> dict[str, torch.Tensor]:
+    """Focal, Dice and contrastive loss of one episode."""
+    first = tuple(episode.coverage.shape)
+    target, valid = episodes.cell_targets(episode.coverage)
+    distance, contrast = 0.0, []
+    for stage, (query, support) in enumerate(zip(episode.query, episode.support, strict=True)):
+        rows = to_rows(support)
+        mean = rows.mean(0) if s.centre else torch.zeros_like(rows[0])
+        memory = projection(stage, rows[keep[stage]] - mean)  # (M, C)
+        z = projection(stage, to_rows(query[None]) - mean)  # (h w, C)
+        grid = (1 - nearest_similarity(z, memory)).view(1, *query.shape[1:])
+        distance = distance + weights[stage] * enlarge(grid, first)[0]
+        contrast.append(stage_contrast(z, memory, episode.coverage, query.shape[1:], s.contrastive))
+    logits = projection.scale * (distance - projection.offset)
+    found = {
+        "focal": losses.focal_loss(logits, target, valid),
+        "dice": 0.5 * losses.dice_loss(logits, target, valid) if target.any() else logits.sum() * 0,
+    }
+    contrast = losses.mean_over_images([c for c in contrast if c is not None])
+    found["contrastive"] = s.contrastive_weight * contrast if contrast is not None else logits.sum() * 0
+    return found
+
+
+def stage_contrast(z, memory, coverage, grid, kind: str, n_anchors: int = 128) -> torch.Tensor | None:
+    """Contrastive losses of an episode's normal cells against support patches and the episode's anomalous cells."""
+    coverage = F.adaptive_avg_pool2d(coverage[None], tuple(grid))[0]
+    target, valid = (x.flatten() for x in episodes.cell_targets(coverage))
+    normal = (~target & valid).nonzero()[:, 0]
+    if not target.any() or not len(normal):
+        return None
+    # Evenly spread anchors: neighbours say nearly the same.
+    anchors = normal[torch.linspace(0, len(normal) - 1, min(n_anchors, len(normal))).long()]
+    return losses.contrastive_loss(kind, z[anchors], z[target], memory)

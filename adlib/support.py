@@ -1,0 +1,234 @@
+"""The support: a handful of normal images that says what is normal, and what all methods do that rely on one.
+
+support, held_out = choose_support(train, k=4, seed=0)      k distinct normal images, others to set the threshold
+describe(backbone(images))                                  patches, normalised at each location
+"""
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adlib.errors import InputError
+from adlib.images import Resize, batches, read_image, to_tensor
+from adlib.paths import atomic_path
+
+# Categories whose defects include a wrong orientation (MVTec AD): a turned support would declare it normal.
+ORIENTED = ("metal_nut", "transistor")
+
+
+def choose_support(table: pd.DataFrame, k: int, seed: int, n_held_out: int = 50) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Choose `k` support images at random, all different in their pixels, and others to hold out.
+
+    Args:
+        table: normal training images.
+        k: support images.
+        seed: the same seed and table give the same images.
+        n_held_out: at most so many of the other images are held out.
+
+    Returns:
+        (support, held_out), rows of `table`. Copies of an image already taken are in neither: a copy in the support
+        would make the distance between supports zero, a copy among the held-out normals would score zero.
+
+    Raises:
+        InputError: fewer than `k` different images.
+    """
+    seen, chosen = set(), []
+    for i in np.random.default_rng(seed).permutation(len(table)):
+        if len(chosen) == k + n_held_out:
+            break
+        key = pixel_hash(read_image(table.image_path.iloc[i]))
+        if key not in seen:
+            seen.add(key)
+            chosen.append(i)
+    if len(chosen) < k:
+        raise InputError(
+            f"k {k} is larger than the {len(chosen)} different normal images at hand; lower k or add images"
+        )
+    return table.iloc[chosen[:k]], table.iloc[sorted(chosen[k:])]
+
+
+def pixel_hash(image) -> int:
+    """Return a hash of an image's pixels and shape (array or tensor): equal pictures in different files agree."""
+    pixels = np.ascontiguousarray(image)
+    return hash((pixels.shape, pixels.tobytes()))
+
+
+def distinct(images: torch.Tensor) -> torch.Tensor:
+    """Drop images (k, 3, H, W) that repeat an earlier one pixel by pixel."""
+    seen: dict[int, int] = {}
+    for i, image in enumerate(images):
+        seen.setdefault(pixel_hash(image.cpu()), i)
+    return images[sorted(seen.values())]
+
+
+def support_ids(table: pd.DataFrame) -> list[str]:
+    """Name support images by the last three parts of their paths, for records: no folder of this machine."""
+    return ["/".join(str(path).replace("\\", "/").split("/")[-3:]) for path in table.image_path]
+
+
+def read_images(paths, resize: Resize) -> torch.Tensor:
+    """Read image files as one tensor (k, 3, H, W) in [0, 1]."""
+    return to_tensor([resize.image(read_image(path))[0] for path in paths])
+
+
+def jittered(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Return slightly changed copies of images (k, 3, H, W): what a second picture of the same product could be.
+
+    Rotation by up to 4 degrees, a shift by up to 3 %, a gain within 5 %; edges mirrored.
+    """
+    copies = []
+    for image in images.permute(0, 2, 3, 1).cpu().numpy():  # (H, W, 3)
+        height, width = image.shape[:2]
+        matrix = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-4, 4), 1.0)
+        matrix[:, 2] += rng.uniform(-0.03, 0.03, 2) * (width, height)
+        moved = cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT)
+        copies.append((moved * rng.uniform(0.95, 1.05)).clip(0, 1))
+    return torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2).float().contiguous()
+
+
+def check_support_settings(settings) -> None:
+    """Check what all support-conditioned methods share: k, the window, the rotations."""
+    for name in ("k", "patch_size", "batch_size"):
+        if getattr(settings, name) < 1:
+            raise InputError(f"{name} {getattr(settings, name)} must be at least 1")
+    if settings.patch_size % 2 == 0:
+        raise InputError(f"patch_size {settings.patch_size} must be odd, so that a patch has a centre")
+    if 0 not in settings.rotations or any(angle % 90 for angle in settings.rotations):
+        raise InputError(f"rotations {settings.rotations} must be multiples of 90 degrees and contain 0")
+
+
+def describe(features: list[torch.Tensor], patch_size: int = 3) -> list[torch.Tensor]:
+    """Normalise each location over its channels (LayerNorm without parameters), then average windows.
+
+    Args:
+        features: (B, C_l, h_l, w_l) a stage. Stages of Swin are streams that no normalisation has seen yet.
+    """
+    described = []
+    for feature in features:
+        feature = F.layer_norm(feature.movedim(1, -1), feature.shape[1:2]).movedim(-1, 1)
+        padding = patch_size // 2
+        described.append(F.avg_pool2d(feature, patch_size, 1, padding, count_include_pad=False))
+    return described
+
+
+def to_rows(feature: torch.Tensor) -> torch.Tensor:
+    """(B, C, h, w) -> (B h w, C)."""
+    return feature.movedim(1, -1).flatten(0, 2)
+
+
+def nearest_similarity(query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+    """Largest cosine similarity of each query row to the memory.
+
+    Args:
+        query: (N, C), memory: (M, C), both of unit length.
+
+    Returns:
+        (N,), in [-1, 1].
+    """
+    return (query @ memory.T).amax(dim=1)
+
+
+def enlarge(grid: torch.Tensor, size: tuple[int, int], align_corners: bool = True) -> torch.Tensor:
+    """(B, h, w) -> (B, H, W), bilinear."""
+    return F.interpolate(grid[:, None], size=size, mode="bilinear", align_corners=align_corners)[:, 0]
+
+
+def top_mean(cells: torch.Tensor, share: float = 0.01) -> torch.Tensor:
+    """Mean of the highest `share` of cells (B, h, w) -> (B,); the maximum where that is less than one cell."""
+    flat = cells.flatten(1)
+    return flat.topk(max(1, int(share * flat.shape[1])), dim=1).values.mean(1)
+
+
+def layer_weights(weights, n_stages: int) -> list[float]:
+    """Return weights of the stages that sum to one."""
+    weights = [1.0] * n_stages if weights is None else weights
+    return [w / sum(weights) for w in weights]
+
+
+def check_support(images: torch.Tensor, size: tuple[int, int]) -> None:
+    """Refuse a support that is empty or of another shape than (k, 3, *size)."""
+    if images.ndim != 4 or images.shape[1] != 3 or tuple(images.shape[2:]) != tuple(size) or not len(images):
+        raise InputError(f"support of shape {tuple(images.shape)} given; expected (k, 3, {size[0]}, {size[1]}), k >= 1")
+
+
+def check_rotations(rotations, table) -> None:
+    """Refuse turned supports for categories where orientation is what can be wrong."""
+    found = sorted(set(table.category) & set(ORIENTED))
+    if found and tuple(rotations) != (0,):
+        raise InputError(
+            f"rotations {rotations} hide defects of orientation in category {found[0]!r}; use rotations=[0]"
+        )
+
+
+def rotated(images: torch.Tensor, rotations: tuple[int, ...]) -> list[torch.Tensor]:
+    """Return images (k, 3, H, W) turned by each angle, a multiple of 90 degrees; oblong ones are stretched back."""
+    views = [torch.rot90(images, angle // 90, (2, 3)) for angle in rotations]
+    size = images.shape[2:]
+    return [v if v.shape[2:] == size else F.interpolate(v, size=size, mode="bilinear") for v in views]
+
+
+def score_normals(method, support: torch.Tensor, held_out) -> tuple[np.ndarray, np.ndarray]:
+    """Image scores and map maxima of held-out normals; without any, of each support image against the others.
+
+    One support image and nothing else leaves nothing to score: both arrays are empty and no threshold can be set.
+    """
+    image_scores, maxima = [], []
+    if len(held_out):
+        for batch in batches(held_out.image_path, method.resize, method.settings.batch_size):
+            scores = method.score(batch)
+            image_scores.extend(scores.image)
+            maxima.extend(scores.map.max((1, 2)))
+    elif len(support) > 1:
+        for i in range(len(support)):
+            others = method.condition(torch.cat([support[:i], support[i + 1 :]]))
+            scores = method.score(support[i : i + 1], others)
+            image_scores.extend(scores.image)
+            maxima.extend(scores.map.max((1, 2)))
+    return np.array(image_scores, np.float32), np.array(maxima, np.float32)
+
+
+def save_modules(path, modules: dict[str, nn.Module], backbone) -> None:
+    """Write trained modules as one safetensors file that names the backbone weights they belong to."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"{name}.{key}": value.cpu() for name, module in modules.items() for key, value in module.state_dict().items()
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {"backbone_fingerprint": backbone.fingerprint})
+
+
+def load_modules(path, modules: dict[str, nn.Module], backbone) -> None:
+    """Read what `save_modules` wrote into modules of the same shape."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            fingerprint = (file.metadata() or {}).get("backbone_fingerprint")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError):
+        raise InputError(f"{path}: no readable file of trained weights (.safetensors); train first") from None
+    if fingerprint != backbone.fingerprint:
+        raise InputError(f"{path} was trained on another backbone, stages or weights than {backbone.name!r} here")
+    try:
+        for name, module in modules.items():
+            module.load_state_dict(below(f"{name}.", tensors))
+    except RuntimeError:
+        raise InputError(f"{path} does not fit these settings (another hidden width or method?)") from None
+
+
+def check_fingerprint(header: dict, backbone, path) -> None:
+    """Refuse a saved model whose backbone had other weights than the one at hand."""
+    if header.get("backbone_fingerprint") != backbone.fingerprint:
+        raise InputError(
+            f"{path} was made with other weights of backbone {backbone.name!r} than those found here; use the same "
+            "weights or fit again"
+        )
+
+
+def below(prefix: str, tensors: dict) -> dict:
+    """Return the entries whose names start with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,193 @@
+"""Few-shot similarity: golden values of AnomalyGPT's branch, the support, training that starts at the detector."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, texture, write_image
+
+from adlib import episodes, images, support
+from adlib.errors import InputError
+from adlib.methods.few_shot import FewShot, Projection
+
+SMALL = TINY | {"stages": [2, 3], "k": 2, "steps": 2, "episodes": 2, "validate_every": 1, "hidden": 8}
+
+
+@pytest.fixture(scope="module")
+def train(small_table):
+    return small_table[small_table.split == "train"]
+
+
+@pytest.fixture(scope="module")
+def fitted(train):
+    return FewShot(**SMALL).fit(train)
+
+
+@pytest.fixture(scope="module")
+def pool(train, fitted):
+    return episodes.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
+
+
+@pytest.mark.parametrize("name", ["case_0_k1", "case_1_k2", "case_2_k4"])
+def test_golden_map_and_score(golden, name):
+    file = golden(f"fewshot/{name}")
+    unit = torch.nn.functional.normalize
+    query, normals = unit(torch.tensor(file["query"]), dim=-1), unit(torch.tensor(file["normals"]), dim=-1)
+    similarity = torch.stack(
+        [support.nearest_similarity(q, n.flatten(0, 1)) for q, n in zip(query, normals, strict=True)]
+    )
+    grid = similarity.mean(0).view(1, 16, 16)
+    np.testing.assert_allclose(grid[0], file["similarity_16"], rtol=0, atol=1e-6)
+    anomaly_map = 1 - support.enlarge(grid, (224, 224))[0]
+    step = int(np.ceil(224 / len(file["map_sub"])))
+    np.testing.assert_allclose(anomaly_map[::step, ::step], file["map_sub"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(anomaly_map[-1], file["map_last_row"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(anomaly_map[:, -1], file["map_last_col"], rtol=0, atol=1e-6)
+    assert anomaly_map.max().item() == pytest.approx(float(file["score"]), abs=1e-6)
+
+
+def test_support_is_seeded_distinct_and_apart_from_the_held_out(train):
+    first, held_out = support.choose_support(train, 3, seed=1)
+    again, _ = support.choose_support(train, 3, seed=1)
+    assert list(first.image_path) == list(again.image_path)
+    assert not set(first.image_path) & set(held_out.image_path)
+    assert len(first) + len(held_out) == len(train)
+    with pytest.raises(InputError, match="k 9 is larger than the 6 different normal images"):
+        support.choose_support(train, 9, seed=0)
+
+
+def test_duplicate_pictures_count_once(tmp_path, train):
+    pixels = texture(np.random.default_rng(5))
+    paths = [write_image(tmp_path / f"{i}.png", pixels) for i in range(3)]
+    table = train.iloc[:3].assign(image_path=paths)
+    with pytest.raises(InputError, match="k 2 is larger than the 1 different"):
+        support.choose_support(table, 2, seed=0)
+    stack = torch.rand(2, 3, 8, 8)[[0, 1, 0, 1, 1]]
+    assert torch.equal(support.distinct(stack), stack[:2])
+
+
+def test_a_query_from_the_support_scores_zero(fitted, train):
+    chosen, _ = support.choose_support(train, 2, seed=0)
+    batch = next(images.batches(chosen.image_path, fitted.resize, 2))
+    scores = fitted.score(batch)
+    assert np.abs(scores.map).max() < 1e-5
+    assert len(fitted.support_ids) == 2
+    assert fitted.normal_scores.min() > 0.01
+
+
+def test_order_and_copies_of_the_support_change_nothing(fitted, small_table):
+    batch = next(images.batches(small_table[small_table.split == "test"].image_path, fitted.resize, 3))
+    stack = batch.images[[2, 0, 1, 0]]
+    plain, other = fitted.condition(batch.images[:3]), fitted.condition(stack)
+    query = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(fitted.score(query, plain).map, fitted.score(query, other).map, atol=1e-6)
+
+
+def test_a_defect_stands_out(fitted, small_table):
+    test = small_table[small_table.split == "test"]
+    batch = next(images.batches(test.image_path, fitted.resize, len(test)))
+    scores = fitted.score(batch)
+    assert scores.image[test.label == 1].min() > scores.image[test.label == 0].max()
+
+
+def test_rotations_are_exact_and_refused_where_orientation_is_the_defect(train):
+    views = support.rotated(torch.rand(1, 3, 4, 4), (0, 90, 180, 270))
+    assert torch.equal(torch.rot90(views[1], 3, (2, 3)), views[0])
+    turned = FewShot(**SMALL | {"rotations": [0, 90]})
+    assert len(turned.fit(train).context[0].rows) == 2 * 2 * 8 * 8  # two images, two views, stride 8
+    with pytest.raises(InputError, match="hide defects of orientation in category 'metal_nut'"):
+        turned.fit(train.assign(category="metal_nut"))
+    with pytest.raises(InputError, match="multiples of 90"):
+        FewShot(**SMALL | {"rotations": [0, 45]})
+
+
+def test_without_other_normals_the_supports_judge_each_other(train):
+    assert len(FewShot(**SMALL).fit(train.iloc[:2]).normal_scores) == 2
+    assert len(FewShot(**SMALL | {"k": 1}).fit(train.iloc[:1]).normal_scores) == 0
+
+
+def test_bad_supports_are_one_line(fitted):
+    for shape in ((2, 3, 32, 64), (2, 1, 64, 64), (0, 3, 64, 64)):
+        with pytest.raises(InputError, match="expected \\(k, 3, 64, 64\\)"):
+            fitted.condition(torch.zeros(shape))
+    with pytest.raises(InputError, match="layer_weights"):
+        FewShot(**SMALL | {"layer_weights": [1.0]})
+
+
+def test_top_mean_is_the_maximum_below_a_hundred_cells():
+    cells = torch.arange(50.0).view(1, 5, 10)
+    assert support.top_mean(cells).item() == 49
+    assert support.top_mean(torch.arange(200.0).view(1, 10, 20)).item() == 198.5
+
+
+def test_cells_by_coverage():
+    mask = np.zeros((1, 8, 8))
+    mask[0, :4, :4] = 1  # a whole cell
+    mask[0, 4:, :1] = 1  # a quarter of a cell
+    coverage = episodes.cell_coverage(mask, (2, 2))
+    target, valid = episodes.cell_targets(coverage)
+    assert target[0].tolist() == [[True, False], [False, False]]
+    assert valid[0].tolist() == [[True, True], [False, True]]
+    small, _ = episodes.cell_targets(torch.tensor([[[0.1, 0.2], [0.0, 0.0]]]))
+    assert small[0].tolist() == [[False, True], [False, False]]
+    assert not episodes.cell_targets(torch.zeros(1, 2, 2))[0].any()
+
+
+def test_episodes_keep_the_query_out_of_its_support(pool):
+    for seed in range(60):
+        episode = episodes.draw(pool, np.random.default_rng(seed), shots=(1, 2, 4), clean=0.3, swap=0.3)
+        query, supports = episode.query[0], episode.support[0]
+        assert (supports - query).flatten(1).abs().amax(1).min() > 1e-6
+        assert (episode.coverage.max() > 0) == (episode.kind == "defect")
+        if episode.kind != "clean":
+            style, j = next(
+                (s, j)
+                for s in range(len(pool.styles))
+                for j in range(pool.hosts.shape[1])
+                if torch.equal(pool.defective[0][s, j], query)
+            )
+            host = pool.normal[0][pool.hosts[style, j]]
+            assert not any(torch.equal(host, other) for other in supports)
+
+
+def test_pools_are_seeded_and_swaps_show_the_same_style(pool, train, fitted):
+    again = episodes.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
+    assert torch.equal(pool.defective[0], again.defective[0])
+    assert pool.coverage.flatten(2).amax(2).min() > 0
+    swap = episodes.draw(pool, np.random.default_rng(0), shots=(2,), clean=0.0, swap=1.0)
+    assert swap.kind == "swap"
+    assert len(swap.support[0]) == 4  # two good and two that show the style
+
+
+def test_untrained_projection_is_only_a_normalisation():
+    rows = torch.randn(5, 6)
+    z = Projection((6,), 4)(0, rows)
+    assert torch.equal(z, torch.nn.functional.normalize(rows, dim=1))
+
+
+def test_training_starts_at_the_detector_and_leaves_the_backbone(train, fitted, pool, tmp_path):
+    query = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    method = FewShot(**SMALL | {"learning_rate": 0.0})
+    method.train_episodes(None, pools=[pool, pool], validation_pools=[pool]).fit(train)
+    np.testing.assert_array_equal(method.score(query).map, fitted.score(query).map)
+
+    trained = FewShot(**SMALL | {"learning_rate": 0.01, "selection": "last"})
+    trained.train_episodes(None, pools=[pool, pool], validation_pools=[pool]).fit(train)
+    assert trained.backbone.fingerprint == fitted.backbone.fingerprint
+    assert np.abs(trained.score(query).map - fitted.score(query).map).max() > 1e-5
+    assert {"focal", "dice", "contrastive"} <= set(trained.history.losses.columns)
+    twin = FewShot(**SMALL | {"learning_rate": 0.01, "selection": "last"})
+    twin.train_episodes(None, pools=[pool, pool], validation_pools=[pool]).fit(train)
+    np.testing.assert_array_equal(twin.score(query).map, trained.score(query).map)
+
+    trained.save_projection(tmp_path / "projection.safetensors")
+    loaded = FewShot(**SMALL | {"projection": str(tmp_path / "projection.safetensors")}).fit(train)
+    np.testing.assert_array_equal(loaded.score(query).map, trained.score(query).map)
+    with pytest.raises(InputError, match="another backbone"):
+        FewShot(**SMALL | {"stages": [2], "projection": str(tmp_path / "projection.safetensors")})
+    with pytest.raises(InputError, match="no readable file"):
+        FewShot(**SMALL | {"projection": str(tmp_path / "none.safetensors")})
+
+
+def test_a_category_to_train_on_is_needed(fitted):
+    with pytest.raises(InputError, match="no category to train on"):
+        fitted.train_episodes({})
