@@ -1,0 +1,419 @@
+"""GLASS: global and local anomaly co-synthesis strategy (Chen et al., ECCV 2024, arXiv 2407.09359).
+
+    fit    frozen features -> judge: manifold or hypersphere -> adaptor and discriminator, trained on three streams of
+           tokens: normal, weak anomalies made in feature space (GAS), strong ones made in the image (LAS)
+    score  discriminator on every token -> map; its largest value -> image score
+
+The defaults are those of the authors' released code. The steps of the training are in `glass_step`, the choice of the
+hypothesis in `glass_judge`.
+
+Where we differ: nothing here looks at test images. The published figures are those of the epoch with the best sum of
+image and pixel AUROC *on the test set*; ours are of the last step, or of the step that separates held-out
+pseudo-anomalies best (`selection`). Normal images go through the frozen backbone once instead of once an epoch, the
+ascent walks in the hidden layer (same numbers, a fraction of the time), the centre is the mean over all images, and
+`hold_out` of the training images are kept for thresholds. `noise` is the paper's at a width of 1536; for another width
+D it is multiplied by sqrt(1536 / D), so that its length stays the same.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from adlib import backbones, datasets, patches, storage, synthesis, training
+from adlib.errors import InputError
+from adlib.images import Batch, Resize, batches, read_image, to_tensor
+from adlib.methods import Scores, check_training_table, glass_judge
+from adlib.methods.glass_step import Network, losses
+from adlib.methods.patchcore import upsample_and_smooth
+from adlib.settings import as_dict, build, choice
+
+PAPER_WIDTH = 1536  # the width that the paper's noise was chosen for
+
+
+@dataclass(frozen=True)
+class GlassSettings:
+    """Settings of GLASS; defaults from the authors' code for MVTec AD."""
+
+    backbone: str = "wide_resnet50_2.tv_in1k"  # ImageNet weights of torchvision's first release
+    stages: tuple[int | str, ...] = (2, 3)  # layer2 and layer3
+    weights: str = "auto"  # see adlib.backbones.create
+    image_size: int | tuple[int, ...] = 288  # network input, pixels
+    resize: str = "short_side"  # shorter side to `scale`, then centre crop
+    scale: int | None = 288  # pixels; the code takes 329 for MVTec AD toothbrush and wood
+    patch_size: int = 3  # neighbourhood, feature cells
+    patch_stride: int = 1  # feature cells
+    pretrain_dim: int | None = 1536  # length per layer after the first pooling; None with target_dim None: plain mean
+    target_dim: int | None = 1536  # length D of a token
+    feature_norm: float | None = None  # scale features to this mean length; None leaves them (paper)
+    hidden: int = 1024  # width of the discriminator's hidden layer
+    hypothesis: str = "stored"  # stored, analyse, manifold (GLASS-m), hypersphere (GLASS-h), opposite
+    noise: float = 0.015  # standard deviation of the noise at width 1536
+    mining: bool = True  # gradient ascent; without it the global anomalies are plain noise
+    n_ascent: int = 20  # steps of the ascent
+    step_size: float = 0.001  # length of one step in feature space
+    project_every: int = 5  # steps between two truncated projections
+    radius: float = 0.75  # quantile of distances to the centre that makes r, a share (not a length)
+    p: float = 0.5  # local tokens below this quantile of the error are dropped; 0 keeps all
+    all_statistics: bool = True  # every pass of the ascent moves the running statistics, as in the released code
+    beta_mean: float = 0.5  # share of the original in the blend: mean,
+    beta_std: float = 0.1  # standard deviation (then clipped to 0.2 ... 0.8)
+    families: tuple[str, ...] = ("glass_las",)  # of adlib.synthesis, in turn: where local anomalies come from
+    textures: str = ""  # folder of textures (DTD); "" for textures made by adlib.synthesis
+    foreground: str = "rules"  # rules (published rule or auto), none, or a folder <folder>/<category>/<image name>
+    lr: float = 1e-4  # learning rate of the adaptor (Adam, weight decay 1e-5)
+    lr_discriminator: float = 2e-4  # of the discriminator (AdamW, weight decay 0.01)
+    epochs: int = 640  # the code's meta epochs
+    limit: int = 392  # an epoch ends with the batch that brings the number of images above this
+    max_steps: int | None = None  # stop after so many optimiser steps, whatever `epochs` says
+    batch_size: int = 8  # images
+    selection: str = "last"  # last, or synthetic (best on held-out pseudo-anomalies)
+    validate_every: int = 0  # steps between two looks at the held-out pseudo-anomalies; 0: only at the end
+    hold_out: float = 0.15  # share of the training images kept for the threshold and for `selection`
+    snapshot_every: int = 0  # keep the weights every so many steps (learning curves); 0 for none
+    checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
+    checkpoint_every: int = 100  # steps
+    sigma: float = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
+    max_memory: float = 8.0  # GiB of cached features; more go to a memory-mapped temporary file
+    seed: int = 0  # weights, order of the images, synthesis, noise
+
+    def __post_init__(self):
+        choice("hypothesis", self.hypothesis, glass_judge.MODES)
+        choice("selection", self.selection, training.SELECTIONS)
+        for name in ("hidden", "batch_size", "epochs", "limit", "project_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
+        for name in ("noise", "n_ascent", "step_size", "beta_std", "sigma"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} {getattr(self, name)} must not be negative")
+        for name in ("radius", "p", "beta_mean"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} {getattr(self, name)} must lie between 0 and 1")
+        if not 0 < self.hold_out < 1:
+            raise InputError(f"hold_out {self.hold_out} must be a share between 0 and 1, for example 0.15")
+
+
+class Glass:
+    """A discriminator of normal and pseudo-anomalous tokens.
+
+    Args:
+        settings: changes to `GlassSettings`, by name.
+
+    Attributes after `fit`:
+        verdict: the hypothesis and why (`glass_judge.Verdict`).
+        network: adaptor, discriminator and centre (`glass_step.Network`).
+        history: `adlib.training.History`: losses, shares and radii of every step.
+        normal_scores, normal_map_maxima: float32 (n,), image scores and map maxima of the held-out normal images.
+    """
+
+    name = "glass"
+    Settings = GlassSettings
+
+    def __init__(self, **settings):
+        self.settings = s = build(GlassSettings, settings, owner="glass")
+        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
+        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.device = backbones.default_device()
+        self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
+        self.feature_factor = 1.0
+
+    # -- features -----------------------------------------------------------------------------------------------------
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Embed images (B, 3, H, W) in [0, 1] as tokens (B, D, h, w)."""
+        s = self.settings
+        with torch.inference_mode():
+            features = self.backbone(images.to(self.device))
+            tokens = embed(features, s.patch_size, s.patch_stride, s.pretrain_dim, s.target_dim)
+            return tokens * self.feature_factor
+
+    def _cache(self, paths) -> tuple[np.ndarray, np.ndarray]:
+        """Features (n, L, D) float32 and images (n, H, W, 3) uint8 of the training images: the backbone is frozen."""
+        features, images, filled = None, [], 0
+        for batch in batches(paths, self.resize, self.settings.batch_size, progress="features"):
+            grid = self.embed(batch.images)  # (B, D, h, w)
+            if features is None:
+                self.grid = tuple(grid.shape[2:])
+                shape = (len(paths), grid.shape[2] * grid.shape[3], grid.shape[1])
+                features = _allocate(shape, self.settings.max_memory)
+            block = grid.flatten(2).transpose(1, 2).cpu().numpy()  # (B, L, D)
+            features[filled : filled + len(block)] = block
+            filled += len(block)
+            images.append((batch.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+        if not np.isfinite(features[:, ::97]).all():
+            raise InputError(f"features of backbone {self.settings.backbone!r} contain NaN; check weights and images")
+        return features, np.concatenate(images)
+
+    # -- fit ----------------------------------------------------------------------------------------------------------
+
+    def fit(self, table, validation=None):
+        """Train on a sample table of normal images.
+
+        Args:
+            table: normal training images.
+            validation: further normal images, for the threshold and for `selection`; None keeps `hold_out` of `table`.
+        """
+        check_training_table(table)
+        s = self.settings
+        if validation is None:
+            # A threshold needs two images at least.
+            share = min(max(s.hold_out, 2 / len(table)), 0.5)
+            attributes = table.attrs
+            table, validation = datasets.hold_out(table, share, s.seed)
+            table.attrs.update(attributes)
+        self.verdict = glass_judge.decide(table, s.hypothesis)
+        print(f"GLASS, {self.verdict}", flush=True)
+        self.dataset = str(table.attrs.get("dataset", ""))
+        self.sources = synthesis.Sources(textures=s.textures or None)
+        self.paths, self.categories = list(table.image_path), list(table.category)
+        self.foregrounds = {}
+        if s.foreground not in ("rules", "none"):
+            self._check_foregrounds()
+
+        self.feature_factor = 1.0
+        self.features, self.images = self._cache(self.paths)
+        if s.feature_norm is not None:
+            length = np.sqrt((self.features[:: max(1, len(self.features) // 32)] ** 2).sum(-1)).mean()
+            self.feature_factor = float(s.feature_norm / length)
+            self.features *= np.float32(self.feature_factor)
+        n, positions, width = self.features.shape
+        self.network = self._new_network(width, positions)
+        self.mean_features = torch.from_numpy(self.features.mean(axis=0)).to(self.device)  # (L, D)
+        self.sigma_noise = s.noise * (PAPER_WIDTH / width) ** 0.5
+        self.batches_per_epoch = min(-(-n // s.batch_size), s.limit // s.batch_size + 1)
+        self.step_settings = replace(s, hypothesis=self.verdict.hypothesis)
+        self.history = training.train(
+            {"network": self.network},
+            optimizers(self.network, s.lr, s.lr_discriminator),
+            self._make_batch,
+            self._losses,
+            s.max_steps or s.epochs * self.batches_per_epoch,
+            seed=s.seed,
+            validate=self._validation(validation) if s.selection == "synthetic" else None,
+            validate_every=s.validate_every,
+            selection=s.selection,
+            snapshot_every=s.snapshot_every,
+            checkpoint=s.checkpoint or None,
+            checkpoint_every=s.checkpoint_every if s.checkpoint else 0,
+            progress="GLASS",
+        )
+        del self.features, self.images
+        found = [self.score(batch) for batch in batches(validation.image_path, self.resize, s.batch_size)]
+        self.normal_scores = np.concatenate([scores.image for scores in found])
+        self.normal_map_maxima = np.concatenate([scores.map.max(axis=(1, 2)) for scores in found])
+        return self
+
+    def _new_network(self, width: int, positions: int) -> Network:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.settings.seed)
+            return Network(width, self.settings.hidden, positions).to(self.device)
+
+    def _make_batch(self, step: int):
+        """Features of normal images, the same images with local anomalies, and the labels of their tokens (1.4)."""
+        s = self.settings
+        epoch, position = divmod(step, self.batches_per_epoch)
+        order = np.random.default_rng([s.seed, 1, epoch]).permutation(len(self.features))
+        chosen = order[position * s.batch_size : (position + 1) * s.batch_size]
+        blended, labels = [], []
+        for place, i in enumerate(chosen):
+            rng = np.random.default_rng([s.seed, 2, step, place])
+            image, mask = self._blend(i, rng, s.families[(step + place) % len(s.families)])
+            blended.append(image)
+            labels.append(token_labels(mask, self.grid))
+        normal = torch.from_numpy(self.features[chosen])  # (B, L, D)
+        return normal.flatten(0, 1), to_tensor(blended), torch.from_numpy(np.concatenate(labels))
+
+    def _blend(self, i: int, rng, family: str):
+        """One local anomaly on training image `i`: uint8 (H, W, 3) and its mask."""
+        s, params = self.settings, {}
+        if family == "glass_las":
+            params = {"opacity": 1 - float(np.clip(rng.normal(s.beta_mean, s.beta_std), 0.2, 0.8))}
+        image, mask, _ = synthesis.synthesise(family, self.images[i], rng, self._foreground(i), self.sources, **params)
+        return image, mask
+
+    def _foreground(self, i: int):
+        """The product's mask in training image `i`, at input size, or None for the whole image."""
+        s = self.settings
+        if s.foreground == "none":
+            return None
+        if i not in self.foregrounds:
+            if s.foreground == "rules":
+                dataset = glass_judge.RULES_OF.get(self.dataset, self.dataset)
+                rule = synthesis.rule_for(dataset, self.categories[i])
+                mask = synthesis.foreground(self.images[i], rule)
+            else:
+                mask = self.resize.mask(self._read_foreground(i))
+            self.foregrounds[i] = mask if mask.any() else None  # a mask without product means the whole image
+        return self.foregrounds[i]
+
+    def _foreground_path(self, i: int) -> Path:
+        return Path(self.settings.foreground) / self.categories[i] / Path(self.paths[i]).name
+
+    def _read_foreground(self, i: int) -> np.ndarray:
+        return read_image(self._foreground_path(i)).max(axis=2) > 0
+
+    def _check_foregrounds(self) -> None:
+        """Refuse missing masks and masks of another size before the training starts."""
+        from PIL import Image
+
+        if not Path(self.settings.foreground).is_dir():
+            raise InputError(
+                f"foreground folder {self.settings.foreground} does not exist; give a folder "
+                "<folder>/<category>/<image name>, or one of: rules, none"
+            )
+        for i, path in enumerate(self.paths):
+            mask = self._foreground_path(i)
+            if not mask.is_file():
+                raise InputError(f"foreground mask {mask} is missing; expected one of the name of each training image")
+            with Image.open(mask) as opened, Image.open(path) as image:
+                if opened.size != image.size:
+                    raise InputError(
+                        f"foreground mask {mask} is {opened.size[1]}x{opened.size[0]}, its image "
+                        f"{image.size[1]}x{image.size[0]}; sizes must agree"
+                    )
+
+    def _losses(self, modules, batch, step: int):
+        network = modules["network"]
+        normal, images, labels = (part.to(self.device) for part in batch)
+        if step % self.batches_per_epoch == 0:
+            # A is linear, so the mean of A(t(x)) over all images is A of their mean: no pass over the data.
+            with torch.no_grad():
+                network.centre.copy_(network.adaptor(self.mean_features))
+        blended = self.embed(images).flatten(2).transpose(1, 2).flatten(0, 1).clone()  # (B L, D)
+        noise = torch.randn(normal.shape, device=self.device) * self.sigma_noise
+        return losses(network, normal, blended, labels, noise, self.step_settings)
+
+    def _validation(self, table):
+        """Return the function that rates the network on held-out pseudo-anomalies; their features are made once."""
+        from adlib import metrics
+
+        split = synthesis.SyntheticSplit(table, seed=self.settings.seed, resize=self.resize, sources=self.sources)
+        tokens, masks, labels = zip(*((self.embed(b.images), m, y) for b, m, y in split.batches()), strict=True)
+        masks, labels = np.concatenate(masks), np.concatenate(labels)
+
+        def validate() -> dict[str, float]:
+            scores = self._scores(torch.cat(tokens), self.resize.hw)
+            image = metrics.image_metrics(scores.image, labels)["image_auroc"]
+            pixel = metrics.pixel_metrics(scores.map, masks)["pixel_auroc"]
+            return {"score": (image + pixel) / 2, "image_auroc": image, "pixel_auroc": pixel}
+
+        return validate
+
+    # -- score ------------------------------------------------------------------------------------------------------
+
+    def score(self, batch: Batch | torch.Tensor) -> Scores:
+        """Score images (B, 3, H, W) in [0, 1] at the network's input size.
+
+        Token score: the discriminator's probability. Image score: the largest token score. Map: token scores,
+        bilinear to the input size, then Gaussian smoothing.
+        """
+        images = batch.images if isinstance(batch, Batch) else batch
+        return self._scores(self.embed(images), tuple(images.shape[-2:]))
+
+    @torch.no_grad()
+    def _scores(self, tokens: torch.Tensor, size) -> Scores:
+        """Scores of tokens (B, D, h, w)."""
+        network = self.network.eval()
+        probabilities = network(patches.to_rows(tokens)).sigmoid().reshape(len(tokens), *tokens.shape[2:])  # (B, h, w)
+        image = probabilities.flatten(1).amax(1).cpu().numpy()
+        return Scores(image.astype(np.float32), upsample_and_smooth(probabilities, size, self.settings.sigma))
+
+    def use_snapshot(self, states) -> None:
+        """Load the weights of a snapshot of `history.snapshots`, for learning curves."""
+        self.network.load_state_dict(states["network"])
+        self.network.eval()
+
+    # -- save and load --------------------------------------------------------------------------------------------
+
+    def save(self, path):
+        """Write the fitted method to the folder `path`."""
+        if not hasattr(self, "normal_scores"):
+            raise InputError("this GLASS is not fitted; call fit(table) before save")
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors["normal_scores"] = torch.from_numpy(self.normal_scores)
+        tensors["normal_map_maxima"] = torch.from_numpy(self.normal_map_maxima)
+        facts = {
+            "backbone_fingerprint": self.backbone.fingerprint,
+            "feature_factor": self.feature_factor,
+            "hypothesis": self.verdict.hypothesis,
+            "why": self.verdict.why,
+        }
+        storage.save_model(path, self.name, as_dict(self.settings), tensors, **facts)
+
+    @classmethod
+    def load(cls, path):
+        """Read a fitted method; refuses weights that were trained on another backbone's features."""
+        header, tensors = storage.read_model(path)
+        method = cls(**header["settings"])
+        if header.get("backbone_fingerprint") != method.backbone.fingerprint:
+            raise InputError(
+                f"{path} was trained on other weights of backbone {method.settings.backbone!r} than those found here; "
+                "use the same weights or train again"
+            )
+        try:
+            method.feature_factor = header["feature_factor"]
+            method.verdict = glass_judge.Verdict(header["hypothesis"], header["why"])
+            method.normal_scores = tensors.pop("normal_scores").numpy()
+            method.normal_map_maxima = tensors.pop("normal_map_maxima").numpy()
+            state = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
+            method.network = method._new_network(*reversed(state["centre"].shape))
+            method.network.load_state_dict(state)
+        except (KeyError, RuntimeError) as error:
+            raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}; train the model again") from None
+        method.network.eval()
+        return method
+
+
+def optimizers(network: Network, lr: float, lr_discriminator: float) -> list[torch.optim.Optimizer]:
+    """The two optimisers: Adam with weight decay 1e-5 for the adaptor, AdamW with decay 0.01 for the discriminator."""
+    return [
+        torch.optim.Adam(network.adaptor.parameters(), lr=lr, weight_decay=1e-5),
+        torch.optim.AdamW(network.discriminator.parameters(), lr=lr_discriminator),
+    ]
+
+
+def token_labels(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """float32 (L,): 1 for every token that holds an anomalous pixel (adaptive max-pooling, 8 x 8 in the paper)."""
+    pooled = F.adaptive_max_pool2d(torch.from_numpy(mask[None, None].astype(np.float32)), grid)
+    return pooled.flatten().numpy()
+
+
+def embed(features, patch_size: int, patch_stride: int, pretrain_dim, target_dim) -> torch.Tensor:
+    """Embed patches in the literal order of the original (unfold, align, pool, pool); (B, D, h, w)."""
+    channels = tuple(feature.shape[1] for feature in features)
+    if (patch_size, patch_stride, pretrain_dim, target_dim, channels) == (3, 1, 1536, 1536, (512, 1024)):
+        return paper_embedding(features)
+    return patches.embed(features, patch_size, patch_stride, pretrain_dim, target_dim)
+
+
+def paper_embedding(features) -> torch.Tensor:
+    """The paper's case without unfolding: 512 and 1024 channels, window 3, pooled to 1536 and again to 1536.
+
+    Both pools together average 6 neighbours of the channel-major list (channel, row, column) of the shallow windows,
+    and 12 of the deep ones: two and four whole rows of kernels. So 3 outputs come from 2 shallow channels, 3 from 4
+    deep ones, which is one grouped convolution each; the deep map can be enlarged after it.
+    """
+    shallow, deep = features
+    shallow, deep = _row_pool(shallow, 2), _row_pool(deep, 4)  # (B, 768, h, w), (B, 768, h / 2, w / 2)
+    deep = F.interpolate(deep, size=shallow.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.cat([shallow, deep], dim=1)
+
+
+def _row_pool(feature: torch.Tensor, group: int) -> torch.Tensor:
+    """Average `group` consecutive kernel rows of the flattened (channel, row) list: `group` channels in, 3 out."""
+    kernel = feature.new_zeros(3, group * 3, 3)
+    for out in range(3):
+        kernel[out, out * group : (out + 1) * group] = 1 / (3 * group)
+    groups = feature.shape[1] // group
+    return F.conv2d(feature, kernel.reshape(3, group, 3, 3).repeat(groups, 1, 1, 1), padding=1, groups=groups)
+
+
+def _allocate(shape: tuple[int, ...], max_memory: float) -> np.ndarray:
+    """Allocate float32 of `shape`; above `max_memory` GiB as a memory-mapped file that goes with its last user."""
+    if 4 * int(np.prod(shape)) <= max_memory * 2**30:
+        return np.empty(shape, dtype=np.float32)
+    import tempfile
+
+    return np.memmap(tempfile.TemporaryFile(), dtype=np.float32, shape=shape)

@@ -1,0 +1,271 @@
+"""One training step of GLASS: three streams of tokens, a walk uphill, and three losses (Chen et al., arXiv 2407.09359).
+
+    u  normal tokens                   A(t(x))              label 0
+    g  global synthesis (GAS)          u + noise, ascended  label 1: weak anomalies, close to normal
+    v  local synthesis (LAS)           A(t(x_a))            label of each token: 1 where a texture was blended in
+
+The loss that g *ascends* is that of calling g anomalous. Uphill is therefore where the discriminator is fooled: towards
+normal. Truncated projection keeps g from arriving there, and hard examples remain.
+
+The walk takes 20 passes through the discriminator and is most of the training time. It can be walked entirely in the
+hidden layer, which makes each pass one small matrix product (see `ascend`). Losses and gradients stay those of the
+original, to rounding.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+TINY = 1e-10  # added to a norm before dividing
+CLAMP = 1e-5  # label smoothing of the focal loss
+
+
+class Discriminator(nn.Module):
+    """Linear, batch normalisation, leaky ReLU, linear without bias: one logit a token.
+
+    Args:
+        width: length D of a token; hidden: width H of the hidden layer.
+    """
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.linear = nn.Linear(width, hidden)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.out = nn.Linear(hidden, 1, bias=False)
+        for layer in (self.linear, self.out):
+            nn.init.xavier_normal_(layer.weight)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return logits (N,) for tokens (N, D)."""
+        return self.head(self.linear(tokens))
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return logits (N,) for values (N, H) of the hidden layer before normalisation."""
+        return self.out(F.leaky_relu(self.norm(hidden), 0.2)).squeeze(1)
+
+
+class Network(nn.Module):
+    """What is trained: the adaptor A, the discriminator D, and the centre c (L, D) of the current epoch as a buffer."""
+
+    def __init__(self, width: int, hidden: int, n_positions: int):
+        super().__init__()
+        self.adaptor = nn.Linear(width, width)
+        nn.init.xavier_normal_(self.adaptor.weight)
+        self.discriminator = Discriminator(width, hidden)
+        self.register_buffer("centre", torch.zeros(n_positions, width))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return logits (N,) for pooled backbone features (N, D): the way of a test image."""
+        return self.discriminator(self.adaptor(tokens))
+
+
+def losses(network: Network, normal, blended, labels, noise, settings, trace: list | None = None) -> dict:
+    """The losses of one batch; their sum is minimised.
+
+    Args:
+        network: in training mode. All passes share one set of running statistics, as in the original.
+        normal, blended: (B L, D) pooled features t(x) of normal images and t(x_a) of blended ones, image by image.
+        labels: (B L,) float, 1 where a blended token is anomalous.
+        noise: (B L, D), added to the normal tokens before the ascent.
+        settings: `hypothesis` ("manifold" or "hypersphere"), `mining`, `n_ascent`, `step_size`, `project_every`,
+            `radius`, `p`, `all_statistics`.
+        trace: a list that receives one dict for every pass of the ascent (`tokens`, `logits`), for pictures.
+
+    Returns:
+        "normal", "global", "local" loss terms (scalars with gradient), and for the log, with a leading "_": shares of
+        tokens on the right side of 0.5, and the radii r_t, r_g, r_f (0.75-quantiles of distances to the centre).
+    """
+    s, discriminator = settings, network.discriminator
+    sphere = s.hypothesis == "hypersphere"
+    u, v = network.adaptor(normal), network.adaptor(blended)  # (B L, D)
+    anomalous = labels > 0.5
+    centre = network.centre.repeat(len(u) // len(network.centre), 1)  # (B L, D)
+    with torch.no_grad():
+        to_centre_u, to_centre_v = (u - centre).norm(dim=1), (v - centre).norm(dim=1)
+        r_t = torch.cat([to_centre_v[~anomalous], to_centre_u]).quantile(s.radius)
+        r_f = to_centre_v[anomalous].quantile(s.radius) if anomalous.any() else torch.zeros(())
+        low = r_t if sphere else torch.tensor(0.5)  # a fixed radius about each token's own normal feature (1.5)
+
+    # -- global anomaly synthesis: a walk without gradients, then the same walk as one differentiable expression ------
+    n_ascent = s.n_ascent if s.mining else 0
+    offset = u.detach() + noise - centre if sphere else noise  # g - origin
+    segments = ascend(
+        discriminator, u.detach(), offset, centre if sphere else None, low, n_ascent, s.step_size, s.project_every,
+        s.all_statistics, trace,
+    )  # fmt: skip
+    weight = discriminator.linear.weight.detach()
+    if sphere:
+        offset = u + noise - centre
+        for push, scale in segments:
+            offset = offset + push @ weight  # the step itself is a constant to autograd, as in the original
+            offset = offset if scale is None else project(offset, low, 2 * low)
+        g = centre + offset
+    else:
+        # About u itself the offset does not depend on u, so the whole walk is one constant.
+        pushed = torch.zeros_like(offset[:, :1])
+        for push, scale in segments:
+            pushed = pushed + push
+            if scale is not None:
+                pushed, offset = pushed * scale[:, None], offset * scale[:, None]
+        g = u + (offset + pushed @ weight if segments else offset)
+    logits = discriminator(torch.cat([u, g]))  # (2 B L,): one batch for the statistics
+    if trace is not None:
+        trace.append({"tokens": g.detach().clone(), "logits": logits.detach().clone()})
+
+    # -- local anomaly synthesis --------------------------------------------------------------------------------------
+    if sphere:
+        v = torch.where(anomalous[:, None], centre + project(v - centre, 2 * r_t, 4 * r_t), v)
+    scores = discriminator(v).sigmoid()  # (B L,)
+    kept_scores, kept_labels = hard_examples(scores, labels, s.p)
+    with torch.no_grad():
+        r_g = (g - centre).norm(dim=1).quantile(s.radius)
+        n = len(u)
+        true_scores, fake_scores = logits[:n].sigmoid(), logits[n:].sigmoid()
+        p_true = share(torch.cat([true_scores, scores[~anomalous]]) < 0.5)
+        p_fake = share(torch.cat([fake_scores, scores[anomalous]]) >= 0.5)
+    return {
+        "normal": F.softplus(logits[:n]).mean(),  # binary cross-entropy against 0
+        "global": F.softplus(-logits[n:]).mean(),  # against 1
+        "local": focal_loss(kept_scores, kept_labels),
+        "_p_true": p_true,
+        "_p_fake": p_fake,
+        "_r_true": r_t,
+        "_r_global": r_g,
+        "_r_local": r_f,
+    }
+
+
+@torch.no_grad()
+def ascend(
+    discriminator: Discriminator,
+    true: torch.Tensor,
+    offset: torch.Tensor,
+    origin: torch.Tensor | None,
+    low: torch.Tensor,
+    n_steps: int = 20,
+    step_size: float = 0.001,
+    every: int = 5,
+    all_statistics: bool = True,
+    trace: list | None = None,
+) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Walk noisy tokens up the gradient of their loss against label 1, with truncated projection.
+
+    With d the gradient for a token g and W the weight of the first layer, the original repeats
+
+        g <- g + step_size d / |d|,    d = W' e,    e the gradient at the hidden layer,
+
+    and every fifth time clips |g - o| to [r, 2r]. All of it can be followed through h = W g alone: the step moves h by
+    step_size (W W') e / |d|, |d|^2 = e' (W W') e, and g - o only ever appears through its length, which a running
+    square follows: |x + t d|^2 = |x|^2 + 2 t (W x)' e + t^2 |d|^2. A pass needs one product with the H x H matrix
+    W W' where the original needs four with W, and u passes through W once for all passes.
+
+    Args:
+        true: (N, D) normal tokens u, which share the batch statistics.
+        offset: (N, D) g - o at the start. origin: (N, D) the points o, or None for u itself.
+        low: the smallest distance r; the largest is 2 r.
+        n_steps, step_size, every: number of steps, their length, and steps between two projections.
+        all_statistics: let every pass move the running statistics, as in the original.
+
+    Returns:
+        the walk as segments (e summed (N, H), scale (N,) or None): between two projections g - o moves by
+        `summed @ W` and is then multiplied by `scale`; the last segment may end without a projection.
+    """
+    if n_steps < 1:
+        return []
+    n, weight, norm = len(true), discriminator.linear.weight, discriminator.norm
+    out = discriminator.out.weight[0]  # (H,)
+    gram = weight @ weight.T  # (H, H)
+    h_true = discriminator.linear(true)  # (N, H)
+    # Normalisation takes means away anyway; without them sums of squares lose no digits.
+    shift = h_true.mean(0)
+    h_true -= shift
+    h_origin = h_true if origin is None else discriminator.linear(origin).sub_(shift)
+    h = h_origin + offset @ weight.T  # (N, H), the walker
+    squared = offset.square().sum(1)  # |g - o|^2
+    sum_true, squares_true = h_true.sum(0), h_true.square().sum(0)
+    pushed, segments, statistics = torch.zeros_like(h), [], []
+    start, walker = offset.clone(), (true if origin is None else origin)
+    for step in range(n_steps):
+        mean = (sum_true + h.sum(0)) / (2 * n)
+        variance = (squares_true + h.square().sum(0)) / (2 * n) - mean.square()
+        statistics.append((mean + shift, variance))
+        std = (variance + norm.eps).sqrt()
+        gain = norm.weight / std
+        bias = norm.bias - mean * gain
+        y = torch.addcmul(bias, h, gain)  # (N, H), normalised
+        slope = torch.where(y > 0, 1.0, 0.2)
+        logits = y.mul_(slope) @ out  # (N,)
+        if trace is not None:
+            logits_true = F.leaky_relu(torch.addcmul(bias, h_true, gain), 0.2) @ out
+            trace.append({"tokens": walker + start + pushed @ weight, "logits": torch.cat([logits_true, logits])})
+        # Gradient of the mean loss -log sigmoid(logit), back through activation and batch normalisation.
+        e = slope.mul_(((logits.sigmoid() - 1) / n)[:, None])
+        first, second = e.sum(0) / (2 * n), torch.einsum("nh,nh->h", e, h) / (2 * n)
+        second = (second - mean * first) / variance.add(norm.eps)
+        e.sub_(first - mean * second).addcmul_(h, second, value=-1).mul_(gain * out)
+        ahead = torch.mm(e, gram, out=y)  # (N, H): W d
+        length_squared = torch.einsum("nh,nh->n", ahead, e).clamp_(min=0)
+        t = step_size / (length_squared.sqrt() + TINY)
+        inner = torch.einsum("nh,nh->n", h, e) - torch.einsum("nh,nh->n", h_origin, e)  # (g - o)' d
+        squared += 2 * t * inner + t.square() * length_squared
+        h.addcmul_(ahead, t[:, None])
+        pushed.addcmul_(e, t[:, None])
+        if (step + 1) % every == 0:
+            distance = squared.clamp(min=0).sqrt()
+            scale = distance.clamp(low, 2 * low) / (distance + TINY)
+            squared *= scale.square()
+            h.sub_(h_origin).mul_(scale[:, None]).add_(h_origin)
+            if trace is not None:
+                start = (start + pushed @ weight) * scale[:, None]
+            segments.append((pushed, scale))
+            pushed = torch.zeros_like(h)
+    if n_steps % every:
+        segments.append((pushed, None))
+    if all_statistics and norm.training:
+        _update_running(norm, statistics, 2 * n)
+    return segments
+
+
+def _update_running(norm: nn.BatchNorm1d, statistics, n: int) -> None:
+    """Move the running statistics as that many passes in training mode would have done."""
+    for mean, variance in statistics:
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (n / (n - 1)), norm.momentum)
+    norm.num_batches_tracked += len(statistics)
+
+
+def project(offset: torch.Tensor, low, high) -> torch.Tensor:
+    """Truncated projection: stretch or shrink offsets (N, D) to a length in [low, high]."""
+    length = offset.norm(dim=1, keepdim=True)
+    return offset * (length.clamp(low, high) / (length + TINY))
+
+
+def hard_examples(scores, labels, p: float):
+    """Keep the tokens whose squared error is at or above its p-quantile; p = 0 keeps all.
+
+    >>> import torch
+    >>> hard_examples(torch.tensor([0.1, 0.2, 0.9, 0.4]), torch.tensor([0.0, 0.0, 1.0, 1.0]), 0.5)[0]
+    tensor([0.2000, 0.4000])
+    """
+    if p <= 0:
+        return scores, labels
+    error = (scores.detach() - labels).square()
+    kept = error >= error.quantile(p)
+    return scores[kept], labels[kept]
+
+
+def focal_loss(scores: torch.Tensor, labels: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:
+    """Mean of -(1 - p)^gamma log p, p the probability of the true label (smoothed by 1e-5).
+
+    Args:
+        scores: (N,) anomaly probabilities; labels: (N,) 0 or 1.
+    """
+    one = labels.clamp(CLAMP, 1 - CLAMP)
+    zero = (1 - labels).clamp(CLAMP, 1 - CLAMP)
+    p = zero * (1 - scores) + one * scores + CLAMP
+    return (-((1 - p) ** gamma) * p.log()).mean()
+
+
+def share(flags: torch.Tensor) -> torch.Tensor:
+    """Share of true flags, 0 where there are none."""
+    return flags.float().mean() if flags.numel() else torch.zeros(())
