@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from adlib.datasets import hold_out
 from adlib.errors import InputError
 from adlib.images import Resize, batches, read_image, to_tensor
 from adlib.paths import atomic_path
@@ -48,6 +49,17 @@ def choose_support(table: pd.DataFrame, k: int, seed: int, n_held_out: int = 50)
             f"k {k} is larger than the {len(chosen)} different normal images at hand; lower k or add images"
         )
     return table.iloc[chosen[:k]], table.iloc[sorted(chosen[k:])]
+
+
+def split_normals(table: pd.DataFrame, settings, validation=None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split normals into those to fit on (`k` as a support, or all but a share) and those to set the threshold."""
+    if settings.k is not None:
+        fit, held_out = choose_support(table, settings.k, settings.seed, settings.n_calibration)
+    elif validation is not None or len(table) < 2:
+        fit, held_out = table, table.iloc[:0]
+    else:
+        fit, held_out = hold_out(table, settings.hold_out, settings.seed)
+    return fit, (held_out if validation is None else validation).iloc[: settings.n_calibration]
 
 
 def pixel_hash(image) -> int:

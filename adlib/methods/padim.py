@@ -1,0 +1,133 @@
+"""PaDiM: one Gaussian a position (Defard et al., ICPR workshops 2021, arXiv 2011.08785).
+
+    fit    features of all stages on the grid of the first, d random channels -> mean, covariance + 0.01 I a position
+    score  Mahalanobis distance of each patch to the Gaussian of its position  (Eq. 2)
+
+Positions are not compared with each other, so PaDiM suits aligned products. Few images are enough to run it: the
+added 0.01 I keeps every covariance invertible (section 3.2), but with k images its rank is at most k - 1.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from adlib import backbones, patches, storage
+from adlib.errors import InputError
+from adlib.images import Batch, Resize, batches
+from adlib.methods import Scores, check_training_table
+from adlib.methods.patchcore import upsample_and_smooth
+from adlib.settings import as_dict, build
+from adlib.support import check_fingerprint, score_normals, split_normals, support_ids
+
+
+@dataclass(frozen=True)
+class PadimSettings:
+    """Settings of PaDiM; defaults from the paper for MVTec AD (section 4.2, PaDiM-WR50-Rd550)."""
+
+    backbone: str = "wide_resnet50_2.tv_in1k"
+    stages: tuple[int | str, ...] = (1, 2, 3)  # layer1, layer2, layer3
+    weights: str = "auto"  # see adlib.backbones.create
+    image_size: int | tuple[int, ...] = 224  # network input, pixels
+    resize: str = "short_side"
+    scale: int | None = 256  # pixels
+    k: int | None = None  # images to fit on, the same choice as `few_shot` makes; None: all but `hold_out`
+    hold_out: float = 0.15  # share of the normals kept for the threshold when k is None
+    d: int = 550  # channels kept at random
+    epsilon: float = 0.01  # added to the diagonal of each covariance
+    sigma: float = 4.0  # Gaussian smoothing of the map, input pixels
+    n_calibration: int = 50  # at most so many held-out normals are scored for the threshold
+    batch_size: int = 8  # images a forward pass
+    seed: int = 0  # channels, choice of images
+
+    def __post_init__(self):
+        if self.d < 1 or self.epsilon <= 0 or self.sigma < 0 or (self.k is not None and self.k < 1):
+            raise InputError(
+                f"d {self.d}, epsilon {self.epsilon} and k {self.k} must be positive, sigma {self.sigma} not negative"
+            )
+
+
+class Padim:
+    """Gaussians over positions.
+
+    Attributes after `fit`:
+        channels: int64 (d,), the random choice.
+        mean: (P, d); whitening: (P, d, d), inverse Cholesky factors, so that distance = |whitening (x - mean)|.
+        normal_scores, normal_map_maxima: of held-out normals.
+    """
+
+    name = "padim"
+    Settings = PadimSettings
+
+    def __init__(self, **settings):
+        self.settings = s = build(PadimSettings, settings, owner=self.name)
+        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
+        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.device = backbones.default_device()
+        self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Embed images (B, 3, H, W) in [0, 1] as (B, C, h, w), channels of all stages."""
+        with torch.inference_mode():
+            return patches.mean_embedding(self.backbone(images.to(self.device)), patch_size=1)
+
+    def fit(self, table, validation=None):
+        """Estimate the Gaussians from a table of normal training images."""
+        check_training_table(table)
+        s = self.settings
+        chosen, held_out = split_normals(table, s, validation)
+        self.support_ids = support_ids(chosen)
+        grids = torch.cat([self.embed(b.images) for b in batches(chosen.image_path, self.resize, s.batch_size)])
+        n_channels = grids.shape[1]
+        keep = np.random.default_rng(s.seed).permutation(n_channels)[: min(s.d, n_channels)]
+        self.channels = torch.from_numpy(np.sort(keep))
+        x = grids[:, self.channels].flatten(2).permute(2, 0, 1)  # (P, N, d)
+        self.mean = x.mean(1)  # (P, d)
+        x = x - self.mean[:, None]
+        identity = torch.eye(x.shape[2], device=x.device)
+        self.whitening = torch.empty(len(x), x.shape[2], x.shape[2])
+        for start in range(0, len(x), 64):  # in blocks: the (P, d, d) covariances need not exist at once
+            block = x[start : start + 64]
+            covariance = block.mT @ block / max(1, block.shape[1] - 1) + s.epsilon * identity  # (64, d, d)
+            factor = torch.linalg.cholesky(covariance)
+            inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+            self.whitening[start : start + 64] = inverse.cpu()
+        self.whitening, self.mean = self.whitening.to(self.device), self.mean.clone()
+        self.normal_scores, self.normal_map_maxima = score_normals(self, (), held_out)
+        return self
+
+    def score(self, batch: Batch | torch.Tensor) -> Scores:
+        """Score images (B, 3, H, W) in [0, 1]: Mahalanobis distances, enlarged and smoothed; their maximum."""
+        images = batch.images if isinstance(batch, Batch) else batch
+        grids = self.embed(images)
+        x = grids[:, self.channels].flatten(2).permute(2, 1, 0) - self.mean[:, :, None]  # (P, d, B)
+        with torch.inference_mode():
+            distances = torch.bmm(self.whitening, x).norm(dim=1).T  # (B, P)
+        distances = distances.reshape(len(images), *grids.shape[2:])
+        maps = upsample_and_smooth(distances, tuple(images.shape[-2:]), self.settings.sigma)
+        return Scores(maps.max((1, 2)), maps)
+
+    def save(self, path):
+        """Write the fitted method to the folder `path`."""
+        if not hasattr(self, "whitening"):
+            raise InputError("this PaDiM is not fitted; call fit(table) before save")
+        tensors = {name: getattr(self, name) for name in ("channels", "mean", "whitening")}
+        tensors |= {n: torch.from_numpy(getattr(self, n)) for n in ("normal_scores", "normal_map_maxima")}
+        facts = {"backbone_fingerprint": self.backbone.fingerprint, "support_ids": self.support_ids}
+        storage.save_model(path, self.name, as_dict(self.settings), tensors, **facts)
+
+    @classmethod
+    def load(cls, path):
+        """Read a fitted method."""
+        header, tensors = storage.read_model(path)
+        method = cls(**header["settings"])
+        check_fingerprint(header, method.backbone, path)
+        try:
+            for name in ("channels", "mean", "whitening"):
+                setattr(method, name, tensors[name].to(method.device))
+            for name in ("normal_scores", "normal_map_maxima"):
+                setattr(method, name, tensors[name].numpy())
+            method.support_ids = header["support_ids"]
+        except KeyError:
+            raise InputError(f"{path} is damaged: its tensors are not those of padim; train it again") from None
+        return method

@@ -1,0 +1,123 @@
+"""SPADE: nearest images first, then nearest patches within them (Cohen & Hoshen, 2020, arXiv 2005.02357).
+
+image  mean distance of the pooled last feature to its K nearest normal images            (section 3.2)
+pixel  distance of each patch to the nearest patch, at any place, of those K images       (section 3.3)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from adlib import backbones, neighbours, patches, storage
+from adlib.errors import InputError
+from adlib.images import Batch, Resize, batches
+from adlib.methods import Scores, check_training_table
+from adlib.methods.patchcore import upsample_and_smooth
+from adlib.settings import as_dict, build
+from adlib.support import check_fingerprint, score_normals, split_normals, support_ids
+
+
+@dataclass(frozen=True)
+class SpadeSettings:
+    """Settings of SPADE; defaults from the paper for MVTec AD (section 4.1)."""
+
+    backbone: str = "wide_resnet50_2.tv_in1k"
+    stages: tuple[int | str, ...] = (1, 2, 3)  # layer1, layer2, layer3: pyramid of the patches
+    image_stage: int | str = 4  # stage that is pooled over the image for the image score
+    weights: str = "auto"  # see adlib.backbones.create
+    image_size: int | tuple[int, ...] = 224  # network input, pixels
+    resize: str = "short_side"
+    scale: int | None = 256  # pixels
+    k: int | None = None  # images to fit on, the same choice as `few_shot` makes; None: all but `hold_out`
+    hold_out: float = 0.15  # share of the normals kept for the threshold when k is None
+    n_nearest: int = 50  # K, nearest normal images
+    sigma: float = 4.0  # Gaussian smoothing of the map, input pixels
+    n_calibration: int = 50  # at most so many held-out normals are scored for the threshold
+    batch_size: int = 8  # images a forward pass
+    seed: int = 0  # choice of images
+
+    def __post_init__(self):
+        if self.n_nearest < 1 or self.sigma < 0 or (self.k is not None and self.k < 1):
+            raise InputError(
+                f"n_nearest {self.n_nearest} and k {self.k} must be positive, sigma {self.sigma} not negative"
+            )
+
+
+class Spade:
+    """Nearest images, then nearest patches.
+
+    Attributes after `fit`:
+        pooled: (N, C), one vector an image; gallery: (N, P, D), its patches.
+        normal_scores, normal_map_maxima: of held-out normals.
+    """
+
+    name = "spade"
+    Settings = SpadeSettings
+
+    def __init__(self, **settings):
+        self.settings = s = build(SpadeSettings, settings, owner=self.name)
+        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
+        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.device = backbones.default_device()
+        stages = dict.fromkeys((*s.stages, s.image_stage))  # each once
+        self.backbone = backbones.create(s.backbone, tuple(stages), s.weights, self.resize.hw).to(self.device)
+        self.n_pyramid = len(s.stages)
+
+    def embed(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed images (B, 3, H, W) in [0, 1]: pooled vectors (B, C) and patches (B, D, h, w)."""
+        with torch.inference_mode():
+            features = self.backbone(images.to(self.device))
+            return features[-1].mean((2, 3)), patches.mean_embedding(features[: self.n_pyramid], patch_size=1)
+
+    def fit(self, table, validation=None):
+        """Store the features of a table of normal training images."""
+        check_training_table(table)
+        s = self.settings
+        chosen, held_out = split_normals(table, s, validation)
+        self.support_ids = support_ids(chosen)
+        embedded = [self.embed(b.images) for b in batches(chosen.image_path, self.resize, s.batch_size)]
+        self.pooled = torch.cat([pooled for pooled, _ in embedded]).clone()
+        self.gallery = torch.cat([grid.flatten(2).mT for _, grid in embedded]).contiguous().clone()
+        self.normal_scores, self.normal_map_maxima = score_normals(self, (), held_out)
+        return self
+
+    def score(self, batch: Batch | torch.Tensor) -> Scores:
+        """Score images (B, 3, H, W) in [0, 1]."""
+        images = batch.images if isinstance(batch, Batch) else batch
+        pooled, grids = self.embed(images)
+        index = neighbours.NearestNeighbours("torch").fit(self.pooled.cpu())
+        squared, nearest = index.query(pooled.cpu().numpy(), min(self.settings.n_nearest, len(self.pooled)))  # (B, K)
+        rows = grids.flatten(2).mT.cpu().numpy()  # (B, P, D)
+        cells = []
+        for own, images_near in zip(rows, nearest, strict=True):
+            gallery = self.gallery[torch.from_numpy(np.sort(images_near))].flatten(0, 1)  # (K P, D)
+            distances, _ = neighbours.NearestNeighbours("torch").fit(gallery.cpu()).query(own, 1)
+            cells.append(np.sqrt(distances[:, 0]))
+        cells = torch.from_numpy(np.stack(cells)).view(len(images), *grids.shape[2:])
+        maps = upsample_and_smooth(cells, tuple(images.shape[-2:]), self.settings.sigma)
+        return Scores(squared.mean(1).astype(np.float32), maps)
+
+    def save(self, path):
+        """Write the fitted method to the folder `path`."""
+        if not hasattr(self, "gallery"):
+            raise InputError("this SPADE is not fitted; call fit(table) before save")
+        tensors = {"pooled": self.pooled, "gallery": self.gallery}
+        tensors |= {n: torch.from_numpy(getattr(self, n)) for n in ("normal_scores", "normal_map_maxima")}
+        facts = {"backbone_fingerprint": self.backbone.fingerprint, "support_ids": self.support_ids}
+        storage.save_model(path, self.name, as_dict(self.settings), tensors, **facts)
+
+    @classmethod
+    def load(cls, path):
+        """Read a fitted method."""
+        header, tensors = storage.read_model(path)
+        method = cls(**header["settings"])
+        check_fingerprint(header, method.backbone, path)
+        try:
+            method.pooled, method.gallery = (tensors[name].to(method.device) for name in ("pooled", "gallery"))
+            for name in ("normal_scores", "normal_map_maxima"):
+                setattr(method, name, tensors[name].numpy())
+            method.support_ids = header["support_ids"]
+        except KeyError:
+            raise InputError(f"{path} is damaged: its tensors are not those of spade; train it again") from None
+        return method

@@ -1,0 +1,75 @@
+"""SPADE and PaDiM: the same numbers as a plain reading of their formulas, and few images are enough."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+from adlib import images, support
+from adlib.errors import InputError
+from adlib.methods.padim import Padim
+from adlib.methods.spade import Spade
+
+SMALL = TINY | {"stages": [1, 2]}
+
+
+@pytest.fixture(scope="module")
+def train(small_table):
+    return small_table[small_table.split == "train"]
+
+
+@pytest.fixture(scope="module")
+def test_batch(small_table):
+    test = small_table[small_table.split == "test"]
+    return next(images.batches(test.image_path, images.Resize(64), len(test)))
+
+
+def test_padim_is_the_mahalanobis_distance(train, test_batch):
+    method = Padim(**SMALL, d=20, sigma=0.0, k=4).fit(train)
+    chosen, _ = support.choose_support(train, 4, seed=0)
+    stack = method.embed(support.read_images(chosen.image_path, method.resize))[:, method.channels]
+    query = method.embed(test_batch.images[-1:])[0, method.channels]
+    for row, column in ((0, 0), (3, 9), (15, 15)):
+        x = stack[:, :, row, column].double().numpy()
+        covariance = np.cov(x.T) + 0.01 * np.eye(20)
+        difference = query[:, row, column].double().numpy() - x.mean(0)
+        expected = np.sqrt(difference @ np.linalg.inv(covariance) @ difference)
+        cell = row * 16 + column
+        found = (method.whitening[cell] @ (query[:, row, column] - method.mean[cell])).norm().item()
+        assert found == pytest.approx(expected, rel=1e-3)
+    scores = method.score(test_batch)
+    np.testing.assert_array_equal(scores.image, scores.map.max((1, 2)))
+
+
+def test_spade_is_two_nearest_neighbour_searches(train, test_batch):
+    method = Spade(**SMALL, image_stage=4, n_nearest=2, sigma=0.0, k=4).fit(train)
+    pooled, grid = method.embed(test_batch.images[-1:])
+    squared = (method.pooled - pooled).square().sum(1)
+    nearest = squared.argsort()[:2]
+    scores = method.score(test_batch.images[-1:])
+    assert scores.image[0] == pytest.approx(squared[nearest].mean().item(), rel=1e-4)
+    cells = torch.cdist(grid[0].flatten(1).T, method.gallery[nearest].flatten(0, 1)).amin(1)
+    # Bilinear enlargement by four leaves no cell centre on a pixel, but it keeps the mean.
+    assert scores.map.mean() == pytest.approx(cells.mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("cls", [Padim, Spade])
+def test_defects_stand_out_and_one_image_is_enough(cls, train, test_batch, small_table):
+    labels = small_table.label[small_table.split == "test"].to_numpy()
+    for k in (1, None):
+        method = cls(**SMALL, k=k).fit(train)
+        maxima = method.score(test_batch).map.max((1, 2))
+        assert maxima[labels == 1].min() > maxima[labels == 0].max()
+        assert len(method.support_ids) == (1 if k else 5)
+
+
+@pytest.mark.parametrize("cls", [Padim, Spade])
+def test_supports_are_those_of_few_shot(cls, train):
+    method = cls(**SMALL, k=2, seed=3).fit(train)
+    assert method.support_ids == support.support_ids(support.choose_support(train, 2, seed=3)[0])
+    with pytest.raises(InputError, match="k 9 is larger"):
+        cls(**SMALL, k=9).fit(train)
+    with pytest.raises(InputError, match="must be positive"):
+        cls(**SMALL, k=0)
+    with pytest.raises(InputError, match="not fitted"):
+        cls(**SMALL).save("nowhere")
