@@ -1,0 +1,101 @@
+"""Clustering: every algorithm finds plain clusters, the rules differ where they should, clean images stay clean."""
+
+import numpy as np
+import pytest
+
+from adlib import clustering
+from adlib.errors import InputError
+
+GRID = (12, 12)
+
+
+def cells(n_anomalous: int, seed: int = 0, spread: float = 0.05, d: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Cells of a 12 x 12 image: the last `n_anomalous` point another way. Also the truth."""
+    rng = np.random.default_rng(seed)
+    truth = np.arange(GRID[0] * GRID[1]) >= GRID[0] * GRID[1] - n_anomalous
+    x = spread * rng.normal(size=(len(truth), d))
+    x[~truth, 0] += 1
+    x[truth, 1] += 1
+    return x, truth
+
+
+REFERENCE = cells(0, seed=9)[0][:60]
+
+
+@pytest.mark.parametrize("name", list(clustering.ALGORITHMS))
+def test_a_plain_defect_is_found(name):
+    x, truth = cells(25)
+    found = clustering.cluster(name, x, reference=REFERENCE)
+    np.testing.assert_array_equal(found.anomalous, truth)
+    assert found.scores[truth].min() > found.scores[~truth].max()
+    assert found.scores.dtype == np.float32
+    again = clustering.cluster(name, x, reference=REFERENCE)
+    np.testing.assert_array_equal(found.scores, again.scores)
+
+
+@pytest.mark.parametrize("name", ["kmeans", "agglomerative", "spectral", "hdbscan"])
+def test_large_defects_are_found_by_reference_and_missed_by_minority(name):
+    x, truth = cells(90)  # 62 % of the image
+    assert (clustering.cluster(name, x, "reference", REFERENCE).anomalous == truth).all()
+    assert (clustering.cluster(name, x, "minority").anomalous == ~truth).all()
+
+
+def test_border_rule_takes_the_frame_as_normal():
+    inside = np.zeros(GRID, bool)
+    inside[1:-1, 1:-1] = True  # 100 of 144 cells: the majority
+    x, _ = cells(0)
+    x[inside.ravel()] = np.roll(x[inside.ravel()], 1, axis=1)
+    found = clustering.cluster("kmeans", x, "border", grid=GRID)
+    np.testing.assert_array_equal(found.anomalous, inside.ravel())
+    with pytest.raises(InputError, match="needs the grid"):
+        clustering.cluster("kmeans", x, "border")
+
+
+@pytest.mark.parametrize("name", list(clustering.ALGORITHMS))
+def test_clean_images_behind_the_gate(name):
+    clean = [clustering.cluster(name, cells(0, seed)[0], reference=REFERENCE) for seed in range(20)]
+    gate = clustering.gate_from_normals([found.separation for found in clean], 1.0)
+    again = clustering.cluster(name, cells(0, 5)[0], reference=REFERENCE, gate=gate)
+    assert not again.anomalous.any()
+    assert np.isfinite(again.scores).all()
+    x, truth = cells(25)
+    np.testing.assert_array_equal(clustering.cluster(name, x, reference=REFERENCE, gate=gate).anomalous, truth)
+
+
+@pytest.mark.parametrize("name", ["hdbscan", "gmm"])
+def test_one_cluster_is_an_answer(name):
+    found = clustering.cluster(name, cells(0)[0], "minority")
+    assert found.n_clusters == 1
+    if name == "gmm":
+        assert not found.anomalous.any()
+
+
+@pytest.mark.parametrize("name", list(clustering.ALGORITHMS))
+def test_identical_cells_are_one_cluster_without_an_alarm(name):
+    found = clustering.cluster(name, np.ones((16, 3)), reference=np.ones((4, 3)))
+    assert not found.anomalous.any()
+    assert found.n_clusters == 1
+    assert found.scores.max() < 1e-6
+
+
+def test_separation_by_hand():
+    x = np.array([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0], [-0.6, 0.8]])
+    # Centres halve the angle on each side: cells are acos(cos)/2 off, the centres (-2 / sqrt 5, 1 / sqrt 5) mirrored.
+    own = 1 - 2 / np.sqrt(5)
+    between = 1 - (-4 / 5 + 1 / 5)
+    assert clustering.separation(x, np.array([True, True, False, False])) == pytest.approx(between / own)
+    assert clustering.separation(x, np.ones(4, bool)) == 0
+
+
+def test_bad_input_is_one_line():
+    x = cells(10)[0]
+    with pytest.raises(InputError, match="did you mean 'kmeans'"):
+        clustering.cluster("kmean", x, reference=x)
+    with pytest.raises(InputError, match="rule 'majority' is unknown"):
+        clustering.cluster("kmeans", x, "majority")
+    with pytest.raises(InputError, match="need reference"):
+        clustering.cluster("kmeans", x)
+    with pytest.raises(InputError, match="at least 4"):
+        clustering.cluster("kmeans", x[:3], "minority")
+    with pytest.raises(InputError, match="finite"):
+        clustering.cluster("kmeans", np.full((5, 2), np.nan), "minority")
