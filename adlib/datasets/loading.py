@@ -28,7 +28,7 @@ def load(layout: str, root=None, category: str | None = None) -> pd.DataFrame:
 
     Args:
         layout: a data set ("mvtec_ad", "visa", ...: see `catalogue`), a layout (a key of `LAYOUTS`), or the name of
-            the folder `root` itself where that holds own data in the MVTec layout.
+            the folder `root` itself where that holds data of your own in one of the layouts.
         root: the folder that holds the category folders; also accepted are the category folder itself and a folder
             that holds the data set under its name. Default `data/<data set>`; "elpv" lies in its package.
         category: one category; None for all of them, one after the other.
@@ -136,8 +136,8 @@ def locate(layout: str, root) -> tuple:
     if root is not None and layout not in LAYOUTS and layout not in catalogue.DATASETS:
         folder = existing_folder(root)
         for own in (folder, folder.parent, folder / layout):  # own data, called by the name of its folder
-            if own.name == layout and mvtec.categories(own):
-                return mvtec, own
+            if own.name == layout and (found := _recognise(own)):
+                return LAYOUTS[found], own
     module = _module(layout)
     if layout == "elpv":
         return module, None

@@ -1,0 +1,501 @@
+"""Layouts on small trees: what is found, how it is paired, and what is said when something is missing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import texture, write_image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adlib import datasets
+from adlib.datasets import elpv, loco
+from adlib.datasets.table import COLUMNS, make_table, sample
+from adlib.errors import InputError
+from adlib.images import read_mask
+
+RNG = np.random.default_rng(0)
+
+
+def image(path, size=8, mask=None):
+    """Write a small image, or a mask of one grey value with a square of it."""
+    if mask is None:
+        return write_image(path, texture(RNG, size, size))
+    pixels = np.zeros((size, size), np.uint8)
+    pixels[2:5, 2:5] = mask
+    return write_image(path, pixels)
+
+
+def summary(table):
+    """Split, defect, image and mask name of each row: enough to see the pairing."""
+    return [
+        (r.split, r.defect, r.label, Path(r.image_path).name, r.mask_path and Path(r.mask_path).name)
+        for r in table.itertuples()
+    ]
+
+
+# -- MVTec layout -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mvtec_tree(tmp_path):
+    root = tmp_path / "parts"
+    image(root / "bolt/train/good/001.png")
+    image(root / "bolt/train/good/000.JPG")
+    image(root / "bolt/test/good/000.jpg")
+    image(root / "bolt/test/crack/a.jpg")
+    image(root / "bolt/test/crack/b.jpg")
+    image(root / "bolt/ground_truth/crack/a_mask.png", mask=255)
+    image(root / "bolt/ground_truth/crack/b.png", mask=255)
+    image(root / "anchor/train/good/0.png")
+    image(root / "anchor/test/good/0.png")
+    return root
+
+
+def test_mvtec_layout(mvtec_tree):
+    table = datasets.load("mvtec", mvtec_tree, "bolt")
+    assert list(table.columns) == list(COLUMNS)
+    assert summary(table) == [
+        ("train", "good", 0, "000.JPG", None),
+        ("train", "good", 0, "001.png", None),
+        ("test", "good", 0, "000.jpg", None),
+        ("test", "crack", 1, "a.jpg", "a_mask.png"),
+        ("test", "crack", 1, "b.jpg", "b.png"),
+    ]
+    assert list(table.index) == list(range(5))
+    assert table.attrs == {"dataset": "mvtec", "mask_threshold": 127}
+    assert all(Path(p).is_absolute() and Path(p).is_file() for p in table.image_path)
+    assert read_mask(table.mask_path[3]).sum() == 9
+
+
+def test_all_categories_and_relative_roots(mvtec_tree, monkeypatch):
+    assert datasets.categories("mvtec", mvtec_tree) == ["anchor", "bolt"]
+    table = datasets.load("magnetic_tile", mvtec_tree)  # a data set of the same layout
+    assert table.category.tolist() == ["anchor"] * 2 + ["bolt"] * 5
+    monkeypatch.chdir(mvtec_tree / "anchor")
+    assert datasets.load("mvtec", "..", "bolt").image_path[0] == str(mvtec_tree / "bolt/train/good/000.JPG")
+
+
+def test_category_folder_or_folder_above_may_be_the_root(mvtec_tree):
+    expected = datasets.load("mvtec", mvtec_tree, "bolt")
+    assert datasets.load("mvtec", mvtec_tree / "bolt", "bolt").equals(expected)
+    mvtec_tree.rename(mvtec_tree.with_name("mpdd"))
+    assert len(datasets.load("mpdd", mvtec_tree.parent, "bolt")) == len(expected)
+
+
+def test_own_data_is_called_by_its_folder(mvtec_tree):
+    expected = datasets.load("mvtec", mvtec_tree, "bolt")
+    for root in (mvtec_tree, mvtec_tree / "bolt", mvtec_tree.parent):
+        assert datasets.load("parts", root, "bolt").equals(expected)
+    with pytest.raises(InputError, match="'prts' is unknown"):
+        datasets.load("prts", mvtec_tree, "bolt")
+
+
+def test_a_test_set_without_training_images_loads_but_is_not_discovered(tmp_path):
+    image(tmp_path / "Person_1/bottle/test/good/0.png")
+    image(tmp_path / "Person_1/bottle/test/faint/1.png")
+    assert datasets.load("mad_man", tmp_path / "Person_1").label.tolist() == [0, 1]
+    assert datasets.discover(tmp_path) == []
+
+
+def test_a_category_without_defects_and_one_without_masks(mvtec_tree):
+    assert datasets.load("mvtec", mvtec_tree, "anchor").label.tolist() == [0, 0]
+    image(mvtec_tree / "anchor/test/bent/1.png")
+    assert datasets.load("mvtec", mvtec_tree, "anchor").mask_path.tolist() == [None] * 3
+
+
+def test_missing_mask_names_the_image(mvtec_tree):
+    (mvtec_tree / "bolt/ground_truth/crack/a_mask.png").unlink()
+    with pytest.raises(InputError, match=r"crack/a\.jpg: no mask"):
+        datasets.load("mvtec", mvtec_tree, "bolt")
+
+
+@pytest.mark.parametrize(
+    ("name", "root", "category", "message"),
+    [
+        ("mvtec", "nowhere", None, "nowhere: no such folder"),
+        ("mvtec", "parts", "bold", r"did you mean 'bolt'\?.*there are: anchor, bolt"),
+        ("mvtec", "parts", "zzz", "'zzz' is not in .*there are: anchor, bolt"),
+        ("mvtec", "empty", None, "holds no category"),
+        ("mvtec", "hollow", None, "hollow/disc holds no image"),
+        ("mvtce", "parts", None, "did you mean 'mvtec'"),
+        ("dtd", "parts", None, "texture_sources"),
+        ("mvtec", None, None, "needs a data root"),
+        ("visa", None, None, "adlib data get visa"),
+        ("demo", None, "brik", "did you mean 'brick'"),
+    ],
+)
+def test_bad_input_is_named(mvtec_tree, monkeypatch, name, root, category, message):
+    monkeypatch.setenv("ADLIB_DATA", str(mvtec_tree.parent / "data"))
+    (mvtec_tree.parent / "empty").mkdir()
+    (mvtec_tree.parent / "hollow/disc/train/good").mkdir(parents=True)
+    with pytest.raises(InputError, match=message) as caught:
+        datasets.load(name, root and mvtec_tree.parent / root, category)
+    assert "\n" not in str(caught.value)
+    assert not (mvtec_tree.parent / "data").exists()
+
+
+# -- other layouts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def visa_tree(tmp_path):
+    root = tmp_path / "VisA_20220922"
+    lines = ["object,split,label,image,mask"]
+    for split, name in (("train", "0000.JPG"), ("test", "0001.JPG")):
+        image(root / f"candle/Data/Images/Normal/{name}")
+        lines.append(f"candle,{split},normal,candle/Data/Images/Normal/{name},")
+    image(root / "candle/Data/Images/Anomaly/000.JPG")
+    image(root / "candle/Data/Masks/Anomaly/000.png", mask=3)
+    lines.append("candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,candle/Data/Masks/Anomaly/000.png")
+    lines.append("pcb1,train,normal,pcb1/Data/Images/Normal/0.JPG,")
+    (root / "split_csv").mkdir()
+    (root / "split_csv/1cls.csv").write_text("\n".join(lines))
+    return root
+
+
+def test_visa_raw(visa_tree):
+    for root in (visa_tree, visa_tree / "candle"):
+        table = datasets.load("visa", root, "candle")
+        assert summary(table) == [
+            ("train", "good", 0, "0000.JPG", None),
+            ("test", "good", 0, "0001.JPG", None),
+            ("test", "bad", 1, "000.JPG", "000.png"),
+        ]
+    assert table.attrs["mask_threshold"] == datasets.mask_threshold("visa") == 0
+    assert read_mask(table.mask_path[2], table.attrs["mask_threshold"]).sum() == 9
+    assert datasets.discover(visa_tree) == [("VisA_20220922", "visa", visa_tree, ["candle"])]
+    assert len(datasets.load("VisA_20220922", visa_tree, "candle")) == 3
+
+
+def test_visa_raw_errors(visa_tree):
+    (visa_tree / "candle/Data/Masks/Anomaly/000.png").unlink()
+    with pytest.raises(InputError, match=r"Anomaly/000\.JPG: no mask"):
+        datasets.load("visa", visa_tree, "candle")
+    (visa_tree / "candle/Data/Images/Normal/0001.JPG").unlink()
+    with pytest.raises(InputError, match=r"0001\.JPG: no such image"):
+        datasets.load("visa", visa_tree, "candle")
+    (visa_tree / "split_csv/1cls.csv").write_text("object,split\n")
+    with pytest.raises(InputError, match="no column 'image'"):
+        datasets.load("visa", visa_tree, "candle")
+    (visa_tree / "split_csv/1cls.csv").unlink()
+    with pytest.raises(InputError, match=r"1cls\.csv: no such file"):
+        datasets.load("visa", visa_tree, "candle")
+
+
+@pytest.mark.parametrize("inside", ["", "1cls/"])
+def test_visa_prepared(tmp_path, inside):
+    image(tmp_path / f"{inside}candle/train/good/0.JPG")
+    image(tmp_path / f"{inside}candle/test/good/1.JPG")
+    image(tmp_path / f"{inside}candle/test/bad/2.JPG")
+    image(tmp_path / f"{inside}candle/ground_truth/bad/2.png", mask=1)
+    table = datasets.load("visa", tmp_path)
+    assert summary(table)[-1] == ("test", "bad", 1, "2.JPG", "2.png")
+    assert table.attrs["mask_threshold"] == 0
+    assert datasets.categories("visa", tmp_path) == ["candle"]
+
+
+def test_btad(tmp_path):
+    image(tmp_path / "01/train/ok/0000.bmp")
+    image(tmp_path / "01/test/ok/0001.bmp")
+    image(tmp_path / "01/test/ko/0002.bmp")
+    image(tmp_path / "01/ground_truth/ko/0002.png", mask=255)
+    assert summary(datasets.load("btad", tmp_path, "01")) == [
+        ("train", "good", 0, "0000.bmp", None),
+        ("test", "good", 0, "0001.bmp", None),
+        ("test", "ko", 1, "0002.bmp", "0002.png"),
+    ]
+    (tmp_path / "01/ground_truth/ko/0002.png").unlink()
+    with pytest.raises(InputError, match=r"0002\.bmp: no mask"):
+        datasets.load("btad", tmp_path, "01")
+
+
+def test_mvtec_3d(tmp_path):
+    for split in ("train", "validation"):
+        image(tmp_path / f"bagel/{split}/good/rgb/000.png")
+    for kind in ("good", "hole"):
+        image(tmp_path / f"bagel/test/{kind}/rgb/000.png")
+        image(tmp_path / f"bagel/test/{kind}/gt/000.png", mask=255 * (kind == "hole"))
+    assert summary(datasets.load("mvtec_3d", tmp_path)) == [
+        ("train", "good", 0, "000.png", None),
+        ("validation", "good", 0, "000.png", None),
+        ("test", "good", 0, "000.png", None),
+        ("test", "hole", 1, "000.png", "000.png"),
+    ]
+    assert datasets.check("mvtec_3d", tmp_path) == []  # the black masks of good images are no problem
+    assert datasets.discover(tmp_path)[0][1] == "mvtec3d"
+
+
+LOCO_CONFIG = [
+    {"defect_name": "missing_pin", "pixel_value": 255, "saturation_threshold": 0.5, "relative_saturation": True},
+    {"defect_name": "extra_pin", "pixel_value": 254, "saturation_threshold": 4, "relative_saturation": False},
+    {"defect_name": "scratch", "pixel_value": 253, "saturation_threshold": 100, "relative_saturation": False},
+    {"defect_name": "speck", "pixel_value": 252, "saturation_threshold": 0.01, "relative_saturation": True},
+]
+
+
+@pytest.fixture
+def loco_tree(tmp_path):
+    for split in ("train", "validation", "test"):
+        image(tmp_path / f"pushpins/{split}/good/000.png")
+    for kind in loco.KINDS:
+        image(tmp_path / f"pushpins/test/{kind}/000.png")
+    folder = tmp_path / "pushpins/ground_truth"
+    for i, value in enumerate((255, 254, 253, 252)):
+        pixels = np.zeros((8, 8), np.uint8)
+        pixels[0:3, i : i + 3] = value  # the regions overlap: 9 pixels each, 18 together
+        write_image(folder / f"logical_anomalies/000/{i:03d}.png", pixels)
+    image(folder / "structural_anomalies/000/000.png", mask=253)
+    (tmp_path / "pushpins/defects_config.json").write_text(json.dumps(LOCO_CONFIG))
+    return tmp_path
+
+
+def test_loco(loco_tree):
+    table = datasets.load("mvtec_loco", loco_tree, "pushpins")
+    assert summary(table) == [
+        ("train", "good", 0, "000.png", None),
+        ("validation", "good", 0, "000.png", None),
+        ("test", "good", 0, "000.png", None),
+        ("test", "logical_anomalies", 1, "000.png", "000"),
+        ("test", "structural_anomalies", 1, "000.png", "000"),
+    ]
+    assert table.attrs["mask_threshold"] == 0
+    assert read_mask(table.mask_path[3], 0).sum() == 18
+    assert datasets.discover(loco_tree)[0][1:] == ("loco", loco_tree, ["pushpins"])
+
+
+def test_loco_regions_stay_apart(loco_tree):
+    found = loco.regions(
+        loco_tree / "pushpins/ground_truth/logical_anomalies/000", loco_tree / "pushpins/defects_config.json"
+    )
+    # relative: floor(0.5 * 9); absolute: min(4, 9), min(100, 9); never below 1
+    assert [(name, area) for _, area, name in found] == [
+        ("missing_pin", 4),
+        ("extra_pin", 4),
+        ("scratch", 9),
+        ("speck", 1),
+    ]
+    assert [int(mask.sum()) for mask, _, _ in found] == [9] * 4
+    assert found[0][0].dtype == bool
+
+
+def test_loco_errors(loco_tree):
+    mask, config = loco_tree / "pushpins/ground_truth/structural_anomalies/000", loco_tree / "defects.json"
+    config.write_text(json.dumps(LOCO_CONFIG[:2]))
+    with pytest.raises(InputError, match=r"000\.png: pixel value 253 has no entry"):
+        loco.regions(mask, config)
+    config.write_text(json.dumps([{"defect_name": "x", "pixel_value": 1}]))
+    with pytest.raises(InputError, match="saturation_threshold"):
+        loco.regions(mask, config)
+    config.write_text("no json")
+    with pytest.raises(InputError, match="not JSON"):
+        loco.regions(mask, config)
+    image(mask / "001.png", mask=0)
+    with pytest.raises(InputError, match=r"001\.png: expected one grey value"):
+        loco.regions(mask, loco_tree / "pushpins/defects_config.json")
+    for file in mask.iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match=r"structural_anomalies/000\.png: no mask"):
+        datasets.load("loco", loco_tree, "pushpins")
+
+
+@pytest.fixture
+def elpv_package(tmp_path, monkeypatch):
+    """A stand-in for the package, so that the rules are tested wherever it is not installed."""
+    lines = []
+    for i in range(40):
+        probability, kind = ("0.0", "0.3333333333333333", "0.6666666666666666", "1.0")[i % 4], ("mono", "poly")[i // 20]
+        lines.append(f"images/cell{i:04d}.png  {probability}  {kind}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    monkeypatch.setattr(elpv, "package_folder", lambda: tmp_path)
+    return tmp_path
+
+
+def test_elpv_rules(elpv_package):
+    table = datasets.load("elpv", category="mono")
+    assert table.groupby(["split", "defect"]).size().to_dict() == {
+        ("train", "good"): 4,
+        ("test", "good"): 1,
+        ("test", "likely"): 5,
+        ("test", "certain"): 5,
+    }
+    assert table.image_path.is_unique
+    assert table.equals(datasets.load("elpv", "ignored", "mono"))
+    assert len(elpv.rows(category="mono", possible=True)) == 20
+    assert elpv.rows(category="mono", seed=1) != elpv.rows(category="mono", seed=2)
+    with pytest.raises(InputError, match="mono, poly"):
+        datasets.load("elpv", category="multi")
+
+
+def test_elpv_without_its_package(monkeypatch):
+    monkeypatch.setattr(elpv.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install elpv-dataset"):
+        datasets.load("elpv", category="mono")
+
+
+def test_elpv_package():
+    pytest.importorskip("elpv_dataset", reason="elpv-dataset is not installed")
+    table = datasets.load("elpv")
+    assert len(table) == 2624 - 295  # without the possible ones
+    assert table.label.sum() == 821
+    assert Path(table.image_path[0]).is_file()
+
+
+# -- plain folders ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain(tmp_path):
+    for i in range(10):
+        image(tmp_path / f"good/{'deep/' * (i % 2)}{i}.PNG")
+    image(tmp_path / "bad/top.JPG")
+    image(tmp_path / "bad/crack/1.jpg")
+    image(tmp_path / "bad/hole/1.jpg")
+    image(tmp_path / "masks/top_mask.png", mask=255)
+    image(tmp_path / "masks/crack/1.png", mask=255)
+    image(tmp_path / "masks/hole/1_mask.png", mask=255)
+    return tmp_path
+
+
+def test_load_folder(plain):
+    table = datasets.load_folder(plain / "good")
+    assert table.split.eq("train").all()
+    assert len(table) == 10
+    table = datasets.load_folder(plain / "good", plain / "bad", plain / "masks", category="part")
+    assert [row[:3] + row[4:] for row in summary(table)[-3:]] == [
+        ("test", "crack", 1, "1.png"),
+        ("test", "hole", 1, "1_mask.png"),
+        ("test", "bad", 1, "top_mask.png"),
+    ]
+    assert table[table.label == 0].split.value_counts().to_dict() == {"train": 8, "test": 2}
+    assert table.category.unique().tolist() == ["part"]
+    assert table.equals(datasets.load_folder(plain / "good", plain / "bad", plain / "masks", category="part"))
+    assert not table.equals(
+        datasets.load_folder(plain / "good", plain / "bad", plain / "masks", seed=3, category="part")
+    )
+
+
+def test_load_folder_with_good_test_images(plain):
+    table = datasets.load_folder(plain / "good", plain / "bad", test_good=plain / "masks")
+    assert table.groupby(["split", "label"]).size().to_dict() == {("train", 0): 10, ("test", 0): 3, ("test", 1): 3}
+    assert table.mask_path.tolist() == [None] * 16
+
+
+def test_load_folder_errors(plain):
+    with pytest.raises(InputError, match="no such folder"):
+        datasets.load_folder(plain / "none")
+    (plain / "empty").mkdir()
+    with pytest.raises(InputError, match="empty holds no image"):
+        datasets.load_folder(plain / "empty")
+    with pytest.raises(InputError, match="lies within good folder"):
+        datasets.load_folder(plain, plain / "bad")
+    with pytest.raises(InputError, match="without bad images"):
+        datasets.load_folder(plain / "good", masks=plain / "masks")
+    with pytest.raises(InputError, match="test_share"):
+        datasets.load_folder(plain / "good", plain / "bad", test_share=1.0)
+    (plain / "masks/hole/1_mask.png").rename(plain / "masks/1.png")
+    with pytest.raises(InputError, match=r"bad image hole/1\.jpg: 2 masks of this name"):
+        datasets.load_folder(plain / "good", plain / "bad", plain / "masks")
+    (plain / "masks/top_mask.png").unlink()
+    (plain / "masks/1.png").unlink()
+    with pytest.raises(InputError, match=r"bad image top\.JPG: no mask"):
+        datasets.load_folder(plain / "good", plain / "bad", plain / "masks")
+
+
+# -- around the table -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 60), st.floats(0.01, 0.99), st.integers(0, 2**31))
+def test_hold_out_divides_the_training_normals(count, share, seed):
+    rows = [sample(f"/x/{i}.png", None, "good", "train", "c") for i in range(count)]
+    rows += [sample("/x/bad.png", None, "hole", "test", "c"), sample("/x/other.png", None, "good", "test", "c")]
+    table = make_table(rows, "x")
+    train, held = datasets.hold_out(table, share, seed)
+    assert sorted([*train.image_path, *held.image_path]) == sorted(table.image_path[:count])
+    assert len(held) == min(max(1, round(share * count)), count - 1)
+    assert list(train.columns) == list(COLUMNS)
+    assert train.attrs == held.attrs == table.attrs
+    again, _ = datasets.hold_out(table, share, seed)
+    assert again.equals(train)
+
+
+def test_hold_out_errors():
+    table = make_table([sample("/x/0.png", None, "good", "train", "c")], "x")
+    with pytest.raises(InputError, match="at least 2"):
+        datasets.hold_out(table)
+    with pytest.raises(InputError, match="share"):
+        datasets.hold_out(table, 0)
+
+
+def test_table_hash_follows_content_not_place(mvtec_tree):
+    first = datasets.table_hash(datasets.load("mvtec", mvtec_tree, "bolt"))
+    moved = mvtec_tree.with_name("elsewhere")
+    mvtec_tree.rename(moved)
+    table = datasets.load("mvtec", moved, "bolt")
+    assert datasets.table_hash(table) == first
+    assert datasets.table_hash(table.assign(label=0)) != first
+    assert datasets.table_hash(table.assign(split="test")) != first
+    assert datasets.table_hash(table[1:]) != first
+    image(moved / "bolt/ground_truth/crack/a_mask.png", mask=200)
+    masked = datasets.table_hash(table)
+    assert masked != first
+    image(moved / "bolt/train/good/001.png")
+    assert datasets.table_hash(table) != masked
+    (moved / "bolt/train/good/001.png").unlink()
+    with pytest.raises(InputError, match=r"001\.png: cannot be read"):
+        datasets.table_hash(table)
+
+
+def test_foreground_masks_are_found_beside_and_inside_the_category(tmp_path):
+    root = tmp_path / "bolt_data" / "bolt"  # the category's name occurs earlier in the path, which breaks path cutting
+    image(root / "bolt/train/good/000.png")
+    image(root / "bolt/train/good/001.png")
+    table = datasets.load("mvtec", root, "bolt")
+    with pytest.raises(InputError, match="fg_mask/bolt: no such folder"):
+        datasets.foreground_masks(root, "bolt", table)
+    image(root / "fg_mask/bolt/000.png", mask=255)
+    with pytest.raises(InputError, match=r"fg_mask/bolt/001\.png is missing"):
+        datasets.foreground_masks(root, "bolt", table)
+    image(root / "fg_mask/bolt/001.png", mask=255)
+    expected = [root / "fg_mask/bolt/000.png", root / "fg_mask/bolt/001.png"]
+    assert datasets.foreground_masks(root, "bolt", table) == expected
+    assert datasets.foreground_masks(root / "bolt", "bolt", table) == expected
+    (root / "fg_mask/bolt").rename(root / "bolt/fg_mask")
+    assert datasets.foreground_masks(root, "bolt", table)[0] == root / "bolt/fg_mask/000.png"
+    assert datasets.categories("mvtec", root) == ["bolt"]
+
+
+def test_texture_sources(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        datasets.texture_sources(tmp_path / "dtd")
+    (tmp_path / "dtd/labels").mkdir(parents=True)
+    with pytest.raises(InputError, match="holds no image"):
+        datasets.texture_sources(tmp_path / "dtd")
+    image(tmp_path / "dtd/images/woven/woven_1.jpg")
+    image(tmp_path / "dtd/images/banded/banded_1.JPG")
+    assert [p.name for p in datasets.texture_sources(tmp_path / "dtd")] == ["banded_1.JPG", "woven_1.jpg"]
+
+
+def test_discover_and_guess(mvtec_tree, visa_tree):
+    root = mvtec_tree.parent  # holds both
+    assert datasets.discover(root) == [
+        ("VisA_20220922", "visa", visa_tree, ["candle"]),
+        ("parts", "mvtec", mvtec_tree, ["anchor", "bolt"]),
+    ]
+    assert datasets.discover(mvtec_tree / "bolt") == [("parts", "mvtec", mvtec_tree, ["bolt"])]
+    assert datasets.guess_dataset(mvtec_tree) == "parts"
+    with pytest.raises(InputError, match="several data sets"):
+        datasets.guess_dataset(root)
+    with pytest.raises(InputError, match="no known layout"):
+        datasets.guess_dataset(mvtec_tree / "bolt/train/good")
+
+
+def test_real_development_data(shared_data):
+    found = {name: (layout, names) for name, layout, _, names in datasets.discover(shared_data)}
+    assert found["magnetic_tile"] == ("mvtec", ["magnetic_tile"])
+    assert found["mvtec_ad"] == ("mvtec", ["screw"])
+    table = datasets.load("magnetic_tile", shared_data / "magnetic_tile", "magnetic_tile")
+    assert table.groupby(["split", "label"]).size().to_dict() == {("train", 0): 763, ("test", 0): 189, ("test", 1): 388}
+    assert table.mask_path.notna().sum() == 388

@@ -1,0 +1,112 @@
+"""The validation of a tree: one broken thing at a time, each named with its file."""
+
+import shutil
+
+import numpy as np
+import pytest
+from conftest import texture, write_image
+
+from adlib import datasets
+from adlib.errors import InputError
+
+
+@pytest.fixture
+def tree(small_tree, tmp_path):
+    """A sound copy of the small tree that a test may break."""
+    return shutil.copytree(small_tree, tmp_path / "data") / "plate"
+
+
+def problems(tree, category="plate", layout="mvtec"):
+    return {p.kind: p for p in datasets.check(layout, tree.parent, category)}
+
+
+def test_a_sound_tree_has_no_problem(tree):
+    assert datasets.check("mvtec", tree.parent) == []
+    assert datasets.check("mvtec", tree, "plate") == []
+
+
+def test_missing_mask_and_mask_without_image(tree):
+    (tree / "ground_truth/hole/001_mask.png").unlink()
+    shutil.copy(tree / "ground_truth/hole/000_mask.png", tree / "ground_truth/hole/left_over_mask.png")
+    found = problems(tree)
+    assert set(found) == {"defective image without mask", "mask without image"}
+    assert found["defective image without mask"].examples == (str(tree / "test/hole/001.png"),)
+    assert found["mask without image"].examples == (str(tree / "ground_truth/hole/left_over_mask.png"),)
+
+
+def test_misnamed_mask(tree):
+    (tree / "ground_truth/hole/001_mask.png").rename(tree / "ground_truth/hole/01_mask.png")
+    (found,) = datasets.check("mvtec", tree.parent)
+    assert found.kind == "mask is not named like its image"
+    assert "test/hole/001.png" in found.examples[0]
+    assert "hole/01_mask.png" in found.examples[0]
+
+
+def test_size_and_content_of_masks(tree):
+    write_image(tree / "ground_truth/hole/000_mask.png", np.full((64, 32), 255, np.uint8))
+    write_image(tree / "ground_truth/hole/001_mask.png", np.full((64, 64), 100, np.uint8))
+    (tree / "ground_truth/hole/002_mask.png").write_bytes(b"no image")
+    found = problems(tree)
+    assert set(found) == {"mask and image differ in size", "empty mask of a defective image", "unreadable mask"}
+    assert "000_mask.png is 32 x 64" in found["mask and image differ in size"].examples[0]
+    assert "001_mask.png" in found["empty mask of a defective image"].examples[0]
+    assert "002_mask.png" in found["unreadable mask"].examples[0]
+
+
+def test_unreadable_images_are_counted_and_a_few_named(tree):
+    for i in range(5):
+        (tree / f"train/good/{i:03d}.png").write_bytes(b"\x89PNG broken")
+    found = problems(tree)["unreadable image"]
+    assert (found.count, len(found.examples)) == (5, 3)
+    assert str(found).startswith("unreadable image (5): ")
+    assert str(found).endswith(" and 2 more")
+    assert "\n" not in str(found)
+
+
+def test_the_same_image_in_training_and_test(tree):
+    shutil.copy(tree / "train/good/002.png", tree / "test/good/renamed.png")
+    (found,) = datasets.check("mvtec", tree.parent)
+    assert found.kind == "same image in two splits"
+    assert found.examples == (f"{tree / 'train/good/002.png'} and {tree / 'test/good/renamed.png'}",)
+
+
+def test_empty_categories(tree):
+    (tree.parent / "nothing").mkdir()
+    (tree.parent / "hollow/train/good").mkdir(parents=True)
+    write_image(tree.parent / "untested/train/good/0.png", texture(np.random.default_rng(9)))
+    found = problems(tree, None)
+    assert set(found) == {"empty category", "unusable category", "category without test images"}
+    assert found["empty category"].examples == (str(tree.parent / "nothing"),)
+    assert "hollow holds no image" in found["unusable category"].examples[0]
+    assert found["category without test images"].examples == ("untested",)
+
+
+def test_counts_of_a_known_data_set(tree):
+    tree.rename(tree.with_name("screw"))
+    (found,) = datasets.check("mvtec_ad", tree.parent, "screw")
+    assert found.examples == ("screw: train, test normal, test anomalous 6, 3, 4 instead of 320, 41, 119",)
+
+
+def test_loco_regions_are_checked_one_by_one(tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation", "test"):
+        write_image(tmp_path / f"pins/{split}/good/0.png", texture(rng))
+    write_image(tmp_path / "pins/test/logical_anomalies/0.png", texture(rng))
+    folder = tmp_path / "pins/ground_truth/logical_anomalies"
+    write_image(folder / "0/000.png", np.full((64, 64), 1, np.uint8))
+    assert datasets.check("mvtec_loco", tmp_path) == []
+    write_image(folder / "0/001.png", np.full((32, 64), 1, np.uint8))
+    write_image(folder / "7/000.png", np.full((64, 64), 1, np.uint8))
+    found = problems(tmp_path / "pins", "pins", "mvtec_loco")
+    assert set(found) == {"mask and image differ in size", "mask without image"}
+    assert "0/001.png is 64 x 32" in found["mask and image differ in size"].examples[0]
+    assert found["mask without image"].examples == (str(folder / "7"),)
+
+
+def test_wrong_root_and_category(tree):
+    with pytest.raises(InputError, match="did you mean 'plate'"):
+        datasets.check("mvtec", tree.parent, "plat")
+    with pytest.raises(InputError, match="no such folder"):
+        datasets.check("mvtec", tree / "nowhere")
+    with pytest.raises(InputError, match="holds no category"):
+        datasets.check("mvtec", tree / "train/good")

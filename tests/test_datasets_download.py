@@ -1,0 +1,242 @@
+"""Downloads from a server on this machine: checksum, resume, hostile archives, instructions."""
+
+import dataclasses
+import hashlib
+import io
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from adlib import datasets
+from adlib.datasets import catalogue, download
+from adlib.errors import InputError
+
+
+def tar_bytes(names, links=()):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(name)
+            tar.addfile(info, io.BytesIO(name.encode()))
+        for name, kind, target in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+    return buffer.getvalue()
+
+
+def zip_bytes(names):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as zipped:
+        for name in names:
+            zipped.writestr(name, "x")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def server():
+    """A server of one file: `server.content`; it cuts the connection after `server.cut` bytes, once."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            state, asked = self.server, self.headers.get("Range")
+            state.asked.append(asked)
+            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and state.ranges else 0
+            if start >= len(state.content):
+                self.send_error(416)
+                return
+            body = state.content[start:]
+            self.send_response(206 if asked and state.ranges else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            body, state.cut = body[: state.cut], None
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        http.content, http.cut, http.ranges, http.asked = b"", None, True, []
+        http.url = f"http://127.0.0.1:{http.server_port}/file"
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield http
+        http.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def entry(server, monkeypatch):
+    """Put a data set into the catalogue whose archive the server has."""
+
+    def put(content, archive="data.tar.gz", **changes):
+        server.content = content
+        values = {"url": server.url, "archive": archive, "sha256": hashlib.sha256(content).hexdigest()} | changes
+        monkeypatch.setitem(catalogue.DATASETS, "mpdd", dataclasses.replace(catalogue.DATASETS["mpdd"], **values))
+
+    return put
+
+
+FILES = ["top/tubes/train/good/0.png", "top/tubes/test/good/1.png", "top/bracket/train/good/0.png"]
+
+
+@pytest.mark.parametrize(("make", "name"), [(tar_bytes, "a.tar.gz"), (zip_bytes, "a.zip")])
+def test_get_unpacks_without_the_outer_folder_and_tidies_up(entry, tmp_path, capsys, make, name):
+    entry(make(FILES), name)
+    folder = datasets.get("mpdd", tmp_path)
+    assert folder == tmp_path / "mpdd"
+    assert datasets.categories("mpdd", folder) == ["bracket", "tubes"]
+    assert [p.name for p in tmp_path.iterdir()] == ["mpdd"]
+    assert "licence CC BY-NC-SA 4.0" in capsys.readouterr().out
+    datasets.get("mpdd", tmp_path)  # a second time nothing is downloaded
+    assert "already in" in capsys.readouterr().out
+
+
+def test_a_broken_download_goes_on_where_it_stopped(entry, server, tmp_path):
+    entry(tar_bytes(FILES))
+    server.cut = 100
+    with pytest.raises(InputError, match="run the command again"):
+        datasets.get("mpdd", tmp_path)
+    assert (tmp_path / "data.tar.gz.part").stat().st_size == 100
+    assert datasets.get("mpdd", tmp_path).is_dir()
+    assert server.asked == [None, "bytes=100-"]
+
+
+def test_a_server_without_ranges_sends_everything_again(entry, server, tmp_path):
+    entry(tar_bytes(FILES))
+    server.ranges = False
+    (tmp_path / "data.tar.gz.part").write_bytes(b"old and wrong bytes")
+    assert datasets.get("mpdd", tmp_path).is_dir()
+
+
+def test_a_complete_part_is_used(entry, server, tmp_path):
+    entry(tar_bytes(FILES))
+    (tmp_path / "data.tar.gz.part").write_bytes(server.content)
+    assert datasets.get("mpdd", tmp_path).is_dir()
+
+
+def test_wrong_checksum(entry, server, tmp_path):
+    entry(tar_bytes(FILES), sha256="0" * 64)
+    with pytest.raises(InputError, match=f"sha256 is {hashlib.sha256(server.content).hexdigest()}, expected 0000"):
+        datasets.get("mpdd", tmp_path)
+    assert list(tmp_path.iterdir()) == []  # a wrong part would never become right
+
+
+def test_no_connection_and_no_such_file(entry, server, tmp_path):
+    entry(b"x", url="http://127.0.0.1:1/none")
+    with pytest.raises(InputError, match="no connection"):
+        datasets.get("mpdd", tmp_path)
+    entry(b"x", url=server.url.replace("http://", "http://user@"))  # not a host that can be asked
+    with pytest.raises(InputError, match="http://user@"):
+        datasets.get("mpdd", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tar_bytes(["ok.png", "../escaped.png"]),
+        tar_bytes(["/tmp/adlib_escaped.png"]),
+        tar_bytes(["a/../../escaped.png"]),
+        tar_bytes(["ok.png"], [("link", tarfile.SYMTYPE, "/etc")]),
+        tar_bytes(["ok.png"], [("link", tarfile.SYMTYPE, "ok.png")]),
+        tar_bytes(["ok.png"], [("link", tarfile.LNKTYPE, "/etc/hostname")]),
+        tar_bytes(["ok.png"], [("fifo", tarfile.FIFOTYPE, "")]),
+        tar_bytes(["ok.png"], [("disk", tarfile.BLKTYPE, "")]),
+        zip_bytes(["ok.png", "../escaped.png"]),
+        zip_bytes(["..\\escaped.png"]),
+        zip_bytes(["/escaped.png"]),
+        zip_bytes(["C:/escaped.png"]),
+    ],
+)
+def test_hostile_archives_leave_nothing_behind(tmp_path, content):
+    archive = tmp_path / "in" / "archive"
+    archive.parent.mkdir()
+    archive.write_bytes(content)
+    with pytest.raises(InputError, match="do not use this file"):
+        download.unpack(archive, tmp_path / "in/data")
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["in", "in/archive"]
+
+
+def test_a_link_in_a_zip_is_refused(tmp_path):
+    info = zipfile.ZipInfo("link")
+    info.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+        zipped.writestr(info, "/etc")
+    with pytest.raises(InputError, match="'link' is a link"):
+        download.unpack(tmp_path / "a.zip", tmp_path / "data")
+
+
+@pytest.mark.parametrize("content", [b"<html>please log in</html>", tar_bytes(FILES)[:-30]])
+def test_damaged_archives(tmp_path, content):
+    (tmp_path / "a.tar.gz").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.tar\.gz: .*download it again"):
+        download.unpack(tmp_path / "a.tar.gz", tmp_path / "data")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+def test_an_archive_that_was_downloaded_by_hand(entry, tmp_path):
+    content = tar_bytes(FILES)
+    entry(content, url="")
+    (tmp_path / "data.tar.gz").write_bytes(content)
+    assert datasets.get("mpdd", tmp_path) == tmp_path / "mpdd"
+    assert (tmp_path / "data.tar.gz").exists()  # not ours to delete
+    entry(content, archive="other.tar.gz", url="", sha256="0" * 64)
+    (tmp_path / "mpdd").rename(tmp_path / "away")
+    (tmp_path / "other.tar.gz").write_bytes(content)
+    with pytest.raises(InputError, match="expected 0000"):
+        datasets.get("mpdd", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, e in catalogue.DATASETS.items() if not e.url and e.layout not in ("demo", "elpv")]
+)
+def test_instructions_say_where_what_and_how_to_check(tmp_path, capsys, name):
+    assert datasets.get(name, tmp_path) is None
+    out, entry = capsys.readouterr().out, catalogue.DATASETS[name]
+    for said in (entry.page, entry.steps, entry.licence, entry.archive, entry.sha256, f"adlib data check {name}"):
+        assert said in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_get_by_package_and_unknown_names(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(download.elpv, "package_folder", lambda: None)
+    assert datasets.get("elpv", tmp_path) is None
+    assert "pip install elpv-dataset" in capsys.readouterr().out
+    with pytest.raises(InputError, match="did you mean 'visa'"):
+        datasets.get("visaa", tmp_path)
+
+
+def test_listing(small_tree, tmp_path, monkeypatch):
+    (tmp_path / "own").symlink_to(small_tree)
+    (tmp_path / "mpdd").symlink_to(small_tree)
+    (tmp_path / "visa").mkdir()
+    table = datasets.listing(tmp_path).set_index("name")
+    assert list(table.columns) == ["layout", "licence", "size", "present"]
+    assert table.present[["own", "mpdd", "visa", "demo", "dtd"]].tolist() == [
+        "1 category",
+        "1 category",
+        "no",
+        "no",
+        "no",
+    ]
+    assert set(catalogue.DATASETS) <= set(table.index)
+    assert datasets.listing(tmp_path / "nowhere").present.isin(["no", "package"]).all()
+
+
+def test_catalogue_is_sound():
+    for name, entry in catalogue.DATASETS.items():
+        assert entry.layout in datasets.LAYOUTS or entry.layout == "textures", name
+        assert list(entry.categories) == sorted(entry.categories), name
+        assert not entry.counts or tuple(entry.counts) == entry.categories, name
+        assert not entry.url or (entry.url.startswith("https://") and len(entry.sha256) == 64), name
+        assert entry.url or entry.steps or entry.layout == "demo", name
+    # The totals that the papers state.
+    totals = {name: [sum(c) for c in zip(*e.counts.values(), strict=True)] for name, e in catalogue.DATASETS.items()}
+    assert totals["mvtec_ad"] == [3629, 467, 1258]
+    assert totals["visa"] == [8659, 962, 1200]
+    assert totals["mpdd"] == [888, 176, 282]
+    assert totals["btad"] == [1799, 451, 290]
