@@ -413,7 +413,7 @@ class ULSAD:
     def _features(self, image_paths) -> tuple[np.ndarray, np.ndarray]:
         """Raw pooled features (N, h, w, C) float32 and the images (N, H, W, 3) uint8, each computed once."""
         shape = (len(image_paths), *self.grid, self.settings.channels)
-        features = _allocate(shape, self.settings.max_memory)
+        features = allocate(shape, self.settings.max_memory)
         images = np.empty((len(image_paths), *self.resize.hw, 3), np.uint8)
         at = 0
         for batch in batches(image_paths, self.resize, self.settings.batch_size, progress="features"):
@@ -429,7 +429,7 @@ class ULSAD:
             return pool_features(self.backbone(images.to(self.device)), self.settings.channels)
 
     def _self_attention(self, features: np.ndarray) -> np.ndarray:
-        attended = _allocate(features.shape, self.settings.max_memory)
+        attended = allocate(features.shape, self.settings.max_memory)
         with torch.inference_mode():
             for i in range(len(features)):
                 f = _to_grid(features[i : i + 1], self.device)
@@ -460,28 +460,19 @@ class ULSAD:
 
     def _synthetic(self, held_out) -> tuple:
         """Standardised features, images, masks and labels of a fixed set of pseudo-anomalies."""
-        from adlib.synthesis import SyntheticSplit
-
-        number = min(2 * len(held_out), self.settings.n_synthetic)
-        parts = []
-        for batch, masks, labels in SyntheticSplit(
-            held_out, number=number, seed=self.settings.seed, resize=self.resize
-        ).batches(self.settings.batch_size):
-            pooled = self._pool(batch.images).permute(0, 2, 3, 1).cpu().numpy()
-            f = (pooled - self.channel_mean.numpy()) / self.channel_std.numpy()
-            images = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
-            parts.append((f, images, masks, labels))
-        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+        images, masks, labels = synthetic_images(held_out, self.settings, self.resize)
+        size = self.settings.batch_size
+        parts = [self._pool(_to_images(images[i : i + size], self.device)) for i in range(0, len(images), size)]
+        features = torch.cat(parts).permute(0, 2, 3, 1).cpu().numpy()  # (N, h, w, C)
+        return (features - self.channel_mean.numpy()) / self.channel_std.numpy(), images, masks, labels
 
     def _validate(self, synthetic) -> dict[str, float]:
-        """Score the held-out pseudo-anomalies: mean of image AUROC and pixel AP. Quantiles from the clean ones."""
+        """Score the held-out pseudo-anomalies, with the quantiles of the clean ones among them."""
         features, images, masks, labels = synthetic
         raw = self._raw_maps(features, images)
         self.quantiles = self._quantiles(raw[labels == 0])
         scores, maps = self._combine(raw)
-        image_auroc = metrics.image_metrics(scores, labels)["image_auroc"]
-        pixel_ap = metrics.pixel_metrics(list(maps), list(masks))["pixel_ap"]
-        return {"score": (image_auroc + pixel_ap) / 2, "image_auroc": image_auroc, "pixel_ap": pixel_ap}
+        return synthetic_score(scores, maps, masks, labels)
 
     # -- score ----------------------------------------------------------------------------------------------------
 
@@ -599,7 +590,28 @@ def check_fingerprint(path, header: dict, backbone) -> None:
         )
 
 
-def _allocate(shape, max_memory: float) -> np.ndarray:
+def synthetic_images(held_out, settings, resize) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return images uint8 (N, H, W, 3), masks bool (N, H, W) and labels (N,): held-out normals, every other damaged."""
+    from adlib.synthesis import SyntheticSplit
+
+    number = min(2 * len(held_out), settings.n_synthetic)
+    split = SyntheticSplit(held_out, number=number, seed=settings.seed, resize=resize)
+    items = [split[i] for i in range(len(split))]
+    return (
+        np.stack([item.image for item in items]),
+        np.stack([item.mask for item in items]),
+        np.array([item.label for item in items]),
+    )
+
+
+def synthetic_score(scores, maps, masks, labels) -> dict[str, float]:
+    """What selection "synthetic" maximises: the mean of image AUROC and pixel AP on the pseudo-anomalies."""
+    image_auroc = metrics.image_metrics(scores, labels)["image_auroc"]
+    pixel_ap = metrics.pixel_metrics(list(maps), list(masks))["pixel_ap"]
+    return {"score": (image_auroc + pixel_ap) / 2, "image_auroc": image_auroc, "pixel_ap": pixel_ap}
+
+
+def allocate(shape, max_memory: float) -> np.ndarray:
     """Allocate float32 of `shape`; above `max_memory` GiB as a memory-mapped file that goes with its last user."""
     if 4 * np.prod(shape, dtype=np.int64) <= max_memory * 2**30:
         return np.empty(shape, dtype=np.float32)

@@ -1,0 +1,380 @@
+"""DFR: deep feature reconstruction (Shi, Yang and Qi, Neurocomputing 2021, arXiv 2012.07122).
+
+    fit    maps of many layers -> one regular grid of long features -> auto-encoder of 1x1 convolutions
+    score  squared error of the reconstruction at every position -> map, its maximum
+
+An auto-encoder whose bottleneck is as wide as the normal features have dimensions (by PCA) reproduces these and fails
+on others. Every position is treated alone, so DFR sees what is wrong *at* a place, never that something is missing:
+it is the local half of ULSAD, which grew from it, without the direction term.
+
+The defaults are the paper's. Where we differ: the features are computed once, not in every epoch, and the resize to
+the full image followed by window means is done as two small matrix products, which it is, without the large maps.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adlib import backbones, storage, training
+from adlib.errors import InputError
+from adlib.images import Batch, Resize, batches, to_tensor
+from adlib.methods import Scores
+from adlib.methods.ulsad import (
+    allocate,
+    check_fingerprint,
+    epoch_rows,
+    split_normals,
+    synthetic_images,
+    synthetic_score,
+)
+from adlib.settings import as_dict, build, choice
+
+VGG_RELUS = tuple(f"relu{block}_{i}" for block, n in ((1, 2), (2, 2), (3, 4), (4, 4)) for i in range(1, n + 1))
+THRESHOLD_IMAGES = ("train", "held_out")
+
+
+@dataclass(frozen=True)
+class DFRSettings:
+    """Settings of DFR; defaults from the paper and its code."""
+
+    backbone: str = "vgg19.tv_in1k"
+    stages: tuple[int | str, ...] = VGG_RELUS  # outputs of 12 ReLUs of VGG, 3,456 channels; or stages of any backbone
+    weights: str = "auto"  # see adlib.backbones.create
+    image_size: int | tuple[int, ...] = 256  # network input, pixels
+    resize: str = "stretch"
+    scale: int | None = None  # pixels, only for resize "short_side"
+    map_size: int = 256  # every map is resized to this before its windows are averaged
+    window: int = 4  # cells of the resized map
+    stride: int = 4  # cells; map_size / stride = 64 positions a side
+    upsample: str = "bilinear"  # bilinear (corners aligned), nearest
+    latent: int | None = None  # width of the bottleneck; None: by PCA
+    variance: float = 0.9  # share of variance that the PCA must keep
+    n_pca_images: int = 10  # training images the PCA sees
+    batch_norm: bool = True
+    learning_rate: float = 1e-4  # Adam
+    batch_size: int = 4  # images a step
+    epochs: int = 700  # passes over the training images
+    n_steps: int | None = None  # optimiser steps, instead of epochs
+    positive_share: float = 0.005  # share of normal pixels that the segmentation threshold lets through
+    threshold_images: str = "train"  # whose pixels: train (paper), held_out (not biased low)
+    hold_out: float = 0.15  # share of the training images for the image threshold and selection; at least 2 images
+    selection: str = "last"  # last, synthetic (best on held-out pseudo-anomalies)
+    n_synthetic: int = 64  # at most so many held-out images, half of them damaged, for selection "synthetic"
+    validate_every: int = 0  # steps between two validations; 0: only at the end
+    snapshot_every: int = 0  # steps between two kept copies of the weights; 0 for none
+    precision: str = "no"  # mixed precision: no, bf16, fp16
+    max_memory: float = 8.0  # GiB of cached features held in memory; more go to a memory-mapped temporary file
+    seed: int = 0  # initial weights, order of the images, held-out images
+
+    def __post_init__(self):
+        choice("upsample", self.upsample, ("bilinear", "nearest"))
+        choice("selection", self.selection, training.SELECTIONS)
+        choice("precision", self.precision, training.PRECISIONS)
+        choice("threshold_images", self.threshold_images, THRESHOLD_IMAGES)
+        for name in ("map_size", "window", "stride", "n_pca_images", "batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
+        if not self.stride <= self.window <= self.map_size:
+            raise InputError(f"window {self.window} must lie between stride {self.stride} and map_size {self.map_size}")
+        for name in ("variance", "positive_share", "hold_out"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} must be a share between 0 and 1")
+        for name in ("latent", "n_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} must be at least 1, or None")
+
+
+# -- regional features (section 3.1) ----------------------------------------------------------------------------------
+
+
+def aggregate(features: list[torch.Tensor], map_size, window, stride, upsample: str = "bilinear") -> torch.Tensor:
+    """Bring maps of all layers (B, C_l, H_l, W_l) to one grid: resize to `map_size`, then average windows.
+
+    Resizing and averaging are linear and separable, so both together are one matrix for the rows and one for the
+    columns; the resized map, which can be a gigabyte for one image, is never made.
+
+    Args:
+        features: maps, in the order in which their channels are joined.
+        map_size, window, stride: (rows, columns) each, or one number for both. Before the windows are averaged the
+            resized map is padded by (window - stride) // 2 copies of its border.
+        upsample: `bilinear` (corners aligned) or `nearest`.
+
+    Returns:
+        float tensor (B, sum C_l, h, w).
+    """
+    sizes = [(n, n) if isinstance(n, int) else tuple(int(v) for v in n) for n in (map_size, window, stride)]
+    rows, columns = zip(*sizes, strict=True)
+    out = []
+    for feature in features:
+        down = _resample_matrix(feature.shape[-2], *rows, upsample).to(feature)  # (h, H_l)
+        across = _resample_matrix(feature.shape[-1], *columns, upsample).to(feature)  # (w, W_l)
+        out.append(down @ feature @ across.T)  # (B, C_l, h, w)
+    return torch.cat(out, dim=1)
+
+
+def _resample_matrix(length: int, map_size: int, window: int, stride: int, upsample: str) -> torch.Tensor:
+    """The matrix of one axis: what the plain operations do to every unit vector."""
+    unit = torch.eye(length)[None]  # (1, length, length): one signal a unit vector
+    mode = {"mode": "linear", "align_corners": True} if upsample == "bilinear" else {"mode": "nearest"}
+    padding = (window - stride) // 2
+    resized = F.pad(F.interpolate(unit, size=map_size, **mode), (padding, padding), mode="replicate")
+    return F.avg_pool1d(resized, window, stride)[0].T  # (cells, length)
+
+
+def vgg_relus(name: str, stages: tuple[str, ...], weights: str) -> backbones.Backbone:
+    """A VGG that returns the outputs of named ReLUs ("relu3_2": the second of the third block)."""
+    for stage in stages:
+        choice("stage", stage, [f"relu{b}_{i}" for b in range(1, 6) for i in range(1, 5)])
+    if not name.startswith("vgg") or not timm.is_model(name):
+        raise InputError(f"stages {stages[0]!r}, ... are layers of a VGG, not of backbone {name!r}; give stage numbers")
+    hub = weights in ("auto", "hub")
+    if hub:
+        backbones._require_hub(name)
+    try:
+        model = timm.create_model(name, pretrained=hub)
+    except Exception as error:  # every hub client has exceptions of its own; all of them mean the same here
+        raise backbones._hub_error(name, type(error).__name__) from error
+    info, block, i, channels = {}, 1, 0, 0
+    for position, layer in enumerate(model.features):
+        if isinstance(layer, nn.MaxPool2d):
+            block, i = block + 1, 0
+        elif isinstance(layer, nn.Conv2d):
+            channels = layer.out_channels
+        elif isinstance(layer, nn.ReLU):
+            i += 1
+            entry = {"num_chs": channels, "reduction": 2 ** (block - 1), "module": f"features.{position}"}
+            info[f"relu{block}_{i}"] = entry
+    for stage in stages:
+        choice(f"stage of {name}", stage, info)
+    indices = tuple(sorted(list(info).index(stage) for stage in stages))
+    if weights not in ("auto", "hub", "random"):
+        backbones._load_features(model, name, backbones.read_state_dict(weights), weights)
+    config = timm.get_pretrained_cfg(name)
+    model.feature_info = list(info.values())
+    pyramid = timm.models.FeatureListNet(model, out_indices=indices, flatten_sequential=True)
+    return backbones.Backbone(pyramid, name, indices, config.mean, config.std)
+
+
+# -- auto-encoder (section 3.2) ---------------------------------------------------------------------------------------
+
+
+class FeatureAutoEncoder(nn.Module):
+    """1x1 convolutions C -> (C + 2 L) / 2 -> 2 L -> L and back; no activation at the bottleneck and the output."""
+
+    def __init__(self, channels: int, latent: int, batch_norm: bool = True):
+        super().__init__()
+        widths = (channels, (channels + 2 * latent) // 2, 2 * latent, latent)
+        self.encoder = _pointwise(widths, batch_norm)
+        self.decoder = _pointwise(widths[::-1], batch_norm)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        return self.decoder(self.encoder(features))
+
+
+def _pointwise(widths, batch_norm: bool) -> nn.Sequential:
+    layers = []
+    for i, (before, after) in enumerate(itertools.pairwise(widths)):
+        if i:
+            layers += [nn.BatchNorm2d(before)] if batch_norm else []
+            layers.append(nn.ReLU(inplace=True))
+        layers.append(nn.Conv2d(before, after, 1))
+    return nn.Sequential(*layers)
+
+
+def pca_width(tokens: np.ndarray, variance: float = 0.9) -> int:
+    """Return how many principal components keep a share `variance` of the variance of tokens (n, C); at least 1."""
+    centred = tokens.reshape(-1, tokens.shape[-1]) - tokens.reshape(-1, tokens.shape[-1]).mean(axis=0, dtype=np.float64)
+    values = np.linalg.eigvalsh(centred.T @ centred)[::-1].clip(0)  # falling
+    if values.sum() == 0:
+        return 1
+    return int(np.searchsorted(np.cumsum(values) / values.sum(), variance - 1e-9) + 1)
+
+
+def energy(features: torch.Tensor, reconstructed: torch.Tensor) -> torch.Tensor:
+    """Mean squared error over the channels: (B, C, h, w) twice -> (B, h, w)."""
+    return (features - reconstructed).square().mean(dim=1)
+
+
+def segmentation_threshold(maps: np.ndarray, positive_share: float = 0.005) -> float:
+    """Return the smallest value that at most a share `positive_share` of the pixels of normal maps exceeds.
+
+    The paper scans thresholds until that share is reached; this is where an ever finer scan ends.
+    """
+    pixels = np.sort(np.asarray(maps).ravel())
+    return float(pixels[len(pixels) - 1 - int(positive_share * len(pixels))])
+
+
+# -- the method -------------------------------------------------------------------------------------------------------
+
+
+class DFR:
+    """Reconstruction of deep features, position by position.
+
+    Args:
+        settings: changes to `DFRSettings`, by name.
+
+    Attributes after `fit`:
+        auto_encoder: the trained network; latent: width of its bottleneck.
+        segmentation_threshold: a pixel above it is called anomalous.
+        normal_scores, normal_map_maxima: float32 (n,), of the held-out normal images.
+        history: losses, validations and snapshots (`adlib.training.History`).
+    """
+
+    name = "dfr"
+    Settings = DFRSettings
+
+    def __init__(self, **settings):
+        self.settings = s = build(DFRSettings, settings, owner="dfr")
+        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
+        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.device = backbones.default_device()
+        if isinstance(s.stages[0], str) and s.stages[0].startswith("relu"):
+            self.backbone = vgg_relus(s.backbone, s.stages, s.weights).to(self.device)
+        else:
+            self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
+        self.channels = sum(self.backbone.channels)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> features (B, C, h, w) on the common grid."""
+        s = self.settings
+        with torch.inference_mode():
+            pyramid = self.backbone(images.to(self.device))
+            return aggregate(pyramid, s.map_size, s.window, s.stride, s.upsample)
+
+    # -- fit ------------------------------------------------------------------------------------------------------
+
+    def fit(self, table, validation=None, checkpoint=None, checkpoint_every: int = 0):
+        """Train on a sample table of normal images; arguments as for `ULSAD.fit`."""
+        s = self.settings
+        train, held_out = split_normals(table, validation, s.hold_out, s.seed)
+        features = self._features(train.image_path)  # (N, h, w, C)
+        if not np.isfinite(features[0]).all():
+            raise InputError(f"features of backbone {s.backbone!r} contain NaN; check its weights and the images")
+        self._held_out = self._features(held_out.image_path)
+        self.latent = s.latent or pca_width(features[: s.n_pca_images], s.variance)
+        synthetic = self._synthetic(held_out) if s.selection == "synthetic" else None
+        self._build(seed=s.seed)
+        batch_size = min(s.batch_size, len(train))
+
+        def compute_losses(modules, batch, _step):
+            f = self._to_device(batch)
+            return {"reconstruction": F.mse_loss(modules["auto_encoder"](f), f)}
+
+        self.history = training.train(
+            {"auto_encoder": self.auto_encoder},
+            [torch.optim.Adam(self.auto_encoder.parameters(), s.learning_rate)],
+            lambda step: features[epoch_rows(len(train), batch_size, s.seed, step)],
+            compute_losses,
+            s.n_steps or s.epochs * max(1, len(train) // batch_size),
+            seed=s.seed,
+            validate=(lambda: self._validate(synthetic)) if synthetic else None,
+            validate_every=s.validate_every,
+            selection=s.selection,
+            snapshot_every=s.snapshot_every,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            precision=s.precision,
+            progress="dfr",
+        )
+        self._calibrate()
+        shown = features if s.threshold_images == "train" else self._held_out
+        self.segmentation_threshold = segmentation_threshold(self._maps(shown), s.positive_share)
+        return self
+
+    def use_snapshot(self, states: dict) -> None:
+        """Put the weights of `history.snapshots` in place and score the held-out normals again."""
+        if not hasattr(self, "_held_out"):
+            raise InputError("use_snapshot needs the held-out images of fit; they are not saved with a model")
+        self.auto_encoder.load_state_dict(states["auto_encoder"])
+        self._calibrate()
+
+    def _features(self, image_paths) -> np.ndarray:
+        features, at = None, 0
+        for batch in batches(image_paths, self.resize, self.settings.batch_size, progress="features"):
+            rows = self.embed(batch.images).permute(0, 2, 3, 1).cpu().numpy()  # (B, h, w, C)
+            if features is None:
+                features = allocate((len(image_paths), *rows.shape[1:]), self.settings.max_memory)
+            features[at : at + len(rows)] = rows
+            at += len(rows)
+        return features
+
+    def _build(self, seed: int = 0) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.auto_encoder = FeatureAutoEncoder(self.channels, self.latent, self.settings.batch_norm)
+        self.auto_encoder.to(self.device, memory_format=torch.channels_last).eval()
+
+    def _to_device(self, features: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(features)).to(self.device).permute(0, 3, 1, 2)  # (B, C, h, w)
+
+    def _calibrate(self) -> None:
+        maps = self._maps(self._held_out)
+        self.normal_scores = self.normal_map_maxima = maps.max(axis=(1, 2))
+
+    def _synthetic(self, held_out) -> tuple:
+        images, masks, labels = synthetic_images(held_out, self.settings, self.resize)
+        size = self.settings.batch_size
+        parts = [self.embed(to_tensor(images[i : i + size])) for i in range(0, len(images), size)]
+        return torch.cat(parts).permute(0, 2, 3, 1).cpu().numpy(), masks, labels
+
+    def _validate(self, synthetic) -> dict[str, float]:
+        features, masks, labels = synthetic
+        maps = self._maps(features)
+        return synthetic_score(maps.max(axis=(1, 2)), maps, masks, labels)
+
+    # -- score ----------------------------------------------------------------------------------------------------
+
+    def score(self, batch: Batch | torch.Tensor) -> Scores:
+        """Score images (B, 3, H, W) in [0, 1]: error map, enlarged bilinearly with aligned corners; its maximum."""
+        images = batch.images if isinstance(batch, Batch) else batch
+        maps = self._enlarged(self.embed(images))
+        return Scores(maps.max(axis=(1, 2)), maps)
+
+    def _maps(self, features: np.ndarray) -> np.ndarray:
+        """Maps (N, H, W) of cached features (N, h, w, C)."""
+        size = self.settings.batch_size
+        parts = [features[i : i + size] for i in range(0, len(features), size)]
+        return np.concatenate([self._enlarged(self._to_device(part)) for part in parts])
+
+    def _enlarged(self, features: torch.Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            maps = energy(features, self.auto_encoder(features))[:, None]  # (B, 1, h, w)
+            return F.interpolate(maps, size=self.resize.hw, mode="bilinear", align_corners=True)[:, 0].cpu().numpy()
+
+    # -- save and load --------------------------------------------------------------------------------------------
+
+    def save(self, path):
+        """Write the fitted method to the folder `path`."""
+        if not hasattr(self, "segmentation_threshold"):
+            raise InputError("this DFR is not fitted; call fit(table) before save")
+        tensors = {f"auto_encoder.{key}": value for key, value in self.auto_encoder.state_dict().items()}
+        tensors["normal_scores"] = torch.from_numpy(self.normal_scores)
+        facts = {
+            "backbone_fingerprint": self.backbone.fingerprint,
+            "latent": self.latent,
+            "segmentation_threshold": self.segmentation_threshold,
+        }
+        storage.save_model(path, self.name, as_dict(self.settings), tensors, **facts)
+
+    @classmethod
+    def load(cls, path):
+        """Read a fitted method; refuses a network that was trained on features of other backbone weights."""
+        header, tensors = storage.read_model(path)
+        method = cls(**header["settings"])
+        check_fingerprint(path, header, method.backbone)
+        try:
+            method.latent, method.segmentation_threshold = header["latent"], header["segmentation_threshold"]
+            method._build()
+            prefix = "auto_encoder."
+            weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            method.auto_encoder.load_state_dict(weights)
+            method.normal_scores = method.normal_map_maxima = tensors["normal_scores"].numpy()
+        except (KeyError, RuntimeError, TypeError):
+            raise InputError(f"{path} is incomplete or of other settings; train the model again") from None
+        return method
