@@ -88,7 +88,7 @@ def cluster(
         labels, own = ALGORITHMS[name](x, reference, seed, **params)
     normal = _normal_side(labels, x, rule, reference, grid)
     separated = separation(x, normal)
-    scores = own if own is not None else _scores(x, normal)
+    scores = np.where(normal, *own) if own is not None else _scores(x, normal)
     open_gate = separated > gate and not normal.all()
     if not open_gate and gate > 0 and own is None:
         scores = scores * min(1.0, separated / gate)
@@ -119,7 +119,8 @@ def gate_from_normals(separations, share: float = 0.95) -> float:
     return float(np.quantile(separations, share))
 
 
-# -- algorithms: (unit cells (n, d), reference or None, seed, ...) -> labels (n,), own scores (n,) or None
+# -- algorithms: (unit cells (n, d), reference or None, seed, ...) -> labels (n,), own scores or None
+# Own scores are a pair: what a cell scores if its cluster is called normal, and if it is not.
 
 
 def kmeans(x, reference, seed, n_clusters: int = 2, n_init: int = 10):
@@ -128,7 +129,7 @@ def kmeans(x, reference, seed, n_clusters: int = 2, n_init: int = 10):
 
 
 def hdbscan(x, reference, seed, min_cluster_size: float = 0.05):
-    """HDBSCAN, which may find one cluster only. Own score: 1 - membership in the largest cluster; noise gets 1.
+    """HDBSCAN, which may find one cluster only. Own score: 1 - membership in the normal cluster.
 
     `min_cluster_size` is a share of the cells when below 1, else a number of cells. FOCAL's journal version uses 200
     of 64 x 64 cells, a share of 0.049; small defects need less.
@@ -138,9 +139,8 @@ def hdbscan(x, reference, seed, min_cluster_size: float = 0.05):
     model = sk.HDBSCAN(size, allow_single_cluster=True, copy=True).fit(x)
     labels = model.labels_
     if (labels == -1).all():  # too even for any cluster: all cells are of one kind
-        return np.zeros(len(x), int), np.zeros(len(x), np.float32)
-    largest = labels == np.bincount(labels[labels >= 0]).argmax()
-    return labels, np.where(largest, 1 - model.probabilities_, 1.0)
+        return np.zeros(len(x), int), None
+    return labels, (1 - model.probabilities_, np.ones(len(x)))
 
 
 def agglomerative(x, reference, seed, n_clusters: int | None = 2, distance_threshold: float | None = None):
@@ -152,14 +152,16 @@ def agglomerative(x, reference, seed, n_clusters: int | None = 2, distance_thres
 
 
 def gmm(x, reference, seed, dimensions: int = 16):
-    """A Gaussian mixture after PCA, of one or two components by BIC. Own score: posterior of the smaller component."""
+    """A Gaussian mixture after PCA, of one or two components by BIC. Own score: posterior of the other component."""
     z = PCA(min(dimensions, *x.shape), random_state=seed).fit_transform(x)
     models = [GaussianMixture(n, covariance_type="diag", reg_covar=1e-4, random_state=seed).fit(z) for n in (1, 2)]
     if models[0].bic(z) <= models[1].bic(z):
         return np.zeros(len(x), int), None
     labels = models[1].predict(z)
-    minority = int(np.bincount(labels, minlength=2).argmin())
-    return labels, models[1].predict_proba(z)[:, minority]
+    if labels.min() == labels.max():
+        return np.zeros(len(x), int), None
+    membership = models[1].predict_proba(z).max(1)
+    return labels, (1 - membership, membership)
 
 
 def spectral(x, reference, seed, n_clusters: int = 2, n_neighbors: int = 10):
@@ -176,7 +178,7 @@ def bank_knn(x, reference, seed, k: int = 1):
     from skimage.filters import threshold_otsu
 
     far = distances > threshold_otsu(distances) if np.ptp(distances) > 0 else np.zeros(len(x), bool)
-    return far.astype(int), distances
+    return far.astype(int), (distances, distances)
 
 
 ALGORITHMS = {
