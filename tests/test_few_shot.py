@@ -179,13 +179,13 @@ def test_training_starts_at_the_detector_and_leaves_the_backbone(train, fitted, 
     twin.train_episodes(None, pools=[pool, pool], validation_pools=[pool]).fit(train)
     np.testing.assert_array_equal(twin.score(query).map, trained.score(query).map)
 
-    trained.save_projection(tmp_path / "projection.safetensors")
-    loaded = FewShot(**SMALL | {"projection": str(tmp_path / "projection.safetensors")}).fit(train)
+    trained.save_trained(tmp_path / "projection.safetensors")
+    loaded = FewShot(**SMALL | {"trained": str(tmp_path / "projection.safetensors")}).fit(train)
     np.testing.assert_array_equal(loaded.score(query).map, trained.score(query).map)
     with pytest.raises(InputError, match="another backbone"):
-        FewShot(**SMALL | {"stages": [2], "projection": str(tmp_path / "projection.safetensors")})
+        FewShot(**SMALL | {"stages": [2], "trained": str(tmp_path / "projection.safetensors")})
     with pytest.raises(InputError, match="no readable file"):
-        FewShot(**SMALL | {"projection": str(tmp_path / "none.safetensors")})
+        FewShot(**SMALL | {"trained": str(tmp_path / "none.safetensors")})
 
 
 def test_a_category_to_train_on_is_needed(fitted):

@@ -72,7 +72,7 @@ class FewShotSettings:
     align_corners: bool = True  # corner cells on corner pixels when enlarging, as AnomalyGPT's code
     n_calibration: int = 50  # at most so many held-out normals are scored for the threshold
     batch_size: int = 8  # images a forward pass
-    projection: str = ""  # file of a trained projection (`save_projection`); "": none
+    trained: str = ""  # file of trained weights (`save_trained`); "": none
     seed: int = 0  # choice of the support, training
     # Training (ours: the original has none).
     hidden: int = 128  # width of the projection's hidden layer
@@ -80,6 +80,7 @@ class FewShotSettings:
     episodes: int = 6  # episodes a step, of different categories
     shots: tuple[int, ...] = (1, 2, 4)  # support images of a training episode
     clean: float = 0.3  # share of episodes without a defect
+    swap: float = 0.0  # share of episodes whose support shows the query's kind of defect, so that it is none
     rows: int = 1024  # support patches a stage that a training episode keeps
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
@@ -148,6 +149,7 @@ class FewShot:
 
     name = "few_shot"
     Settings = FewShotSettings
+    Memory = Memory
 
     def __init__(self, **settings):
         self.settings = s = build(self.Settings, settings, owner=self.name)
@@ -155,11 +157,19 @@ class FewShot:
         self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
         self.device = backbones.default_device()
         self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
-        self.projection = Projection(self.backbone.channels, s.hidden, s.seed).to(self.device)
-        if s.projection:
-            load_modules(s.projection, {"projection": self.projection}, self.backbone)
-        self.projection.eval()
-        self.history = None
+        self.modules = {name: module.to(self.device).eval() for name, module in self.make_modules().items()}
+        if s.trained:
+            load_modules(s.trained, self.modules, self.backbone)
+        self.history, self.trained_on = None, []
+
+    def make_modules(self) -> dict[str, nn.Module]:
+        """Make what can be trained."""
+        return {"projection": Projection(self.backbone.channels, self.settings.hidden, self.settings.seed)}
+
+    @property
+    def projection(self) -> Projection:
+        """The projection of each stage."""
+        return self.modules["projection"]
 
     def describe(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Describe images (B, 3, H, W) in [0, 1] as patches, (B, C_l, h_l, w_l) a stage."""
@@ -173,7 +183,7 @@ class FewShot:
         with torch.no_grad():
             return self._remember(self.describe(views))
 
-    def _remember(self, described: list[torch.Tensor]) -> list[Memory]:
+    def _remember(self, described: list[torch.Tensor], augmented=None) -> list[Memory]:
         memories = []
         for stage, feature in enumerate(described):
             rows = to_rows(feature)
@@ -189,6 +199,15 @@ class FewShot:
             similarity = torch.cat([nearest_similarity(block, memory.rows) for block in rows.split(4096)])
             grids.append((1 - similarity).view(len(feature), *feature.shape[2:]))
         return grids
+
+    def cells(self, described: list[torch.Tensor], context: list[Memory]) -> torch.Tensor:
+        """Anomaly of each cell of the first stage's grid, (B, h, w): the weighted mean distance."""
+        return self._mean(self.distances(described, context), described[0].shape[2:])
+
+    def _mean(self, grids: list[torch.Tensor], size) -> torch.Tensor:
+        s = self.settings
+        weights = layer_weights(s.layer_weights, len(grids))
+        return sum(w * enlarge(g, tuple(size), s.align_corners) for w, g in zip(weights, grids, strict=True))
 
     # -- fit and score ------------------------------------------------------------------------------------------------
 
@@ -212,17 +231,12 @@ class FewShot:
         """Score images (B, 3, H, W) in [0, 1] against a context, by default the one that `fit` made."""
         images = batch.images if isinstance(batch, Batch) else batch
         s, context = self.settings, self.context if context is None else context
+        size = tuple(images.shape[-2:])
         with torch.no_grad():
             grids = self.distances(self.describe(images), context)
-        size = tuple(images.shape[-2:])
-        weights = layer_weights(s.layer_weights, len(grids))
-        anomaly_map = sum(w * enlarge(g, size, s.align_corners) for w, g in zip(weights, grids, strict=True))
-        if s.image_score == "max":
-            image_scores = anomaly_map.amax((1, 2))
-        else:
-            first = tuple(grids[0].shape[1:])
-            cells = sum(w * enlarge(g, first, s.align_corners) for w, g in zip(weights, grids, strict=True))
-            image_scores = top_mean(cells)
+        anomaly_map = self._mean(grids, size)
+        top = s.image_score == "top"
+        image_scores = top_mean(self._mean(grids, grids[0].shape[1:])) if top else anomaly_map.amax((1, 2))
         return Scores(image_scores.cpu().numpy(), upsample_and_smooth(anomaly_map, size, s.sigma))
 
     # -- training on other categories ---------------------------------------------------------------------------------
@@ -239,65 +253,85 @@ class FewShot:
         s = self.settings
         if pools is None:
             pools, validation_pools = episodes.make_pools(tables, validation, self.describe, self.resize, s.seed)
-        weights = layer_weights(s.layer_weights, len(self.backbone.channels))
 
         def make_batch(step):
             rng = training.step_generator(s.seed, step)
             chosen = rng.permutation(len(pools))[: s.episodes]
-            drawn = [episodes.draw(pools[i], rng, s.shots, s.clean) for i in chosen]
+            drawn = [episodes.draw(pools[i], rng, s.shots, s.clean, s.swap) for i in chosen]
             return [(e, [episodes.kept_rows(rng, f, s.rows) for f in e.support]) for e in drawn]
 
         def compute_losses(modules, batch, step):
-            terms = [episode_losses(modules["projection"], e, keep, s, weights) for e, keep in batch]
+            terms = [self.episode_losses(modules, episode, keep) for episode, keep in batch]
             return {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
 
         fixed = episodes.fixed_episodes(validation_pools, s)
-        optimizer = torch.optim.AdamW(self.projection.parameters(), s.learning_rate, weight_decay=s.weight_decay)
+        parameters = [p for module in self.modules.values() for p in module.parameters()]
+        optimizer = torch.optim.AdamW(parameters, s.learning_rate, weight_decay=s.weight_decay)
         self.history = training.train(
-            {"projection": self.projection},
+            self.modules,
             [optimizer],
             make_batch,
             compute_losses,
             s.steps,
             seed=s.seed,
             schedulers=[torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.steps)],
-            validate=lambda: self._validate(fixed),
+            validate=(lambda: episodes.validation_scores(fixed, self._episode_cells)) if fixed else None,
             validate_every=s.validate_every,
             selection=s.selection,
             clip_norm=1.0,
             workers=0,
-            progress="few-shot episodes",
+            progress=f"{self.name} episodes",
         )
         self.trained_on = sorted(pool.category for pool in pools)
         return self
 
-    def _validate(self, fixed) -> dict[str, float]:
-        def score(episode):
-            grids = self.distances([f[None] for f in episode.query], self._remember(episode.support))
-            weights = layer_weights(self.settings.layer_weights, len(grids))
-            first = tuple(grids[0].shape[1:])
-            return sum(w * enlarge(g, first) for w, g in zip(weights, grids, strict=True))[0]
+    def _episode_cells(self, episode) -> torch.Tensor:
+        """Anomaly of the cells (h, w) of an episode's query."""
+        with torch.no_grad():
+            query = [f[None].to(self.device) for f in episode.query]
+            context = self._remember([f.to(self.device) for f in episode.support], episode.augmented)
+            return self.cells(query, context)[0].cpu()
 
-        return episodes.validation_scores(fixed, score)
+    def episode_losses(self, modules, episode, keep) -> dict[str, torch.Tensor]:
+        """Focal, Dice and contrastive loss of one episode; `keep`: the support patches used, a stage."""
+        s, projection = self.settings, modules["projection"]
+        target, valid = (x.to(self.device) for x in episodes.cell_targets(episode.coverage))
+        grids, contrast = [], []
+        for stage, (query, support) in enumerate(zip(episode.query, episode.support, strict=True)):
+            rows = to_rows(support.to(self.device))
+            mean = rows.mean(0) if s.centre else torch.zeros_like(rows[0])
+            memory = projection(stage, rows[keep[stage]] - mean)  # (M, C)
+            z = projection(stage, to_rows(query[None].to(self.device)) - mean)  # (h w, C)
+            grids.append((1 - nearest_similarity(z, memory)).view(1, *query.shape[1:]))
+            contrast.append(stage_contrast(z, memory, episode.coverage, query.shape[1:], s.contrastive))
+        logits = projection.scale * (self._mean(grids, target.shape)[0] - projection.offset)
+        zero = logits.sum() * 0
+        contrast = losses.mean_over_images([c for c in contrast if c is not None])
+        return {
+            "focal": losses.focal_loss(logits, target, valid),
+            "dice": 0.5 * losses.dice_loss(logits, target, valid) if target.any() else zero,
+            "contrastive": zero if contrast is None else s.contrastive_weight * contrast,
+        }
 
     # -- save and load ------------------------------------------------------------------------------------------------
 
-    def save_projection(self, path):
-        """Write the trained projection alone, to be used with other supports (`projection=` in the settings)."""
-        save_modules(path, {"projection": self.projection}, self.backbone)
+    def save_trained(self, path):
+        """Write the trained weights alone, to be used with other supports (setting `trained`)."""
+        save_modules(path, self.modules, self.backbone)
 
     def save(self, path):
         """Write the fitted method to the folder `path`."""
         if not hasattr(self, "context"):
-            raise InputError("this few-shot detector is not fitted; call fit(table) before save")
+            raise InputError(f"this {self.name} detector is not fitted; call fit(table) before save")
         tensors = {"normal_scores": torch.from_numpy(self.normal_scores)}
         tensors["normal_map_maxima"] = torch.from_numpy(self.normal_map_maxima)
         for stage, memory in enumerate(self.context):
             tensors |= {f"context.{stage}.{name}": value for name, value in memory._asdict().items()}
-        tensors |= {f"projection.{name}": value for name, value in self.projection.state_dict().items()}
+        for name, module in self.modules.items():
+            tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
         facts = {"backbone_fingerprint": self.backbone.fingerprint, "support_ids": self.support_ids}
         # The weights are in the model itself, so that it does not depend on the file they came from.
-        settings = as_dict(self.settings) | {"projection": ""}
+        settings = as_dict(self.settings) | {"trained": ""}
         storage.save_model(path, self.name, settings, tensors, **facts)
 
     @classmethod
@@ -307,9 +341,10 @@ class FewShot:
         method = cls(**header["settings"])
         check_fingerprint(header, method.backbone, path)
         try:
-            method.projection.load_state_dict(below("projection.", tensors))
+            for name, module in method.modules.items():
+                module.load_state_dict(below(f"{name}.", tensors))
             method.context = [
-                Memory(*(tensors[f"context.{stage}.{name}"].to(method.device) for name in Memory._fields))
+                cls.Memory(*(tensors[f"context.{stage}.{name}"].to(method.device) for name in cls.Memory._fields))
                 for stage in range(len(method.backbone.channels))
             ]
             method.normal_scores = tensors["normal_scores"].numpy()
@@ -318,29 +353,6 @@ class FewShot:
         except (KeyError, RuntimeError):
             raise InputError(f"{path} is damaged: its tensors are not those of {cls.name}; train it again") from None
         return method
-
-
-def episode_losses(projection: Projection, episode, keep, s: FewShotSettings, weights) -> dict[str, torch.Tensor]:
-    """Focal, Dice and contrastive loss of one episode."""
-    first = tuple(episode.coverage.shape)
-    target, valid = episodes.cell_targets(episode.coverage)
-    distance, contrast = 0.0, []
-    for stage, (query, support) in enumerate(zip(episode.query, episode.support, strict=True)):
-        rows = to_rows(support)
-        mean = rows.mean(0) if s.centre else torch.zeros_like(rows[0])
-        memory = projection(stage, rows[keep[stage]] - mean)  # (M, C)
-        z = projection(stage, to_rows(query[None]) - mean)  # (h w, C)
-        grid = (1 - nearest_similarity(z, memory)).view(1, *query.shape[1:])
-        distance = distance + weights[stage] * enlarge(grid, first)[0]
-        contrast.append(stage_contrast(z, memory, episode.coverage, query.shape[1:], s.contrastive))
-    logits = projection.scale * (distance - projection.offset)
-    found = {
-        "focal": losses.focal_loss(logits, target, valid),
-        "dice": 0.5 * losses.dice_loss(logits, target, valid) if target.any() else logits.sum() * 0,
-    }
-    contrast = losses.mean_over_images([c for c in contrast if c is not None])
-    found["contrastive"] = s.contrastive_weight * contrast if contrast is not None else logits.sum() * 0
-    return found
 
 
 def stage_contrast(z, memory, coverage, grid, kind: str, n_anchors: int = 128) -> torch.Tensor | None:
