@@ -1,13 +1,18 @@
 """GLASS against golden steps of the original, by hand, and as a whole."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from conftest import write_image
 
-from adlib.methods import glass_judge, glass_step
+from adlib import patches, storage, training
+from adlib.errors import InputError
+from adlib.methods import glass, glass_judge, glass_step
 
 STEPS = (
     "manifold_default",
@@ -98,9 +103,7 @@ def test_running_statistics_went_through_all_passes(step):
 
 
 def test_optimisers_move_the_weights_as_the_original_ones(step):
-    from adlib.methods.glass import optimizers
-
-    for optimizer in optimizers(step.network, lr=1e-4, lr_discriminator=2e-4):
+    for optimizer in glass.optimizers(step.network, lr=1e-4, lr_discriminator=2e-4):
         optimizer.step()
     for theirs, ours in NAMES.items():
         if "running" in theirs or "num_batches" in theirs or theirs in NO_GRADIENT or theirs == "A_bias":
@@ -133,3 +136,284 @@ def test_the_judge_decides_as_the_original(golden):
         assert verdict.n == n
         found = [verdict.radius, verdict.density_box, verdict.density_disc]
         np.testing.assert_allclose(found, [radius, density_box, density_disc], rtol=1e-9)
+
+
+# -- the walk, by hand ------------------------------------------------------------------------------------------------
+
+
+def walk(n_steps, noise, low=0.5, hypothesis_origin=None, seed=0, every=5):
+    """Ascend 40 random tokens of width 6; returns them, the noise and the trace."""
+    torch.manual_seed(seed)
+    discriminator = glass_step.Discriminator(6, 5).train()
+    true, offset = torch.randn(40, 6), noise * torch.randn(40, 6)
+    trace = []
+    segments = glass_step.ascend(
+        discriminator, true, offset, hypothesis_origin, torch.tensor(low), n_steps, 0.001, every, True, trace
+    )
+    return discriminator, true, offset, segments, trace
+
+
+def test_uphill_raises_the_loss_at_every_step_and_leads_towards_normal():
+    *_, segments, trace = walk(4, 0.4)
+    loss = [float(torch.nn.functional.softplus(-row["logits"][40:]).mean()) for row in trace]
+    assert loss == sorted(loss)
+    assert loss[-1] > loss[0]
+    fooled = [row["logits"][40:].mean() for row in trace]
+    assert fooled[-1] < fooled[0]  # less anomalous to the discriminator
+    moved = trace[1]["tokens"] - trace[0]["tokens"]
+    torch.testing.assert_close(moved.norm(dim=1), torch.full((40,), 0.001), rtol=1e-2, atol=1e-6)
+    assert len(segments) == 1
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.4, 3.0])
+def test_after_a_projection_the_distance_lies_between_r_and_twice_r(noise):
+    _, _, _, segments, _ = walk(5, noise)
+    _, true, _, _, trace = walk(6, noise)  # pass 5 sees the projected tokens
+    distance = (trace[5]["tokens"] - true).norm(dim=1)
+    assert (distance >= 0.5 - 1e-5).all()
+    assert (distance <= 1.0 + 1e-5).all()
+    scale = segments[0][1]
+    before = (trace[4]["tokens"] - true).norm(dim=1)
+    assert ((scale > 1) == (before < 0.5)).float().mean() > 0.95
+
+
+def test_ascent_without_faithful_statistics_leaves_them_alone():
+    torch.manual_seed(0)
+    discriminator = glass_step.Discriminator(6, 5).train()
+    glass_step.ascend(
+        discriminator, torch.randn(8, 6), torch.randn(8, 6), None, torch.tensor(0.5), 3, all_statistics=False
+    )
+    assert discriminator.norm.num_batches_tracked == 0
+    assert (discriminator.norm.running_mean == 0).all()
+
+
+def test_hard_examples_keep_at_least_the_share_above_the_quantile():
+    generator = torch.Generator().manual_seed(0)
+    scores, labels = torch.rand(101, generator=generator), (torch.rand(101, generator=generator) < 0.3).float()
+    kept, kept_labels = glass_step.hard_examples(scores, labels, 0.5)
+    error, kept_error = (scores - labels) ** 2, (kept - kept_labels) ** 2
+    assert len(kept) == 51
+    assert kept_error.min() >= error.median()
+    assert len(glass_step.hard_examples(scores, labels, 0)[0]) == 101
+
+
+# -- features and labels ----------------------------------------------------------------------------------------------
+
+
+def test_token_labels_are_the_maximum_over_each_square():
+    mask = np.zeros((32, 40), bool)
+    mask[7, 8] = True  # one pixel: token row 0, column 1
+    mask[24:, 36] = True
+    labels = glass.token_labels(mask, (4, 5)).reshape(4, 5)
+    assert labels.sum() == 2
+    assert labels[0, 1] == labels[3, 4] == 1
+
+
+def test_the_papers_embedding_without_unfolding_is_the_literal_one():
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(1, 512, 6, 5, generator=generator), torch.randn(1, 1024, 3, 3, generator=generator)]
+    expected = patches.adaptive_pool_embedding(features, 3, 1, 1536, 1536)
+    torch.testing.assert_close(glass.embed(features, 3, 1, 1536, 1536), expected, rtol=1e-4, atol=1e-5)
+
+
+# -- the judge's modes ------------------------------------------------------------------------------------------------
+
+
+def test_stored_decisions():
+    assert glass_judge.stored("mvtec_ad", "screw") == "hypersphere"
+    assert glass_judge.stored("mad_sys", "carpet") == "manifold"
+    assert glass_judge.stored("visa", "pcb3") == "manifold"
+    assert glass_judge.stored("mvtec_ad", "gear") is None
+    counts = pd.Series(glass_judge._decisions()).value_counts()
+    assert counts.to_dict() == {"manifold": 26, "hypersphere": 11}
+
+
+def test_modes_of_the_hypothesis(small_table):
+    train = small_table[small_table.split == "train"].copy()
+    train.attrs["dataset"] = "mvtec_ad"
+    screw = train.assign(category="screw")
+    screw.attrs = train.attrs
+    assert glass_judge.decide(screw, "stored").hypothesis == "hypersphere"
+    assert glass_judge.decide(screw, "opposite").hypothesis == "manifold"
+    assert glass_judge.decide(screw, "manifold").why == "asked for"
+    analysed = glass_judge.decide(train, "stored")  # no decision is stored for "plate"
+    assert (analysed.hypothesis, analysed.n) == ("hypersphere", glass_judge.decide(screw, "analyse").n)
+    assert glass_judge.decide(train, "opposite").hypothesis == "manifold"
+    assert "strong frequencies" in str(analysed)
+
+
+# -- the method -------------------------------------------------------------------------------------------------------
+
+TINY = {
+    "backbone": "tf_efficientnet_lite0",
+    "image_size": 64,
+    "resize": "stretch",
+    "scale": None,
+    "pretrain_dim": None,
+    "target_dim": None,
+    "hidden": 16,
+    "batch_size": 2,
+    "max_steps": 4,
+}
+
+
+@pytest.fixture
+def train(small_table):
+    return small_table[small_table.split == "train"]
+
+
+def weights(method):
+    return torch.cat([p.detach().flatten() for p in method.network.parameters()])
+
+
+def test_a_resumed_run_ends_with_the_same_weights(train, tmp_path):
+    settings = TINY | {"max_steps": 5, "checkpoint_every": 1}
+    whole = glass.Glass(**settings).fit(train)
+    path = str(tmp_path / "checkpoint.pt")
+    glass.Glass(**settings | {"checkpoint": path, "max_steps": 2}).fit(train)
+    resumed = glass.Glass(**settings | {"checkpoint": path}).fit(train)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert torch.equal(resumed.network.centre, whole.network.centre)
+
+
+@pytest.mark.parametrize("hypothesis", ["manifold", "hypersphere"])
+def test_both_hypotheses_train_and_log(train, hypothesis):
+    method = glass.Glass(**TINY | {"hypothesis": hypothesis}).fit(train)
+    assert {"normal", "global", "local", "p_true", "p_fake", "r_true", "r_global", "r_local"} <= set(
+        method.history.losses.columns
+    )
+    assert np.isfinite(method.history.losses.to_numpy()).all()
+    assert len(method.normal_scores) == 2
+    expected = method.network.adaptor(method.mean_features).detach()
+    assert method.network.centre.shape == expected.shape
+
+
+def test_noise_keeps_its_length_at_another_width(train):
+    method = glass.Glass(**TINY).prepare(train)
+    assert method.sigma_noise * 152**0.5 == pytest.approx(0.015 * 1536**0.5)
+
+
+def test_features_are_scaled_to_the_asked_length(train):
+    method = glass.Glass(**TINY | {"feature_norm": 2.0}).prepare(train)
+    assert np.sqrt((method.features**2).sum(-1)).mean() == pytest.approx(2.0, rel=1e-4)
+    again = method.embed(torch.from_numpy(method.images).permute(0, 3, 1, 2).float() / 255)
+    np.testing.assert_allclose(again.flatten(2).transpose(1, 2).numpy(), method.features, rtol=1e-3, atol=1e-4)
+
+
+def test_selection_on_held_out_pseudo_anomalies(train):
+    method = glass.Glass(**TINY | {"selection": "synthetic", "validate_every": 1, "snapshot_every": 1}).fit(train)
+    assert len(method.history.validation) == 4
+    best = method.history.validation.score.idxmax() + 1
+    assert method.history.selected_step == best
+    chosen = weights(method)
+    method.use_snapshot(dict(method.history.snapshots)[best])
+    assert torch.equal(weights(method), chosen)
+
+
+def test_a_nan_loss_stops_the_run_and_keeps_the_last_checkpoint(train, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    method = glass.Glass(**TINY | {"checkpoint": str(path), "checkpoint_every": 1})
+    losses = method.losses
+    method.losses = lambda modules, batch, step: (
+        losses(modules, batch, step) | ({"normal": torch.tensor(float("nan"), requires_grad=True)} if step == 2 else {})
+    )
+    with pytest.raises(training.TrainingError, match=r"step 3; the checkpoint of step 2 is kept"):
+        method.fit(train)
+    assert torch.load(path, weights_only=True)["step"] == 2
+
+
+def test_original_weights_give_the_original_scores(golden, tmp_path):
+    data = golden("glass/step_manifold_default")
+    state = {key[len("init_D_") :]: torch.from_numpy(data[key]) for key in data if key.startswith("init_D_")}
+    adaptor = {"layers.0fc.weight": torch.from_numpy(data["init_A_weight"])}
+    adaptor["layers.0fc.bias"] = torch.from_numpy(data["init_A_bias"])
+    torch.save({"discriminator": state, "pre_projection": adaptor}, tmp_path / "ckpt.pth")
+    network = glass.read_original(tmp_path / "ckpt.pth").eval()
+    x = torch.from_numpy(data["features_normal"])
+    u = torch.nn.functional.linear(x, adaptor["layers.0fc.weight"], adaptor["layers.0fc.bias"])
+    np.testing.assert_allclose(network.adaptor(x).detach().numpy(), data["u"], atol=1e-6)
+    h = torch.nn.functional.linear(u, state["body.block1.0.weight"], state["body.block1.0.bias"])
+    mean, var = state["body.block1.1.running_mean"], state["body.block1.1.running_var"]
+    h = (h - mean) / (var + 1e-5).sqrt() * state["body.block1.1.weight"] + state["body.block1.1.bias"]
+    expected = (torch.nn.functional.leaky_relu(h, 0.2) @ state["tail.0.weight"].T)[:, 0]
+    torch.testing.assert_close(network(x).detach(), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="width"):
+        glass.Glass(**TINY).use_original(tmp_path / "ckpt.pth")
+
+
+def test_the_onnx_file_scores_like_the_method(train, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    from adlib.methods import glass_onnx
+
+    method = glass.Glass(**TINY | {"target_dim": 48, "pretrain_dim": 48, "feature_norm": 1.0}).fit(train)
+    file = glass_onnx.export(method, tmp_path / "glass.onnx")
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    for n in (1, 3):  # the batch is dynamic
+        images = torch.rand(n, 3, 64, 64, generator=torch.Generator().manual_seed(n))
+        scores, maps = session.run(None, {"images": images.numpy()})
+        expected = method.score(images)
+        np.testing.assert_allclose(scores, expected.image, atol=1e-4)
+        np.testing.assert_allclose(maps, expected.map, atol=1e-4)
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+def refused(settings, table, match):
+    with pytest.raises(InputError, match=match) as caught:
+        glass.Glass(**TINY | settings).fit(table)
+    assert "\n" not in str(caught.value)
+
+
+def test_foregrounds_that_cannot_be_used(train, tmp_path):
+    refused({"foreground": str(tmp_path / "none")}, train, "foreground folder .* does not exist")
+    folder = tmp_path / "masks"
+    (folder / "plate").mkdir(parents=True)
+    refused({"foreground": str(folder)}, train, "foreground mask .*000.png is missing")
+    for path in train.image_path:
+        write_image(folder / "plate" / Path(path).name, np.full((64, 64), 255, np.uint8))
+    write_image(folder / "plate" / "001.png", np.full((32, 64), 255, np.uint8))
+    refused({"foreground": str(folder), "hold_out": 0.34}, train, "32x64, its image 64x64; sizes must agree")
+
+
+def test_foregrounds_from_files_are_obeyed(train, tmp_path):
+    inside = np.zeros((64, 64), np.uint8)
+    inside[:, :20] = 255
+    for path in train.image_path:
+        write_image(tmp_path / "plate" / Path(path).name, inside)
+    method = glass.Glass(**TINY | {"foreground": str(tmp_path)}).prepare(train)
+    for seed in range(5):
+        image, mask = method.blend(0, np.random.default_rng(seed), "glass_las")
+        assert mask.any()
+        assert not mask[:, 20:].any()
+        assert (image[~mask] == method.images[0][~mask]).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"textures": "/no/such/folder"}, "no such folder"),
+        ({"hypothesis": "sphere"}, "hypothesis 'sphere' is unknown"),
+        ({"p": 1.5}, "p 1.5 must lie between 0 and 1"),
+        ({"noise": -1.0}, "noise -1.0 must not be negative"),
+        ({"families": ("no_such",)}, "no_such"),
+        ({"epoch": 3}, "did you mean 'epochs'"),
+    ],
+)
+def test_settings_that_cannot_be_used(train, settings, match):
+    refused(settings, train, match)
+
+
+def test_an_empty_texture_folder(train, tmp_path):
+    refused({"textures": str(tmp_path)}, train, "no image in this folder")
+
+
+def test_models_of_another_backbone_or_damaged_are_refused(train, tmp_path):
+    method = glass.Glass(**TINY).fit(train)
+    method.save(tmp_path)
+    storage.update_header(tmp_path, backbone_fingerprint="0")
+    with pytest.raises(InputError, match="other weights of backbone"):
+        glass.Glass.load(tmp_path)
+    with pytest.raises(InputError, match="not fitted"):
+        glass.Glass(**TINY).save(tmp_path)

@@ -26,7 +26,8 @@ from adlib import backbones, datasets, patches, storage, synthesis, training
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches, read_image, to_tensor
 from adlib.methods import Scores, check_training_table, glass_judge
-from adlib.methods.glass_step import Network, losses
+from adlib.methods.glass_step import Network
+from adlib.methods.glass_step import losses as step_losses
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.settings import as_dict, build, choice
 
@@ -163,15 +164,40 @@ class Glass:
             attributes = table.attrs
             table, validation = datasets.hold_out(table, share, s.seed)
             table.attrs.update(attributes)
+        self.prepare(table)
+        self.history = training.train(
+            {"network": self.network},
+            optimizers(self.network, s.lr, s.lr_discriminator),
+            self.make_batch,
+            self.losses,
+            s.max_steps or s.epochs * self.batches_per_epoch,
+            seed=s.seed,
+            validate=self._validation(validation) if s.selection == "synthetic" else None,
+            validate_every=s.validate_every,
+            selection=s.selection,
+            snapshot_every=s.snapshot_every,
+            checkpoint=s.checkpoint or None,
+            checkpoint_every=s.checkpoint_every if s.checkpoint else 0,
+            progress="GLASS",
+        )
+        self.features = self.images = None  # the caches have served
+        found = [self.score(batch) for batch in batches(validation.image_path, self.resize, s.batch_size)]
+        self.normal_scores = np.concatenate([scores.image for scores in found])
+        self.normal_map_maxima = np.concatenate([scores.map.max(axis=(1, 2)) for scores in found])
+        return self
+
+    def prepare(self, table):
+        """Everything before the first step: hypothesis, cached features and images, untrained network."""
+        s = self.settings
         self.verdict = glass_judge.decide(table, s.hypothesis)
         print(f"GLASS, {self.verdict}", flush=True)
+        self.step_settings = replace(s, hypothesis=self.verdict.hypothesis)
         self.dataset = str(table.attrs.get("dataset", ""))
-        self.sources = synthesis.Sources(textures=s.textures or None)
         self.paths, self.categories = list(table.image_path), list(table.category)
+        self.sources = synthesis.Sources(textures=s.textures or None, normals=self.paths)
         self.foregrounds = {}
         if s.foreground not in ("rules", "none"):
             self._check_foregrounds()
-
         self.feature_factor = 1.0
         self.features, self.images = self._cache(self.paths)
         if s.feature_norm is not None:
@@ -183,26 +209,6 @@ class Glass:
         self.mean_features = torch.from_numpy(self.features.mean(axis=0)).to(self.device)  # (L, D)
         self.sigma_noise = s.noise * (PAPER_WIDTH / width) ** 0.5
         self.batches_per_epoch = min(-(-n // s.batch_size), s.limit // s.batch_size + 1)
-        self.step_settings = replace(s, hypothesis=self.verdict.hypothesis)
-        self.history = training.train(
-            {"network": self.network},
-            optimizers(self.network, s.lr, s.lr_discriminator),
-            self._make_batch,
-            self._losses,
-            s.max_steps or s.epochs * self.batches_per_epoch,
-            seed=s.seed,
-            validate=self._validation(validation) if s.selection == "synthetic" else None,
-            validate_every=s.validate_every,
-            selection=s.selection,
-            snapshot_every=s.snapshot_every,
-            checkpoint=s.checkpoint or None,
-            checkpoint_every=s.checkpoint_every if s.checkpoint else 0,
-            progress="GLASS",
-        )
-        del self.features, self.images
-        found = [self.score(batch) for batch in batches(validation.image_path, self.resize, s.batch_size)]
-        self.normal_scores = np.concatenate([scores.image for scores in found])
-        self.normal_map_maxima = np.concatenate([scores.map.max(axis=(1, 2)) for scores in found])
         return self
 
     def _new_network(self, width: int, positions: int) -> Network:
@@ -210,7 +216,7 @@ class Glass:
             torch.manual_seed(self.settings.seed)
             return Network(width, self.settings.hidden, positions).to(self.device)
 
-    def _make_batch(self, step: int):
+    def make_batch(self, step: int):
         """Features of normal images, the same images with local anomalies, and the labels of their tokens (1.4)."""
         s = self.settings
         epoch, position = divmod(step, self.batches_per_epoch)
@@ -219,13 +225,13 @@ class Glass:
         blended, labels = [], []
         for place, i in enumerate(chosen):
             rng = np.random.default_rng([s.seed, 2, step, place])
-            image, mask = self._blend(i, rng, s.families[(step + place) % len(s.families)])
+            image, mask = self.blend(i, rng, s.families[(step + place) % len(s.families)])
             blended.append(image)
             labels.append(token_labels(mask, self.grid))
         normal = torch.from_numpy(self.features[chosen])  # (B, L, D)
         return normal.flatten(0, 1), to_tensor(blended), torch.from_numpy(np.concatenate(labels))
 
-    def _blend(self, i: int, rng, family: str):
+    def blend(self, i: int, rng, family: str):
         """One local anomaly on training image `i`: uint8 (H, W, 3) and its mask."""
         s, params = self.settings, {}
         if family == "glass_las":
@@ -274,7 +280,8 @@ class Glass:
                         f"{image.size[1]}x{image.size[0]}; sizes must agree"
                     )
 
-    def _losses(self, modules, batch, step: int):
+    def losses(self, modules, batch, step: int):
+        """Loss terms of a batch (`glass_step.losses`); the centre is renewed at the start of every epoch (1.5)."""
         network = modules["network"]
         normal, images, labels = (part.to(self.device) for part in batch)
         if step % self.batches_per_epoch == 0:
@@ -283,7 +290,7 @@ class Glass:
                 network.centre.copy_(network.adaptor(self.mean_features))
         blended = self.embed(images).flatten(2).transpose(1, 2).flatten(0, 1).clone()  # (B L, D)
         noise = torch.randn(normal.shape, device=self.device) * self.sigma_noise
-        return losses(network, normal, blended, labels, noise, self.step_settings)
+        return step_losses(network, normal, blended, labels, noise, self.step_settings)
 
     def _validation(self, table):
         """Return the function that rates the network on held-out pseudo-anomalies; their features are made once."""
@@ -324,6 +331,17 @@ class Glass:
         """Load the weights of a snapshot of `history.snapshots`, for learning curves."""
         self.network.load_state_dict(states["network"])
         self.network.eval()
+
+    def use_original(self, path) -> None:
+        """Use weights that the authors' code saved (`ckpt*.pth`); backbone and pooling must be the paper's."""
+        network, s = read_original(path), self.settings
+        width = s.target_dim or sum(self.backbone.channels)
+        if network.adaptor.in_features != width:
+            raise InputError(
+                f"{path} holds weights of width {network.adaptor.in_features}, these settings give tokens of width "
+                f"{width}; set backbone, stages, pretrain_dim and target_dim as they were in training"
+            )
+        self.network, self.feature_factor = network.to(self.device), 1.0
 
     # -- save and load --------------------------------------------------------------------------------------------
 
@@ -372,6 +390,26 @@ def optimizers(network: Network, lr: float, lr_discriminator: float) -> list[tor
         torch.optim.Adam(network.adaptor.parameters(), lr=lr, weight_decay=1e-5),
         torch.optim.AdamW(network.discriminator.parameters(), lr=lr_discriminator),
     ]
+
+
+def read_original(path) -> Network:
+    """Read a checkpoint of the authors' code: two state dicts, `pre_projection` and `discriminator`."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        adaptor, head = content["pre_projection"], content["discriminator"]
+        matrix, bias = (next(v for v in adaptor.values() if v.ndim == n) for n in (2, 1))
+        state = {"adaptor.weight": matrix, "adaptor.bias": bias}
+        for theirs, ours in (("body.block1.0", "linear"), ("body.block1.1", "norm"), ("tail.0", "out")):
+            for key in [key for key in head if key.startswith(theirs + ".")]:
+                state[f"discriminator.{ours}.{key.removeprefix(theirs + '.')}"] = head[key]
+        network = Network(matrix.shape[0], head["body.block1.0.weight"].shape[0], 1)
+        network.load_state_dict(state | {"centre": network.centre})
+    except FileNotFoundError:
+        raise InputError(f"checkpoint {path} does not exist; expected a ckpt*.pth of the authors' code") from None
+    except Exception as error:  # torch, pickle and zip each raise their own; to the user they mean one thing
+        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        raise InputError(f"checkpoint {path} is not one of the authors' GLASS code ({reason})") from None
+    return network
 
 
 def token_labels(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

@@ -154,10 +154,11 @@ def ascend(
 
         g <- g + step_size d / |d|,    d = W' e,    e the gradient at the hidden layer,
 
-    and every fifth time clips |g - o| to [r, 2r]. All of it can be followed through h = W g alone: the step moves h by
-    step_size (W W') e / |d|, |d|^2 = e' (W W') e, and g - o only ever appears through its length, which a running
-    square follows: |x + t d|^2 = |x|^2 + 2 t (W x)' e + t^2 |d|^2. A pass needs one product with the H x H matrix
-    W W' where the original needs four with W, and u passes through W once for all passes.
+    and every fifth time clips |g - o| to [r, 2r]. All of it can be followed through h = W g alone: a step moves h by
+    step_size (W W') e / |d|, where |d|^2 = e' (W W') e. With s the sum of the step_size e / |d| since the last
+    projection, g - o has moved by W' s, and its squared length has grown by (W' s)' (2 (g - o) + W' s), which is
+    s' (h + h_before - 2 W o). So a pass needs one product with the H x H matrix W W' where the original needs four
+    with W, and u passes through W once for all passes.
 
     Args:
         true: (N, D) normal tokens u, which share the batch statistics.
@@ -175,46 +176,53 @@ def ascend(
     n, weight, norm = len(true), discriminator.linear.weight, discriminator.norm
     out = discriminator.out.weight[0]  # (H,)
     gram = weight @ weight.T  # (H, H)
+    ones = true.new_ones(n)
     h_true = discriminator.linear(true)  # (N, H)
     # Normalisation takes means away anyway; without them sums of squares lose no digits.
     shift = h_true.mean(0)
     h_true -= shift
     h_origin = h_true if origin is None else discriminator.linear(origin).sub_(shift)
     h = h_origin + offset @ weight.T  # (N, H), the walker
-    squared = offset.square().sum(1)  # |g - o|^2
+    h_before, squared = h.clone(), offset.square().sum(1)  # both at the last projection; |g - o|^2
     sum_true, squares_true = h_true.sum(0), h_true.square().sum(0)
     pushed, segments, statistics = torch.zeros_like(h), [], []
-    start, walker = offset.clone(), (true if origin is None else origin)
+    y, slope, e = torch.empty_like(h), torch.empty_like(h), torch.empty_like(h)  # allocating is a third of the time
+    one, leak = true.new_tensor(1.0), true.new_tensor(0.2)
+    walker, start = true if origin is None else origin, offset
     for step in range(n_steps):
-        mean = (sum_true + h.sum(0)) / (2 * n)
-        variance = (squares_true + h.square().sum(0)) / (2 * n) - mean.square()
+        mean = (sum_true + ones @ h) / (2 * n)
+        variance = (squares_true + ones @ torch.mul(h, h, out=y)) / (2 * n) - mean.square()
         statistics.append((mean + shift, variance))
-        std = (variance + norm.eps).sqrt()
-        gain = norm.weight / std
+        gain = norm.weight / (variance + norm.eps).sqrt()
         bias = norm.bias - mean * gain
-        y = torch.addcmul(bias, h, gain)  # (N, H), normalised
-        slope = torch.where(y > 0, 1.0, 0.2)
-        logits = y.mul_(slope) @ out  # (N,)
+        torch.addcmul(bias, h, gain, out=y)  # (N, H), normalised
+        torch.where(y > 0, one, leak, out=slope)
+        F.leaky_relu_(y, 0.2)
+        logits = y @ out  # (N,)
         if trace is not None:
             logits_true = F.leaky_relu(torch.addcmul(bias, h_true, gain), 0.2) @ out
             trace.append({"tokens": walker + start + pushed @ weight, "logits": torch.cat([logits_true, logits])})
-        # Gradient of the mean loss -log sigmoid(logit), back through activation and batch normalisation.
-        e = slope.mul_(((logits.sigmoid() - 1) / n)[:, None])
-        first, second = e.sum(0) / (2 * n), torch.einsum("nh,nh->h", e, h) / (2 * n)
-        second = (second - mean * first) / variance.add(norm.eps)
-        e.sub_(first - mean * second).addcmul_(h, second, value=-1).mul_(gain * out)
-        ahead = torch.mm(e, gram, out=y)  # (N, H): W d
-        length_squared = torch.einsum("nh,nh->n", ahead, e).clamp_(min=0)
-        t = step_size / (length_squared.sqrt() + TINY)
-        inner = torch.einsum("nh,nh->n", h, e) - torch.einsum("nh,nh->n", h_origin, e)  # (g - o)' d
-        squared += 2 * t * inner + t.square() * length_squared
-        h.addcmul_(ahead, t[:, None])
-        pushed.addcmul_(e, t[:, None])
+        # Gradient of the mean of -log sigmoid(logit), back through activation and batch normalisation.
+        back = (logits.sigmoid() - 1) / n  # (N,)
+        mean_back = (back @ slope) / (2 * n)  # (H,)
+        mean_product = ((back @ y) / (2 * n) - norm.bias * mean_back) / norm.weight  # with the normalised h
+        slant = mean_product * gain / norm.weight
+        direction = gain * out
+        torch.addcmul((mean * slant - mean_back) * direction, slope.mul_(back[:, None]), direction, out=e)
+        e.addcmul_(h, -slant * direction)  # (N, H), e
+        torch.mm(e, gram, out=y)  # (N, H), W d
+        length = (torch.mul(y, e, out=slope) @ out.new_ones(len(out))).clamp_(min=0).sqrt_()  # |d|
+        t = (step_size / (length + TINY))[:, None]
+        h.addcmul_(y, t)
+        pushed.addcmul_(e, t)
         if (step + 1) % every == 0:
+            h_before.add_(h).sub_(h_origin, alpha=2)
+            squared += (h_before.mul_(pushed)).sum(1)
             distance = squared.clamp(min=0).sqrt()
             scale = distance.clamp(low, 2 * low) / (distance + TINY)
             squared *= scale.square()
             h.sub_(h_origin).mul_(scale[:, None]).add_(h_origin)
+            h_before.copy_(h)
             if trace is not None:
                 start = (start + pushed @ weight) * scale[:, None]
             segments.append((pushed, scale))
