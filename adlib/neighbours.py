@@ -17,6 +17,7 @@ import warnings
 
 import numpy as np
 import torch
+from scipy.spatial.distance import cdist
 
 from adlib.errors import InputError, suggest
 
@@ -24,9 +25,16 @@ SAMPLERS = ("approximate_greedy", "greedy", "random", "none")
 BACKENDS = ("faiss", "torch")
 DEFAULT_BACKEND = "torch" if sys.platform == "darwin" else "faiss"  # faiss and torch each bring a libomp on macOS
 
-POOL = 4096  # rows that one round of farthest_first looks at, at least
 BLOCK = 8192  # rows a block wherever all rows are walked through
 EXTRA = 4  # neighbours searched beyond k, so that rounding in the search cannot lose the k nearest
+
+# A round of `farthest_first`: these change its speed, never its result.
+POOL = 2048  # rows looked at, at least
+POOL_SHARE = 8  # at most 1/8 of all rows, where that is more
+TAKEN = (
+    16,
+    64,
+)  # rows to take: after fewer the pool doubles (overhead prevails), after more it halves (blocks too small)
 
 
 # -- nearest neighbours ------------------------------------------------------------------------------------------------
@@ -170,25 +178,89 @@ def select(
     Raises:
         InputError: unknown sampler, `n_select` out of range, NaN or infinity, no `rng` where one is needed.
     """
-    if sampler not in SAMPLERS:
-        known = ", ".join(SAMPLERS)
-        raise InputError(f"sampler {sampler!r} is unknown{suggest(sampler, SAMPLERS)}; choose from {known}")
+    _check_sampler(sampler, SAMPLERS)
     features = _as_rows(features)
     _check_finite(features)
     if sampler == "none":
         return np.arange(len(features))
-    _check_n_select(n_select, len(features))
-    if n_start < 1:
-        raise InputError(f"n_start {n_start} must be at least 1 row")
     if rng is None and not (sampler == "greedy" and projection_dim is None):
         raise InputError(f"sampler {sampler!r} draws random numbers; pass rng=numpy.random.default_rng(seed)")
     if sampler == "random":
         return random(len(features), n_select, rng)
     points = features if projection_dim is None else project(features, projection_dim, rng)
+    return _select_greedily(points, n_select, sampler, n_start, rng)
+
+
+def select_from_stream(
+    blocks,
+    n_rows: int,
+    n_select: int,
+    max_rows: int,
+    sampler: str = "approximate_greedy",
+    projection_dim: int | None = 128,
+    n_start: int = 10,
+    rng: np.random.Generator | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose rows from blocks of features that need never be in memory together.
+
+    Two levels: each block is thinned to its share of `max_rows` as it arrives, then the coreset is chosen from what
+    was kept. In the space in which rows are compared, every row of the stream lies within r1 + r2 of a chosen row,
+    where r1 is the largest covering radius of a block by what was kept of it, and r2 that of the kept rows by the
+    coreset (triangle inequality). With `max_rows` >= `n_rows` the first level keeps everything.
+
+    Args:
+        blocks: iterable of (n, d) float arrays or tensors.
+        n_rows: rows of all blocks together; the share of a block follows from it.
+        n_select: rows to keep in the end.
+        max_rows: rows held in memory, beside one block; at least `n_select`.
+        sampler, projection_dim, n_start, rng: as for `select` (all but "none"); one projection serves all blocks.
+
+    Returns:
+        the chosen rows (n_select, d) float32, and their int64 numbers in the stream, both in order of selection.
+    """
+    _check_sampler(sampler, SAMPLERS[:-1])
+    _check_n_select(n_select, n_rows)
+    if max_rows < n_select:
+        raise InputError(f"max_rows {max_rows} is less than n_select {n_select}; give at least as many")
+    if rng is None:
+        raise InputError("a stream is thinned with random numbers; pass rng=numpy.random.default_rng(seed)")
+    projection_seed = int(rng.integers(2**63))
+
+    def choose(features, n):
+        if sampler == "random":
+            return random(len(features), n, rng)
+        same_weights = np.random.default_rng(projection_seed)
+        points = features if projection_dim is None else project(features, projection_dim, same_weights)
+        return _select_greedily(points, n, sampler, n_start, rng)
+
+    kept, numbers, n_kept, n_seen = None, np.empty(min(max_rows, n_rows), np.int64), 0, 0
+    for block in blocks:
+        block = _as_rows(block)
+        _check_finite(block)
+        if kept is None:
+            kept = np.empty((len(numbers), block.shape[1]), np.float32)
+        if n_seen + len(block) > n_rows:
+            raise InputError(f"blocks hold more than n_rows {n_rows} rows; give their number")
+        share = len(numbers) * (n_seen + len(block)) // n_rows - n_kept
+        if share > 0:
+            rows = np.arange(len(block)) if share >= len(block) else choose(block, share)
+            kept[n_kept : n_kept + len(rows)] = block[rows]
+            numbers[n_kept : n_kept + len(rows)] = n_seen + rows
+            n_kept += len(rows)
+        n_seen += len(block)
+    if n_seen != n_rows:
+        raise InputError(f"blocks hold {n_seen} rows, but n_rows is {n_rows}; give their number")
+    chosen = choose(kept[:n_kept], min(n_select, n_kept))
+    return kept[chosen], numbers[chosen]
+
+
+def _select_greedily(points: np.ndarray, n_select: int, sampler: str, n_start: int, rng) -> np.ndarray:
+    _check_n_select(n_select, len(points))
     if sampler == "greedy":
         return greedy(points, n_select)
-    start_rows = rng.choice(len(points), min(n_start, len(points)), replace=False)
-    return approximate_greedy(points, n_select, start_rows)
+    if n_start < 1:
+        raise InputError(f"n_start {n_start} must be at least 1 row")
+    return approximate_greedy(points, n_select, rng.choice(len(points), min(n_start, len(points)), replace=False))
 
 
 def project(features, dimension: int, rng: np.random.Generator) -> np.ndarray:
@@ -225,13 +297,9 @@ def approximate_greedy(features, n_select: int, start_rows) -> np.ndarray:
     points = _as_rows(features)
     _check_n_select(n_select, len(points))
     _check_finite(points)
-    starts = points[np.asarray(start_rows)].astype(np.float64)  # (m, d)
-    anchors = np.zeros(len(points))
-    for part in _blocks(len(points)):
-        block = points[part].astype(np.float64)
-        for start in starts:
-            anchors[part] += np.linalg.norm(block - start, axis=1)
-    return farthest_first(points, n_select, anchors / len(starts))
+    starts = points[np.asarray(start_rows)]  # (m, d)
+    anchors = np.concatenate([cdist(points[part], starts).mean(axis=1) for part in _blocks(len(points))])  # (N,)
+    return farthest_first(points, n_select, anchors)
 
 
 def greedy(features, n_select: int) -> np.ndarray:
@@ -273,32 +341,39 @@ def farthest_first(points, n_select: int, anchors: np.ndarray) -> np.ndarray:
         int64 row numbers in order of selection; it ends early when all remaining rows equal a row taken.
     """
     points = _as_rows(points)
-    n = len(points)
     tensor = torch.from_numpy(points)
     squared_norms = torch.from_numpy(np.einsum("nd,nd->n", points, points))  # (N,)
     bounds = np.square(anchors, dtype=np.float64)  # squared anchor distances, or more
-    seen = np.zeros(n, np.int64)  # chosen rows that a bound already takes into account
-    chosen: list[int] = []
     if not bounds.any():
         return np.zeros(1, dtype=np.int64)  # all rows are equal: one stands for all
+    seen = np.zeros(len(points), np.int64)  # how many of the chosen rows a bound takes into account
+    chosen: list[int] = []
+    pool_size = POOL
     while len(chosen) < n_select and bounds.max() > 0:
-        pool, limit = _largest(bounds, max(POOL, n // 64))
-        for stale in np.unique(seen[pool]):
-            if stale < len(chosen):
-                rows, centres = pool[seen[pool] == stale], np.array(chosen[stale:])
-                _lower(tensor, squared_norms, bounds, rows, centres)
+        pool, limit = _largest(bounds, pool_size)
+        stale = pool[seen[pool] < len(chosen)]
+        stale = stale[
+            np.argsort(seen[stale], kind="stable")
+        ]  # so that rows of one block have about as much to catch up
+        for part in _blocks(len(stale), 1024):
+            rows = stale[part]
+            _lower(tensor, squared_norms, bounds, rows, chosen[seen[rows[0]] :])
         seen[pool] = len(chosen)
         pool = pool[bounds[pool] > limit]
-        local = tensor[pool], squared_norms[pool]
-        local_bounds = bounds[pool]
+        n_before = len(chosen)
+        pool_points, pool_norms, pool_bounds = tensor[pool], squared_norms[pool], bounds[pool]
         while len(pool) and len(chosen) < n_select:
-            best = int(local_bounds.argmax())
-            if local_bounds[best] <= limit:
+            farthest = int(pool_bounds.argmax())
+            if pool_bounds[farthest] <= limit:
                 break
-            chosen.append(int(pool[best]))
-            _lower_to_one(*local, local_bounds, best)
-        bounds[pool] = local_bounds
-        seen[pool] = len(chosen)
+            chosen.append(int(pool[farthest]))
+            _lower_to_one(pool_points, pool_norms, pool_bounds, farthest)
+        bounds[pool], seen[pool] = pool_bounds, len(chosen)
+        n_taken = len(chosen) - n_before
+        if n_taken < TAKEN[0]:
+            pool_size = min(2 * pool_size, max(POOL, len(points) // POOL_SHARE))
+        elif n_taken > TAKEN[1]:
+            pool_size = max(pool_size // 2, POOL)
     return np.array(chosen, dtype=np.int64)
 
 
@@ -326,20 +401,16 @@ def _lower_to_one(points, squared_norms, bounds, centre: int) -> None:
 
 def _lower(points, squared_norms, bounds, rows, centres) -> None:
     """Lower `bounds` of `rows` to the squared distance to the nearest of `centres` (both row numbers of `points`)."""
-    width = points.shape[1]
-    their_points, their_norms = points[centres], squared_norms[centres]
-    for part in _blocks(len(rows), 1024):
-        block = rows[part]
-        x, norms = points[block], squared_norms[block]
-        slack = _slack(width, norms + their_norms.max())
-        partial = torch.addmm(their_norms, x, their_points.T, alpha=-2)  # (m, c), squared distance - |x|^2
-        smallest = partial.amin(1)
-        level = torch.from_numpy(bounds[block]).float() - norms + slack
-        hit = torch.nonzero(smallest <= level)[:, 0]
-        row, centre = torch.nonzero(partial[hit] <= (smallest + 2 * slack)[hit, None], as_tuple=True)
-        row = hit[row]
-        difference = x[row].double() - their_points[centre].double()
-        np.minimum.at(bounds, block[row.numpy()], difference.square().sum(1).numpy())
+    x, norms = points[rows], squared_norms[rows]
+    centre_points, centre_norms = points[centres], squared_norms[centres]
+    slack = _slack(points.shape[1], norms + centre_norms.max())
+    partial = torch.addmm(centre_norms, x, centre_points.T, alpha=-2)  # (r, c), squared distance - |x|^2
+    smallest = partial.amin(1)
+    hit = torch.nonzero(smallest.double() <= torch.from_numpy(bounds[rows]) - norms + slack)[:, 0]
+    pair, centre = torch.nonzero(partial[hit] <= (smallest + 2 * slack)[hit, None], as_tuple=True)
+    row = hit[pair]
+    difference = x[row].double() - centre_points[centre].double()
+    np.minimum.at(bounds, rows[row.numpy()], difference.square().sum(1).numpy())
 
 
 def coverage_radius(features, indices) -> float:
@@ -371,6 +442,11 @@ def _check_finite(features: np.ndarray) -> None:
         if not np.isfinite(features[part]).all():
             row = part.start + int(np.flatnonzero(~np.isfinite(features[part]).all(axis=1))[0])
             raise InputError(f"features contain NaN or infinity (first in row {row}); check the weights and the images")
+
+
+def _check_sampler(sampler: str, known) -> None:
+    if sampler not in known:
+        raise InputError(f"sampler {sampler!r} is unknown{suggest(sampler, known)}; choose from {', '.join(known)}")
 
 
 def _check_n_select(n_select: int, n_rows: int) -> None:

@@ -261,3 +261,67 @@ def test_nan_in_features_is_named(sampler):
     features[7, 3] = np.nan
     with pytest.raises(InputError, match=r"features contain NaN or infinity \(first in row 7\)"):
         neighbours.select(features, 5, sampler, 8, rng=np.random.default_rng(0))
+
+
+# -- streams -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["approximate_greedy", "greedy"])
+def test_a_stream_is_covered_within_the_sum_of_both_radii(monkeypatch, sampler):
+    features, thinned = clustered(0), []
+    choose = neighbours._select_greedily
+
+    def record(points, n_select, *rest):
+        chosen = choose(points, n_select, *rest)
+        thinned.append((points, chosen))
+        return chosen
+
+    monkeypatch.setattr(neighbours, "_select_greedily", record)
+    blocks = (features[start : start + 150] for start in range(0, 1000, 150))  # a generator: read once
+    rng = np.random.default_rng(0)
+    rows, numbers = neighbours.select_from_stream(blocks, 1000, 40, 200, sampler, projection_dim=8, rng=rng)
+    np.testing.assert_array_equal(rows, features[numbers])
+    assert len(set(numbers.tolist())) == 40
+    *first_level, second_level = thinned
+    assert len(first_level) == 7
+    assert len(second_level[0]) == 200
+    r1 = max(neighbours.coverage_radius(points, chosen) for points, chosen in first_level)
+    r2 = neighbours.coverage_radius(*second_level)
+    points = np.concatenate([points for points, _ in first_level])  # all rows in the space of selection
+    radius = neighbours.coverage_radius(points, numbers)
+    assert radius <= r1 + r2
+    at_once = neighbours.coverage_radius(points, choose(points, 40, sampler, 10, np.random.default_rng(0)))
+    assert radius < 1.5 * at_once
+
+
+def test_a_stream_that_fits_in_memory_is_selected_as_a_whole():
+    features = clustered(0, n=300)
+    blocks = [torch.from_numpy(features[:100]), features[100:]]
+    rows, numbers = neighbours.select_from_stream(blocks, 300, 30, 300, "greedy", None, rng=np.random.default_rng(0))
+    np.testing.assert_array_equal(numbers, neighbours.greedy(features, 30))
+    np.testing.assert_array_equal(rows, features[numbers])
+
+
+def test_a_stream_thinned_by_chance_is_spread_over_its_blocks():
+    blocks = [np.full((100, 2), i, np.float32) for i in range(5)]
+    rng = np.random.default_rng(0)
+    rows, numbers = neighbours.select_from_stream(blocks, 500, 50, 50, "random", rng=rng)
+    assert sorted(rows[:, 0].tolist()) == sorted([0, 1, 2, 3, 4] * 10)
+    assert (numbers // 100 == rows[:, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sampler": "none"}, "sampler 'none' is unknown"),
+        ({"max_rows": 4}, "max_rows 4 is less than n_select 5"),
+        ({"rng": None}, "pass rng=numpy.random.default_rng"),
+        ({"n_rows": 49}, "more than n_rows 49"),
+        ({"n_rows": 51}, "blocks hold 50 rows, but n_rows is 51"),
+        ({"n_select": 51}, "n_select 51"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused(arguments, message):
+    given_arguments = {"n_rows": 50, "n_select": 5, "max_rows": 20, "rng": np.random.default_rng(0), **arguments}
+    with pytest.raises(InputError, match=message):
+        neighbours.select_from_stream([clustered(0, n=50)], **given_arguments)
