@@ -209,11 +209,13 @@ def test_token_labels_are_the_maximum_over_each_square():
     assert labels[0, 1] == labels[3, 4] == 1
 
 
-def test_the_papers_embedding_without_unfolding_is_the_literal_one():
+@pytest.mark.parametrize(("channels", "dim"), [((512, 1024), 1536), ((5, 7), 16), ((3, 4), 40)])
+def test_the_embedding_by_convolution_is_the_literal_one(channels, dim):
     generator = torch.Generator().manual_seed(0)
-    features = [torch.randn(1, 512, 6, 5, generator=generator), torch.randn(1, 1024, 3, 3, generator=generator)]
-    expected = patches.adaptive_pool_embedding(features, 3, 1, 1536, 1536)
-    torch.testing.assert_close(glass.embed(features, 3, 1, 1536, 1536), expected, rtol=1e-4, atol=1e-5)
+    sizes = [(6, 5), (3, 3)]
+    features = [torch.randn(1, c, *size, generator=generator) for c, size in zip(channels, sizes, strict=True)]
+    expected = patches.adaptive_pool_embedding(features, 3, 1, dim, dim)
+    torch.testing.assert_close(glass.embed(features, 3, 1, dim, dim), expected, rtol=1e-4, atol=1e-5)
 
 
 # -- the judge's modes ------------------------------------------------------------------------------------------------

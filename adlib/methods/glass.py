@@ -15,6 +15,7 @@ ascent walks in the hidden layer (same numbers, a fraction of the time), the cen
 D it is multiplied by sqrt(1536 / D), so that its length stays the same.
 """
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -419,33 +420,34 @@ def token_labels(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def embed(features, patch_size: int, patch_stride: int, pretrain_dim, target_dim) -> torch.Tensor:
-    """Embed patches in the literal order of the original (unfold, align, pool, pool); (B, D, h, w)."""
-    channels = tuple(feature.shape[1] for feature in features)
-    if (patch_size, patch_stride, pretrain_dim, target_dim, channels) == (3, 1, 1536, 1536, (512, 1024)):
-        return paper_embedding(features)
-    return patches.embed(features, patch_size, patch_stride, pretrain_dim, target_dim)
+    """Embed patches as the original does: unfold windows, align grids, pool each layer, pool all layers.
 
+    Every one of these steps is linear, so for each layer they are one convolution, with the values of the literal
+    order (weights trained on those fit) and without its nine-fold memory. Both dimensions None: plain window means.
 
-def paper_embedding(features) -> torch.Tensor:
-    """The paper's case without unfolding: 512 and 1024 channels, window 3, pooled to 1536 and again to 1536.
-
-    Both pools together average 6 neighbours of the channel-major list (channel, row, column) of the shallow windows,
-    and 12 of the deep ones: two and four whole rows of kernels. So 3 outputs come from 2 shallow channels, 3 from 4
-    deep ones, which is one grouped convolution each; the deep map can be enlarged after it.
+    Returns:
+        (B, D, h, w), h and w of the first map.
     """
-    shallow, deep = features
-    shallow, deep = _row_pool(shallow, 2), _row_pool(deep, 4)  # (B, 768, h, w), (B, 768, h / 2, w / 2)
-    deep = F.interpolate(deep, size=shallow.shape[-2:], mode="bilinear", align_corners=False)
-    return torch.cat([shallow, deep], dim=1)
+    if pretrain_dim is None or target_dim is None:
+        return patches.embed(features, patch_size, patch_stride, pretrain_dim, target_dim)
+    channels, padding = tuple(feature.shape[1] for feature in features), (patch_size - 1) // 2
+    grid, tokens = None, 0
+    for feature, kernel in zip(features, pooling_kernels(channels, patch_size, pretrain_dim, target_dim), strict=True):
+        layer = F.conv2d(feature, kernel.to(feature.device), stride=patch_stride, padding=padding)  # (B, D, h_l, w_l)
+        grid = grid or layer.shape[-2:]
+        tokens = tokens + F.interpolate(layer, size=grid, mode="bilinear", align_corners=False)
+    return tokens
 
 
-def _row_pool(feature: torch.Tensor, group: int) -> torch.Tensor:
-    """Average `group` consecutive kernel rows of the flattened (channel, row) list: `group` channels in, 3 out."""
-    kernel = feature.new_zeros(3, group * 3, 3)
-    for out in range(3):
-        kernel[out, out * group : (out + 1) * group] = 1 / (3 * group)
-    groups = feature.shape[1] // group
-    return F.conv2d(feature, kernel.reshape(3, group, 3, 3).repeat(groups, 1, 1, 1), padding=1, groups=groups)
+@functools.cache
+def pooling_kernels(channels, patch_size: int, pretrain_dim: int, target_dim: int) -> tuple[torch.Tensor, ...]:
+    """One kernel (target_dim, C_l, p, p) a layer: what two adaptive pools over flattened windows do to each input."""
+    second = F.adaptive_avg_pool1d(torch.eye(len(channels) * pretrain_dim), target_dim)  # (layers * pretrain, target)
+    kernels = []
+    for layer, second_part in zip(channels, second.split(pretrain_dim), strict=True):
+        first = F.adaptive_avg_pool1d(torch.eye(layer * patch_size**2), pretrain_dim)  # (C p p, pretrain)
+        kernels.append((first @ second_part).T.reshape(target_dim, layer, patch_size, patch_size).contiguous())
+    return tuple(kernels)
 
 
 def _allocate(shape: tuple[int, ...], max_memory: float) -> np.ndarray:
