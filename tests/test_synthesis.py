@@ -473,7 +473,9 @@ def test_pagmfr_chooses_by_category_or_by_the_training_images():
     assert pagmfr.category_kind("mvtec", "leather") == "texture"
     assert pagmfr.category_kind("mvtec", "screw") == "object"
     assert pagmfr.category_kind("mvtec", "bracket_black") == "object"
+    assert pagmfr.category_kind("wfdd", "grey_cloth") == "texture"
     assert pagmfr.category_kind("btad", "02") == "texture"
+    assert pagmfr.category_kind("mvtec_loco", "pushpins") == "object"
     assert pagmfr.category_kind("visa", "pcb1") == "object"
     assert pagmfr.category_kind("mvtec", "my_part") == "auto"
     part = np.where(disc()[..., None], 60, 220).astype(np.uint8).repeat(3, axis=2)
@@ -529,7 +531,9 @@ def test_published_rules():
     assert synthesis.rule_for("visa", "candle") == Rule("otsu", close=3, open=3)
     assert synthesis.rule_for("memseg", "bottle") == Rule("fixed", "dark", level=250)
     assert synthesis.rule_for("folder", "anything") == "auto"
-    assert foregrounds.RULES["btad"]["02"].method == "ones"
+    assert synthesis.rule_for("btad", "02").method == "ones"
+    assert synthesis.rule_for("mpdd", "metal_plate") == synthesis.rule_for("mvtec", "metal_plate")
+    assert synthesis.rule_for("mvtec_ad", "pill") == Rule("otsu", close=6, open=6)
 
 
 def test_foreground_of_real_screws_and_leather(shared_data):

@@ -78,13 +78,24 @@ RULES = {
 }  # fmt: skip
 
 
-def rule_for(layout: str, category: str) -> Rule | str:
-    """Return the published rule of a category of a layout (or of "memseg"), "auto" where none was published.
+# Names of data sets that come in the layout of another one.
+LAYOUT_OF = {
+    **dict.fromkeys(("mvtec_ad", "mpdd", "wfdd", "mad_man", "mad_sys"), "mvtec"),
+    "mvtec_loco": "loco",
+    "mvtec_3d": "mvtec3d",
+}
+
+
+def rule_for(dataset: str, category: str) -> Rule | str:
+    """Return the published rule of a category, "auto" where none was published.
+
+    Args:
+        dataset: a layout ("mvtec"), a data set of the catalogue ("mvtec_ad", "mpdd"), or "memseg".
 
     >>> rule_for("mvtec", "pill").method
     'otsu'
     """
-    rules = RULES.get(layout, {})
+    rules = RULES.get(LAYOUT_OF.get(dataset, dataset), {})
     return rules.get(category, rules.get("*", "auto"))
 
 

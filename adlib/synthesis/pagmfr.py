@@ -13,7 +13,7 @@ from adlib.settings import choice
 from adlib.synthesis.blends import as_float, perlin_dtd
 from adlib.synthesis.cutpaste import jitter_colours, turn
 from adlib.synthesis.draws import overlap, pixel, uniform
-from adlib.synthesis.foregrounds import RULES, auto_mask, looks_like_object
+from adlib.synthesis.foregrounds import LAYOUT_OF, RULES, auto_mask, looks_like_object
 from adlib.synthesis.nsa import CLASSES, changed_mask, paste
 from adlib.synthesis.registry import register
 
@@ -29,13 +29,13 @@ KINDS = {
 }
 
 
-def category_kind(layout: str, category: str) -> str:
-    """Return "texture" or "object" for a known category of a layout of `datasets.LAYOUTS`, "auto" for any other.
+def category_kind(dataset: str, category: str) -> str:
+    """Return "texture" or "object" for a known category of a layout or data set, "auto" for any other.
 
     >>> category_kind("mvtec", "leather"), category_kind("visa", "pcb1"), category_kind("folder", "bolts")
     ('texture', 'object', 'auto')
     """
-    kinds = KINDS.get(layout, {})
+    kinds = KINDS.get(LAYOUT_OF.get(dataset, dataset), {})
     return kinds.get(category, kinds.get("*", "auto"))
 
 
