@@ -9,7 +9,7 @@ from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adlib import images, training
+from adlib import images
 from adlib.errors import InputError
 from adlib.methods import ulsad
 from adlib.methods.ulsad import ULSAD, ULSADSettings
@@ -143,3 +143,164 @@ def test_the_networks_have_the_papers_sizes():
     with torch.device("meta"):
         assert sum(p.numel() for p in ulsad.ReconstructionNet(384).parameters()) == 65_487_744
         assert sum(p.numel() for p in ulsad.GlobalNet(384, (256, 256), (32, 32)).parameters()) == 1_030_720
+
+
+# -- hand-computed cases ----------------------------------------------------------------------------------------------
+
+
+def test_dissimilarity_by_hand():
+    a = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    b = torch.tensor([4.0, -3.0]).view(1, 2, 1, 1)  # as long, at a right angle
+    assert ulsad.dissimilarity(a, b, 0).item() == 25  # (1 + 49) / 2
+    assert ulsad.dissimilarity(a, b, 0.5).item() == pytest.approx(25.5)
+    assert ulsad.dissimilarity(a, 2 * a, 0.5).item() == pytest.approx(12.5)  # same direction: magnitude only
+    assert ulsad.dissimilarity(a, 0 * a, 0.5).item() == pytest.approx(13)  # a zero vector has cosine 0
+
+
+def test_attention_of_equal_tokens_returns_them():
+    features = torch.tensor([1.0, -2.0, 0.5]).view(1, 3, 1, 1).expand(1, 3, 4, 5)
+    np.testing.assert_allclose(ulsad.attend(torch.randn(1, 3, 4, 5), features), features, rtol=1e-5)
+
+
+def test_flat_normal_maps_are_shifted_not_divided_by_zero():
+    quantiles = ulsad.map_quantiles(np.full((3, 2, 4, 4), 2.0, np.float32))
+    found = ulsad.normalise(np.full((1, 2, 4, 4), 3.0, np.float32), quantiles)
+    np.testing.assert_array_equal(found, np.ones((1, 2, 4, 4)))
+
+
+def test_a_constant_channel_does_not_become_nan():
+    mean, std = ulsad.channel_statistics([np.float32([[1, 5], [3, 5]])])
+    np.testing.assert_allclose(mean, [2, 5])
+    np.testing.assert_allclose(std, [1, 1])
+
+
+def test_whitened_normal_residuals_have_mean_square_one():
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(2, 3, 3))
+    residual = np.einsum("bmchw,mcd->bmdhw", rng.normal(size=(20, 2, 3, 8, 8)), mixing).astype(np.float32) + 1
+    residual = torch.from_numpy(residual)
+    mean, matrix = ulsad.whitening([residual[:10], residual[10:]], ridge=0)
+    maps = ulsad.whitened_maps(residual, mean, matrix)
+    assert maps.shape == (20, 2, 8, 8)
+    np.testing.assert_allclose(maps.mean(dim=(0, 2, 3)), [1, 1], rtol=1e-4)
+    # One vector by hand: (r - mean)^T cov^-1 (r - mean) / 3
+    rows = residual[:, 0].permute(0, 2, 3, 1).reshape(-1, 3).numpy().astype(np.float64)
+    r = rows[7] - rows.mean(axis=0)
+    by_hand = r @ np.linalg.inv(np.cov(rows.T, bias=True)) @ r / 3
+    assert maps[0, 0, 0, 7].item() == pytest.approx(by_hand, rel=1e-3)
+
+
+def test_level_and_border_rule():
+    maps = torch.ones(10, 2, 8, 8)
+    maps[:, :, 0] = 5.0  # a loud upper border
+    level = ulsad.level_of(maps, prior=10)
+    overall = (7 + 5) / 8
+    np.testing.assert_allclose(level[:, 0, 0], (5 + overall) / 2)  # ten images and a prior of ten
+    np.testing.assert_allclose(level[:, 4, 4], (1 + overall) / 2)
+    assert ulsad.peaks_at_the_border(maps[:, 0])
+    maps[:6, :, 4, 4] = 9.0
+    assert not ulsad.peaks_at_the_border(maps[:, 0])
+
+
+@given(st.integers(2, 30), st.integers(1, 30), st.integers(0, 3))
+def test_an_epoch_shows_every_image_once(n_images, batch_size, seed):
+    batch_size = min(batch_size, n_images)
+    n_steps = n_images // batch_size
+    for epoch in range(2):
+        rows = [ulsad.epoch_rows(n_images, batch_size, seed, epoch * n_steps + step) for step in range(n_steps)]
+        shown = np.concatenate(rows)
+        assert len(shown) == n_steps * batch_size == len(set(shown.tolist()))
+
+
+# -- the method -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def train(small_table):
+    return small_table[small_table.split == "train"]
+
+
+@pytest.fixture(scope="module")
+def fitted(train):
+    return ULSAD(**SMALL | {"snapshot_every": 1}).fit(train)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_resume_changes_nothing(train, fitted, tmp_path):
+    file = tmp_path / "checkpoint.pt"
+    settings = SMALL | {"snapshot_every": 1}
+    ULSAD(**settings | {"n_steps": 2}).fit(train, checkpoint=file, checkpoint_every=1)
+    resumed = ULSAD(**settings).fit(train, checkpoint=file, checkpoint_every=1)
+    for name in ("reconstruction_net", "global_net"):
+        for key, value in getattr(fitted, name).state_dict().items():
+            assert torch.equal(value, getattr(resumed, name).state_dict()[key]), key
+    np.testing.assert_array_equal(fitted.normal_scores, resumed.normal_scores)
+    assert resumed.history.losses.equals(fitted.history.losses)
+
+
+def test_every_loss_falls(train):
+    method = ULSAD(**SMALL | {"n_steps": 40, "learning_rate": 2e-3, "final_relu": False}).fit(train)
+    losses = method.history.losses
+    for name in ("local", "attention", "local_global"):
+        assert losses[name].iloc[-5:].mean() < losses[name].iloc[:5].mean(), name
+
+
+def test_ablations_leave_out_their_terms(train):
+    method = ULSAD(**SMALL | {"attention_loss": False, "local_global_loss": False, "n_steps": 1}).fit(train)
+    assert set(method.history.losses) == {"step", "local", "total", "learning_rate"}
+
+
+def test_maps_are_the_branches_and_their_fusion(fitted, small_table):
+    batch = next(images.batches(small_table.image_path[small_table.split == "test"], fitted.resize, 3))
+    local, from_image = np.moveaxis(fitted.branch_maps(batch), 1, 0)
+    np.testing.assert_allclose(fitted.score(batch).map, (local + from_image) / 2, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(fitted.score(batch).image, fitted.score(batch).map.max(axis=(1, 2)))
+
+
+def test_snapshots_are_scored_like_trained_weights(fitted):
+    last, quantiles = fitted.normal_scores.copy(), fitted.quantiles.copy()
+    fitted.use_snapshot(fitted.history.snapshots[0][1])
+    assert not np.array_equal(fitted.quantiles, quantiles)
+    fitted.use_snapshot(fitted.history.snapshots[-1][1])
+    np.testing.assert_array_equal(fitted.normal_scores, last)
+
+
+def test_synthetic_selection_keeps_the_best_step(train):
+    method = ULSAD(**SMALL | {"selection": "synthetic", "validate_every": 1, "whiten": True}).fit(train)
+    found = method.history.validation
+    assert method.history.selected_step == found.step[found.score.idxmax()]
+
+
+def test_a_validation_table_is_used_instead_of_a_split(train):
+    method = ULSAD(**SMALL | {"n_steps": 1}).fit(train.iloc[:3], validation=train.iloc[3:])
+    assert len(method.normal_scores) == 3
+
+
+def test_a_map_file_on_disk_gives_the_same_numbers(train, fitted):
+    method = ULSAD(**SMALL | {"snapshot_every": 1, "max_memory": 0.0}).fit(train)
+    np.testing.assert_array_equal(method.normal_scores, fitted.normal_scores)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": 72}, "multiples of 32, for example 64x64"),
+        ({"channels": 900}, "at most 152"),
+        ({"quantiles": (0.9, 0.5)}, "rising"),
+        ({"context": 20}, "multiple of 16"),
+        ({"maps": "locl"}, "did you mean 'local'"),
+        ({"hold_out": 0.0}, "share"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(InputError, match=message):
+        ULSAD(**SMALL | settings)
+
+
+def test_too_few_images_and_a_lost_held_out_set_are_named(train, fitted, tmp_path):
+    with pytest.raises(InputError, match="at least 4"):
+        ULSAD(**SMALL).fit(train.iloc[:3])
+    with pytest.raises(InputError, match="validation images"):
+        ULSAD(**SMALL).fit(train, validation=train.iloc[:1])
+    fitted.save(tmp_path)
+    with pytest.raises(InputError, match="not saved"):
+        ULSAD.load(tmp_path).use_snapshot(fitted.history.snapshots[0][1])

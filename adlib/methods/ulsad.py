@@ -15,7 +15,8 @@ The defaults are the paper's. The released code has three behaviours that matter
 - `final_relu`: its reconstruction ends in a ReLU, so negative features cannot be reproduced. Default True, as there.
 
 Where we differ: features and their self-attention are computed once, since neither can change; all sizes follow the
-feature grid, so that other image sizes than 256 work.
+feature grid, so that other image sizes than 256 work. Four settings that the paper does not have make short training
+worth its while; their defaults leave the paper's method as it is (`context`, `whiten`, `position_wise`, `fusion`).
 """
 
 import itertools
@@ -36,6 +37,9 @@ from adlib.methods import Scores, check_training_table
 from adlib.settings import as_dict, build, choice
 
 MAPS = ("both", "local", "global")
+N_SAMPLE = 64  # training images that the covariance and the level of the residuals rest on
+FUSIONS = ("mean", "max")
+POSITION_WISE = ("off", "on", "auto")
 IMAGE_SCORES = ("max", "top")
 QUANTILES_FROM = ("chosen_weights", "none")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,6 +55,7 @@ class ULSADSettings:
     image_size: int | tuple[int, ...] = 256  # network input, pixels
     resize: str = "stretch"
     scale: int | None = None  # pixels, only for resize "short_side"
+    context: int = 0  # pixels of mirrored surroundings that the backbone sees; 0: the zero padding of its layers
     channels: int = 384  # C, length of a feature after pooling along the channels
     final_relu: bool = True  # ReLU after the last layer of the reconstruction network, as released
     direction: float = 0.5  # lambda of the local term; 0 leaves magnitude only
@@ -62,7 +67,10 @@ class ULSADSettings:
     batch_size: int = 8  # images a step
     epochs: int = 200  # passes over the training images
     n_steps: int | None = None  # optimiser steps, instead of epochs
+    whiten: bool = False  # measure residuals by their covariance over the training images, instead of d
+    position_wise: str = "off"  # off, on, auto: divide maps by what normal images have at the same place
     maps: str = "both"  # both, local, global
+    fusion: str = "mean"  # of local and global map: mean, max
     quantiles: tuple[float, ...] = (0.9, 0.995)  # q_a, q_b of the pixels of held-out normal maps
     quantiles_from: str = "chosen_weights"  # chosen_weights, none (the maps are added as they are)
     sigma: float = 4.0  # Gaussian smoothing of the maps, input pixels
@@ -79,6 +87,8 @@ class ULSADSettings:
 
     def __post_init__(self):
         choice("maps", self.maps, MAPS)
+        choice("fusion", self.fusion, FUSIONS)
+        choice("position_wise", self.position_wise, POSITION_WISE)
         choice("image_score", self.image_score, IMAGE_SCORES)
         choice("quantiles_from", self.quantiles_from, QUANTILES_FROM)
         choice("selection", self.selection, training.SELECTIONS)
@@ -271,6 +281,60 @@ def small_maps(features, reconstructed, from_image) -> torch.Tensor:
     return torch.stack([local, dissimilarity(from_image, reconstructed[:, c:])], dim=1)
 
 
+def residuals(features, reconstructed, from_image) -> torch.Tensor:
+    """F - R_l and G - R_g -> (B, 2, C, h, w)."""
+    c = features.shape[1]
+    return torch.stack([features - reconstructed[:, :c], from_image - reconstructed[:, c:]], dim=1)
+
+
+def whitening(normal_residuals, ridge: float = 0.01) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and whitening matrix of residuals, so that ||(r - mean) W||^2 / C is about 1 for normal images.
+
+    The plain d weighs every channel alike. But a channel whose residual is always small tells more when it is large,
+    and channels that err together tell one thing, not many. Dividing by the covariance accounts for both.
+
+    Args:
+        normal_residuals: blocks (B, M, C, h, w) for M maps.
+        ridge: added to the diagonal, as a share of its mean.
+
+    Returns:
+        mean (M, C) and matrix (M, C, C), float32.
+    """
+    count, total, outer = 0, 0.0, 0.0
+    for block in normal_residuals:
+        rows = block.permute(1, 0, 3, 4, 2).flatten(1, 3).double()  # (M, B h w, C)
+        count, total, outer = count + rows.shape[1], total + rows.sum(dim=1), outer + rows.mT @ rows
+    mean = total / count  # (M, C)
+    covariance = outer / count - mean[:, :, None] * mean[:, None, :]
+    scale = covariance.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None].clamp_min(1e-12)
+    values, vectors = torch.linalg.eigh(covariance + ridge * scale * torch.eye(mean.shape[1]).to(covariance))
+    return mean.float(), (vectors / values.clamp_min(1e-12).sqrt()[:, None, :]).float()
+
+
+def whitened_maps(residual: torch.Tensor, mean: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Residuals (B, M, C, h, w) -> squared length in units of the normal covariance, per channel (B, M, h, w)."""
+    rows = (residual - mean[:, :, None, None]).flatten(3).transpose(2, 3)  # (B, M, h w, C)
+    return (rows @ matrix).square().mean(dim=3).unflatten(2, residual.shape[-2:])
+
+
+def level_of(maps: torch.Tensor, prior: float = 10.0) -> torch.Tensor:
+    """Mean of normal maps (N, M, h, w) at every position, drawn to the mean of all by `prior` images -> (M, h, w)."""
+    overall = maps.mean(dim=(0, 2, 3))[:, None, None]
+    return (maps.sum(dim=0) + prior * overall) / (len(maps) + prior)
+
+
+def peaks_at_the_border(maps: torch.Tensor, cells: int = 2) -> bool:
+    """Tell whether most normal maps (N, h, w) have their maximum in the outer ring of `cells` cells.
+
+    The padding of the backbone makes features there unlike any others, in every image in the same way.
+    """
+    height, width = maps.shape[-2:]
+    peak = maps.flatten(1).argmax(dim=1)
+    row, column = peak // width, peak % width
+    edge = torch.minimum(torch.minimum(row, height - 1 - row), torch.minimum(column, width - 1 - column))
+    return bool((edge < cells).float().mean() > 0.5)
+
+
 def enlarge(maps: torch.Tensor, size: tuple[int, int], pad: bool = False) -> np.ndarray:
     """Maps (B, M, h, w) -> float32 array (B, M, H, W): zero padded if asked, then bilinear."""
     maps = F.pad(maps, (4, 4, 4, 4)) if pad else maps
@@ -315,6 +379,8 @@ class ULSAD:
     Attributes after `fit`:
         reconstruction_net, global_net: the trained networks.
         channel_mean, channel_std: float32 tensors (C,), for standardisation.
+        residual_mean (2, C), residual_matrix (2, C, C): with `whiten` only.
+        level: (2, h, w), what normal maps have at every place; ones without `position_wise`.
         quantiles: float32 (2, 2), rows local and global, columns q_a and q_b.
         normal_scores, normal_map_maxima: float32 (n,), of the held-out normal images.
         history: losses, validations and snapshots (`adlib.training.History`).
@@ -337,6 +403,9 @@ class ULSAD:
                 f"image_size {s.image_size} does not suit ulsad: both sides must be multiples of {step}, for example "
                 f"{near[0]}x{near[1]}"
             )
+        deepest = self.backbone.strides[-1]
+        if s.context % deepest or not 0 <= s.context < min(self.resize.hw):
+            raise InputError(f"context {s.context} must be a multiple of {deepest} pixels and less than the image size")
         if s.channels > sum(self.backbone.channels):
             raise InputError(
                 f"channels {s.channels} is more than backbone {s.backbone!r} has in stages {list(s.stages)}; "
@@ -383,6 +452,7 @@ class ULSAD:
             from_image = modules["global"](_to_images(batch[2], self.device))  # (B, C, h, w)
             return losses(f, attended_f, reconstructed, from_image, s)
 
+        self._sample = features[:N_SAMPLE], images[:N_SAMPLE]
         self.history = training.train(
             modules,
             [torch.optim.Adam(parameters, s.learning_rate, weight_decay=s.weight_decay)],
@@ -399,7 +469,7 @@ class ULSAD:
             precision=s.precision,
             progress="ulsad",
         )
-        self._calibrate()
+        self._score_held_out()
         return self
 
     def use_snapshot(self, states: dict) -> None:
@@ -408,7 +478,7 @@ class ULSAD:
             raise InputError("use_snapshot needs the held-out images of fit; they are not saved with a model")
         self.reconstruction_net.load_state_dict(states["reconstruction"])
         self.global_net.load_state_dict(states["global"])
-        self._calibrate()
+        self._score_held_out()
 
     def _features(self, image_paths) -> tuple[np.ndarray, np.ndarray]:
         """Raw pooled features (N, h, w, C) float32 and the images (N, H, W, 3) uint8, each computed once."""
@@ -425,8 +495,11 @@ class ULSAD:
         return features, images
 
     def _pool(self, images: torch.Tensor) -> torch.Tensor:
+        pad, cells = self.settings.context, self.settings.context // self.backbone.strides[0]
         with torch.inference_mode():
-            return pool_features(self.backbone(images.to(self.device)), self.settings.channels)
+            images = F.pad(images.to(self.device), (pad,) * 4, mode="reflect") if pad else images.to(self.device)
+            pooled = pool_features(self.backbone(images), self.settings.channels)
+            return pooled[:, :, cells : cells + self.grid[0], cells : cells + self.grid[1]]  # (B, C, h, w)
 
     def _self_attention(self, features: np.ndarray) -> np.ndarray:
         attended = allocate(features.shape, self.settings.max_memory)
@@ -446,17 +519,31 @@ class ULSAD:
         for net in (self.reconstruction_net, self.global_net):
             net.to(self.device, memory_format=torch.channels_last).eval()
 
-    def _calibrate(self) -> None:
-        """Quantiles of the held-out normal maps, then the scores of these images for a threshold."""
-        raw = self._raw_maps(*self._held_out)
-        self.quantiles = self._quantiles(raw)
-        self.normal_scores, maps = self._combine(raw)
+    def _score_held_out(self) -> None:
+        """Calibrate, then score the held-out normal images for a threshold."""
+        self.normal_scores, maps = self._combine(self._calibrate(*self._held_out))
         self.normal_map_maxima = maps.max(axis=(1, 2))
 
-    def _quantiles(self, raw_maps: np.ndarray) -> np.ndarray:
-        if self.settings.quantiles_from == "none":
-            return np.tile(np.float32([0, 0.1]), (2, 1))  # 0.1 (map - 0) / (0.1 - 0): the map as it is
-        return map_quantiles(smooth(raw_maps, self.settings.sigma), self.settings.quantiles)
+    def _calibrate(self, features: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """Fit what turns residuals into maps to the weights as they are; return the raw maps of these normal images.
+
+        Covariance and level come from training images, the quantiles from the held-out ones that are given.
+        """
+        s = self.settings
+        self.level = torch.ones(2, *self.grid, device=self.device)
+        if s.whiten:
+            blocks = (residuals(*outputs) for outputs in self._outputs(*self._sample))
+            self.residual_mean, self.residual_matrix = whitening(blocks)
+        if s.position_wise != "off":
+            local = self._small(features, images)[:, 0]
+            if s.position_wise == "on" or peaks_at_the_border(local):
+                self.level = level_of(self._small(*self._sample))
+        raw = self._raw_maps(features, images)
+        if s.quantiles_from == "none":
+            self.quantiles = np.tile(np.float32([0, 0.1]), (2, 1))  # 0.1 (map - 0) / (0.1 - 0): the map as it is
+        else:
+            self.quantiles = map_quantiles(smooth(raw, s.sigma), s.quantiles)
+        return raw
 
     def _synthetic(self, held_out) -> tuple:
         """Standardised features, images, masks and labels of a fixed set of pseudo-anomalies."""
@@ -469,9 +556,8 @@ class ULSAD:
     def _validate(self, synthetic) -> dict[str, float]:
         """Score the held-out pseudo-anomalies, with the quantiles of the clean ones among them."""
         features, images, masks, labels = synthetic
-        raw = self._raw_maps(features, images)
-        self.quantiles = self._quantiles(raw[labels == 0])
-        scores, maps = self._combine(raw)
+        self._calibrate(features[labels == 0], images[labels == 0])
+        scores, maps = self._combine(self._raw_maps(features, images))
         return synthetic_score(scores, maps, masks, labels)
 
     # -- score ----------------------------------------------------------------------------------------------------
@@ -486,29 +572,43 @@ class ULSAD:
         images = batch.images if isinstance(batch, Batch) else batch
         return smooth(normalise(self._score_raw(images), self.quantiles), self.settings.sigma)
 
+    @torch.inference_mode()
     def _score_raw(self, images: torch.Tensor) -> np.ndarray:
         pooled = self._pool(images)
         f = (pooled - self.channel_mean.view(1, -1, 1, 1).to(pooled)) / self.channel_std.view(1, -1, 1, 1).to(pooled)
-        return self._forward(f, images.to(self.device))
+        images = images.to(self.device)
+        return self._enlarged(self._maps_of(f, self.reconstruction_net(f), self.global_net(images)))
+
+    def _outputs(self, features: np.ndarray, images: np.ndarray):
+        """Yield (F, R, G), a batch at a time, of cached features (N, h, w, C) and images (N, H, W, 3)."""
+        size = self.settings.batch_size
+        for i in range(0, len(features), size):
+            f, x = _to_grid(features[i : i + size], self.device), _to_images(images[i : i + size], self.device)
+            with torch.inference_mode():
+                yield f, self.reconstruction_net(f), self.global_net(x)
+
+    def _maps_of(self, features, reconstructed, from_image) -> torch.Tensor:
+        """F, R, G -> local and global map on the feature grid (B, 2, h, w)."""
+        if self.settings.whiten:
+            residual = residuals(features, reconstructed, from_image)
+            return whitened_maps(residual, self.residual_mean, self.residual_matrix) / self.level
+        return small_maps(features, reconstructed, from_image) / self.level
+
+    def _small(self, features: np.ndarray, images: np.ndarray) -> torch.Tensor:
+        return torch.cat([self._maps_of(*outputs) for outputs in self._outputs(features, images)])
 
     def _raw_maps(self, features: np.ndarray, images: np.ndarray) -> np.ndarray:
-        """Enlarged maps (N, 2, H, W) of cached features (N, h, w, C) and images (N, H, W, 3)."""
-        size = self.settings.batch_size
-        parts = [slice(i, i + size) for i in range(0, len(features), size)]
-        return np.concatenate(
-            [self._forward(_to_grid(features[p], self.device), _to_images(images[p], self.device)) for p in parts]
-        )
+        return self._enlarged(self._small(features, images))
 
-    def _forward(self, features: torch.Tensor, images: torch.Tensor) -> np.ndarray:
-        with torch.inference_mode():
-            maps = small_maps(features, self.reconstruction_net(features), self.global_net(images))  # (B, 2, h, w)
-            return enlarge(maps, tuple(images.shape[-2:]), self.settings.pad_maps)
+    def _enlarged(self, maps: torch.Tensor) -> np.ndarray:
+        return enlarge(maps, self.resize.hw, self.settings.pad_maps)  # (B, 2, H, W)
 
     def _combine(self, raw_maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Raw maps (B, 2, H, W) -> image scores (B,) and the final map (B, H, W): normalise, blur, average."""
         s = self.settings
         maps = smooth(normalise(raw_maps, self.quantiles), s.sigma)
-        chosen = {"both": maps.mean(axis=1), "local": maps[:, 0], "global": maps[:, 1]}[s.maps]
+        fused = maps.mean(axis=1) if s.fusion == "mean" else maps.max(axis=1)
+        chosen = {"both": fused, "local": maps[:, 0], "global": maps[:, 1]}[s.maps]
         flat = chosen.reshape(len(chosen), -1)
         if s.image_score == "top":
             n_top = max(1, flat.shape[1] // 100)
@@ -525,9 +625,12 @@ class ULSAD:
             "channel_mean": self.channel_mean,
             "channel_std": self.channel_std,
             "quantiles": torch.from_numpy(self.quantiles),
+            "level": self.level,
             "normal_scores": torch.from_numpy(self.normal_scores),
             "normal_map_maxima": torch.from_numpy(self.normal_map_maxima),
         }
+        if self.settings.whiten:
+            tensors |= {"residual_mean": self.residual_mean, "residual_matrix": self.residual_matrix}
         for name, net in (("reconstruction", self.reconstruction_net), ("global", self.global_net)):
             tensors |= {f"{name}.{key}": value for key, value in net.state_dict().items()}
         facts = {"backbone_fingerprint": self.backbone.fingerprint}
@@ -544,6 +647,9 @@ class ULSAD:
             for name, net in (("reconstruction", method.reconstruction_net), ("global", method.global_net)):
                 prefix = f"{name}."
                 net.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            for name in ("residual_mean", "residual_matrix")[: 2 * method.settings.whiten]:
+                setattr(method, name, tensors[name].to(method.device))
+            method.level = tensors["level"].to(method.device)
             method.channel_mean, method.channel_std = tensors["channel_mean"], tensors["channel_std"]
             for name in ("quantiles", "normal_scores", "normal_map_maxima"):
                 setattr(method, name, tensors[name].numpy())
