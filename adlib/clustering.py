@@ -15,9 +15,10 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
-from adlib.errors import InputError, suggest
+from adlib.errors import InputError
+from adlib.settings import choice
 
-RULES = ("reference", "minority", "border")
+RULES = ("reference", "minority", "border", "support")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def cluster(
     rule: str = "reference",
     reference: np.ndarray | None = None,
     grid: tuple[int, int] | None = None,
+    known_normal: np.ndarray | None = None,
     gate: float = 0.0,
     seed: int = 0,
     **params,
@@ -57,23 +59,22 @@ def cluster(
         x: (n, d) features of the cells; brought to unit length, so Euclidean distance and cosine agree.
         rule: which cluster is anomalous. `minority`: every cluster but the largest (FOCAL). `reference`: the clusters
             farther from `reference` than the nearest one. `border`: every cluster but the one that holds most of the
-            image's border, for centred objects (needs `grid`).
+            image's border, for centred objects (needs `grid`). `support`: the clusters that hold less than a quarter
+            of their share of the cells `known_normal`.
         reference: (m, d) cells of normal images.
         grid: (h, w) with h w = n.
+        known_normal: bool (n,), cells of `x` that come from normal images.
         gate: two sides count only when their `separation` exceeds this; see `gate_from_normals`.
         seed: of the algorithm's random start.
         params: passed on to the algorithm's function.
 
     The score of a cell is its cosine distance to the centre of the normal side minus that to the anomalous side,
-    brought to (0, 1) by a logistic curve; with one side only, the distance to its centre. Where the gate is closed
-    the score shrinks by separation / gate. Algorithms with a score of their own (hdbscan, gmm, bank_knn) keep it.
+    brought to (0, 1) by a logistic curve; with one side only, a right angle stands for the other. Where the gate
+    is closed the score shrinks by separation / gate. Algorithms with scores of their own (hdbscan, gmm, bank_knn) keep
+    them.
     """
-    if name not in ALGORITHMS:
-        raise InputError(
-            f"clustering {name!r} is unknown{suggest(name, ALGORITHMS)}; choose one of {', '.join(ALGORITHMS)}"
-        )
-    if rule not in RULES:
-        raise InputError(f"cluster rule {rule!r} is unknown{suggest(rule, RULES)}; choose one of {', '.join(RULES)}")
+    choice("clustering", name, ALGORITHMS)
+    choice("cluster rule", rule, RULES)
     x = _unit(x)
     if len(x) < 4:
         raise InputError(f"{len(x)} cells given; clustering needs at least 4")
@@ -81,12 +82,14 @@ def cluster(
         raise InputError("rule 'reference' and algorithm 'bank_knn' need reference=, cells of normal images")
     if rule == "border" and (grid is None or grid[0] * grid[1] != len(x)):
         raise InputError(f"rule 'border' needs the grid of the {len(x)} cells, got {grid}")
+    if rule == "support" and (known_normal is None or len(known_normal) != len(x) or not np.any(known_normal)):
+        raise InputError("rule 'support' needs known_normal=, true for at least one cell of x")
     reference = None if reference is None else _unit(reference)
     if np.ptp(x, axis=0).max() < 1e-6:  # all cells alike: one cluster, whatever the algorithm
         labels, own = np.zeros(len(x), int), None
     else:
         labels, own = ALGORITHMS[name](x, reference, seed, **params)
-    normal = _normal_side(labels, x, rule, reference, grid)
+    normal = _normal_side(labels, x, rule, reference, grid, known_normal)
     separated = separation(x, normal)
     scores = np.where(normal, *own) if own is not None else _scores(x, normal)
     open_gate = separated > gate and not normal.all()
@@ -194,9 +197,13 @@ ALGORITHMS = {
 # -- rules and scores
 
 
-def _normal_side(labels, x, rule: str, reference, grid) -> np.ndarray:
-    """Return which cells (n,) lie in the one cluster that the rule calls normal; noise never does."""
+def _normal_side(labels, x, rule: str, reference, grid, known_normal) -> np.ndarray:
+    """Return which cells (n,) lie in a cluster that the rule calls normal; noise never does."""
     kinds = sorted(set(labels.tolist()) - {-1})
+    if rule == "support":
+        shares = {kind: known_normal[labels == kind].mean() for kind in kinds}
+        enough = min(0.25 * known_normal.mean(), max(shares.values()))  # one cluster is normal in any case
+        return np.isin(labels, [kind for kind in kinds if shares[kind] >= enough])
     if rule == "minority":
         chosen = max(kinds, key=lambda kind: np.count_nonzero(labels == kind))
     elif rule == "border":
@@ -212,9 +219,8 @@ def _normal_side(labels, x, rule: str, reference, grid) -> np.ndarray:
 def _scores(x, normal) -> np.ndarray:
     centre = _unit(x[normal].mean(0, keepdims=True))[0]
     to_normal = 1 - x @ centre
-    if normal.all():
-        return to_normal
-    to_anomalous = 1 - x @ _unit(x[~normal].mean(0, keepdims=True))[0]
+    # Without an anomalous side a right angle stands for it, so that scores of all images share a scale.
+    to_anomalous = 1.0 if normal.all() else 1 - x @ _unit(x[~normal].mean(0, keepdims=True))[0]
     return 1 / (1 + np.exp(-4 * (to_normal - to_anomalous)))
 
 

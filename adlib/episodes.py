@@ -243,10 +243,10 @@ def kept_rows(rng: np.random.Generator, support: torch.Tensor, n_rows: int) -> t
     return torch.from_numpy(np.sort(rng.permutation(total)[:n_rows]))
 
 
-def fixed_episodes(pools, s, n: int = 48) -> list:
+def fixed_episodes(pools, shots: tuple[int, ...], seed: int, n: int = 48) -> list[Episode]:
     """Draw the episodes that every validation uses, in turn from each pool: half of them clean."""
-    rng = np.random.default_rng(s.seed)
-    return [draw(pools[i % len(pools)], rng, s.shots, clean=0.5) for i in range(n)] if pools else []
+    rng = np.random.default_rng(seed)
+    return [draw(pools[i % len(pools)], rng, shots, clean=0.5) for i in range(n)] if pools else []
 
 
 def validation_scores(fixed, score) -> dict[str, float]:

@@ -264,7 +264,7 @@ class FewShot:
             terms = [self.episode_losses(modules, episode, keep) for episode, keep in batch]
             return {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
 
-        fixed = episodes.fixed_episodes(validation_pools, s)
+        fixed = episodes.fixed_episodes(validation_pools, s.shots, s.seed)
         parameters = [p for module in self.modules.values() for p in module.parameters()]
         optimizer = torch.optim.AdamW(parameters, s.learning_rate, weight_decay=s.weight_decay)
         self.history = training.train(

@@ -1,0 +1,295 @@
+"""The unified model: one set of weights for all products; what is normal comes from the support alone.
+
+    condition  k normal images -> memory of patches, and for each row a yardstick delta: how far apart normal rows are
+    score      d = 1 - best similarity, ratio rho = d / delta, residual |z - nearest| -> small head -> a logit a cell
+
+The design joins the two projects that stopped half-way (see the README): the similarity of `few_shot`, and a
+projection trained by the contrastive losses of `contrastive`. The head sees residual quantities and never the patch
+itself, so it cannot memorise what training categories look like. Its last layer starts at zero and the logit carries
+the ratio as a residual, so the untrained model *is* a local-outlier-factor-like ratio detector (compare LOF, Breunig
+et al., SIGMOD 2000, and the elementwise residual of ResAD, Yao et al., NeurIPS 2024, arXiv 2410.20047).
+
+Two signals make it relative. *Foreign normals*: material that is normal in one category is pasted as a defect into
+another. *Context swaps*: the same defective query is shown with a support that contains its kind of defect; then the
+target is empty. Each stage is searched on its own grid; what the head sees is brought to the grid of the first.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adlib import clustering, episodes, losses
+from adlib.errors import InputError
+from adlib.images import Batch
+from adlib.methods.few_shot import FewShot, FewShotSettings, stage_contrast
+from adlib.methods.patchcore import upsample_and_smooth
+from adlib.settings import choice
+from adlib.support import check_support, distinct, enlarge, jittered, rotated, to_rows, top_mean
+
+LOG_2 = float(np.log(2))
+N_COPIES = 4  # changed copies of a single support image that give it a yardstick
+
+
+@dataclass(frozen=True)
+class UnifiedSettings(FewShotSettings):
+    """Settings of the unified model; those of `few_shot` and its own. The design is ours, and so are the defaults."""
+
+    image_score: str = "top"  # mean of the highest 1 % of cells, as a logit
+    sigma: float = 4.0  # Gaussian smoothing of the map, input pixels at 224
+    swap: float = 0.2  # share of episodes whose support shows the query's kind of defect
+    n_neighbours: int = 3  # K, memory rows looked up for a patch
+    shrink: float = 0.5  # delta <- (1 - shrink) delta + shrink median(delta)
+    floor: float = 1e-3  # added to delta, so that rho stays finite
+    beta: float = 2.4  # weight of log(1 + rho) in the logit
+    bias: float = -2.0  # logit of a patch exactly as far away as its yardstick, rho = 1
+    width: int = 128  # channels of the head
+    norm: str = "group"  # normalisation in the head: group, none
+    image_weight: float = 0.25  # of the image-level cross-entropy
+    calibration_weight: float = 0.1  # of the loss that keeps the scale of normality equal across contexts
+    clustering: str = ""  # "": scores of the head; else an algorithm of adlib.clustering on query and support together
+
+    def __post_init__(self):
+        super().__post_init__()
+        choice("norm", self.norm, ("group", "none"))
+        choice("clustering", self.clustering, ("", *clustering.ALGORITHMS))
+        if self.n_neighbours < 2 or self.floor <= 0 or not 0 <= self.shrink <= 1:
+            raise InputError(
+                f"n_neighbours {self.n_neighbours} must be at least 2, floor {self.floor} positive, "
+                f"shrink {self.shrink} in [0, 1]"
+            )
+
+
+class UnifiedScores(NamedTuple):
+    """As `Scores`, with a calibrated answer.
+
+    Attributes:
+        image: float32 (B,), logits; map: float32 (B, H, W) in [0, 1].
+        p_value: float32 (B,), share of normal images that would score as high: (number above + 1) / (n + 1).
+    """
+
+    image: np.ndarray
+    map: np.ndarray
+    p_value: np.ndarray
+
+
+class ScaledMemory(NamedTuple):
+    """What a query is compared with at one stage: mean patch (C,), unit rows (M, C), their yardsticks delta (M,)."""
+
+    mean: torch.Tensor
+    rows: torch.Tensor
+    delta: torch.Tensor
+
+
+class Head(nn.Module):
+    """1x1 convolution, normalisation, GELU, depthwise 3x3, and a 1x1 convolution that starts at zero."""
+
+    def __init__(self, channels: int, width: int, norm: str, seed: int):
+        super().__init__()
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            self.layers = nn.Sequential(
+                nn.Conv2d(channels, width, 1),
+                nn.GroupNorm(8 if width % 8 == 0 else 1, width) if norm == "group" else nn.Identity(),
+                nn.GELU(),
+                nn.Conv2d(width, width, 3, padding=1, groups=width),
+                nn.Conv2d(width, 1, 1),
+            )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) -> (B, h, w)."""
+        return self.layers(x)[:, 0]
+
+
+def yardsticks(rows, image, others, other_image, shrink: float) -> torch.Tensor:
+    """delta of each memory row: 1 - its best similarity to a row of another image, shrunk towards the median.
+
+    Args:
+        rows: (M, C) unit vectors, image: int64 (M,), the image each comes from.
+        others: (N, C), other_image: int64 (N,), where to look.
+    """
+    delta = []
+    for block, own in zip(rows.split(1024), image.split(1024), strict=True):
+        similarity = (block @ others.T).masked_fill(own[:, None] == other_image, -1.0)
+        delta.append(1 - similarity.amax(1))
+    delta = torch.cat(delta).clamp(min=0)
+    return (1 - shrink) * delta + shrink * delta.median()
+
+
+class Unified(FewShot):
+    """One model for all products.
+
+        context = model.condition(support)             # (k, 3, H, W), cached by the caller
+        scores = model.score(query, context)           # UnifiedScores(image, map, p_value)
+
+    Attributes: as `FewShot`; its context is one `ScaledMemory` a stage.
+    """
+
+    name = "unified"
+    Settings = UnifiedSettings
+    Memory = ScaledMemory
+
+    def make_modules(self) -> dict[str, nn.Module]:
+        """Make the projection and the head."""
+        s = self.settings
+        channels = sum(self.backbone.channels) + 3 * len(self.backbone.channels)
+        return super().make_modules() | {"head": Head(channels, s.width, s.norm, s.seed)}
+
+    # -- condition ----------------------------------------------------------------------------------------------------
+
+    def condition(self, images: torch.Tensor) -> list[ScaledMemory]:
+        """Take in a support (k, 3, H, W) in [0, 1]; repeated images count once, order does not matter.
+
+        Dropping repeats is no nicety: between two copies delta is zero, and every query would be infinitely far.
+        """
+        check_support(images, self.resize.hw)
+        images = distinct(images)
+        views = [self.describe(view) for view in rotated(images, self.settings.rotations)]
+        described = [torch.cat(stage) for stage in zip(*views, strict=True)]
+        copies = None
+        if len(images) == 1:
+            rng = np.random.default_rng(0)  # the same copies for the same image
+            copies = self.describe(jittered(images.repeat(N_COPIES, 1, 1, 1), rng))
+        with torch.no_grad():
+            return self._remember(described, copies, n_images=len(images))
+
+    def _remember(self, described, augmented=None, n_images: int | None = None, keep=None, projection=None):
+        """Make the context from described views (rotation by image, B = rotations k).
+
+        With one image, the yardsticks come from changed copies of it (`augmented`); within an image neighbours are
+        too alike to say how far apart normal patches lie.
+        """
+        projection, context = projection or self.projection, []
+        n_images = n_images or len(described[0])
+        for stage, feature in enumerate(described):
+            rows, n_cells = to_rows(feature), feature.shape[2] * feature.shape[3]
+            mean = rows.mean(0) if self.settings.centre else torch.zeros_like(rows[0])
+            image = torch.arange(len(rows), device=rows.device) // n_cells % n_images
+            if keep is not None:
+                rows, image = rows[keep[stage]], image[keep[stage]]
+            z = projection(stage, rows - mean)
+            # A yardstick is a given of the context: no gradient stretches it.
+            with torch.no_grad():
+                others, other_image = z, image
+                if n_images == 1:
+                    others = projection(stage, to_rows(augmented[stage].to(z.device)) - mean)
+                    other_image = torch.full((len(others),), -1, device=z.device)
+                delta = yardsticks(z.detach(), image, others, other_image, self.settings.shrink)
+            context.append(ScaledMemory(mean, z, delta))
+        return context
+
+    # -- score --------------------------------------------------------------------------------------------------------
+
+    def compare(self, stage: int, query: torch.Tensor, memory: ScaledMemory, projection=None):
+        """Compare patches (B, C, h, w) of a stage with a memory.
+
+        Returns:
+            what the head sees (B, C + 3, h, w): sqrt(d) r, d, log(1 + rho), v1 - vK; and the projected rows (B h w, C).
+        """
+        s, projection = self.settings, projection or self.projection
+        z = projection(stage, to_rows(query) - memory.mean)  # (N, C)
+        k = min(s.n_neighbours, len(memory.rows))
+        values, nearest = [], []
+        for block in z.split(2048):
+            found = (block @ memory.rows.T).topk(k, dim=1)
+            values.append(found.values)
+            nearest.append(found.indices[:, 0])
+        values, nearest = torch.cat(values), torch.cat(nearest)
+        d = (1 - values[:, :1]).clamp(min=0)  # (N, 1)
+        rho = d / (memory.delta[nearest, None] + s.floor)
+        residual = (d + 1e-8).sqrt() * (z - memory.rows[nearest]).abs()
+        seen = torch.cat([residual, d, rho.log1p(), values[:, :1] - values[:, -1:]], dim=1)  # (N, C + 3)
+        return seen.view(len(query), *query.shape[2:], -1).movedim(-1, 1), z
+
+    def logits(self, described, context, modules=None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Logits of the cells (B, h, w), log(1 + rho) averaged over the stages (B, h, w), projected rows a stage."""
+        s, modules = self.settings, modules or self.modules
+        size = tuple(described[0].shape[2:])
+        seen, log_ratio, projected = [], 0.0, []
+        for stage, (query, memory) in enumerate(zip(described, context, strict=True)):
+            found, z = self.compare(stage, query, memory, modules["projection"])
+            if found.shape[2:] != size:
+                found = F.interpolate(found, size=size, mode="bilinear", align_corners=s.align_corners)
+            seen.append(found)
+            log_ratio = log_ratio + found[:, -2] / len(described)
+            projected.append(z)
+        head = modules["head"](torch.cat(seen, dim=1))
+        return head + s.beta * (log_ratio - LOG_2) + s.bias, log_ratio, projected
+
+    def cells(self, described, context) -> torch.Tensor:
+        """Logits of the cells of the first stage's grid, (B, h, w)."""
+        return self.logits(described, context)[0]
+
+    def fit(self, table, validation=None):
+        """Choose `k` support images from a table of normal training images and take them in."""
+        self.normal_scores = np.empty(0, np.float32)  # no p-values while the normals themselves are scored
+        return super().fit(table, validation)
+
+    def score(self, batch: Batch | torch.Tensor, context=None) -> UnifiedScores:
+        """Score images (B, 3, H, W) in [0, 1] against a context, by default the one that `fit` made."""
+        images = batch.images if isinstance(batch, Batch) else batch
+        s, size = self.settings, tuple(images.shape[-2:])
+        context = self.context if context is None else context
+        with torch.no_grad():
+            described = self.describe(images)
+            logits, _, projected = self.logits(described, context)
+        if s.clustering:
+            logits = logits + self._clustered(projected[0], context[0], logits.shape)
+        image = top_mean(logits) if s.image_score == "top" else logits.amax((1, 2))
+        maps = enlarge(logits.sigmoid(), size, s.align_corners)
+        maps = upsample_and_smooth(maps, size, s.sigma * size[0] / 224)
+        image = image.cpu().numpy()
+        normal = np.sort(getattr(self, "normal_scores", np.empty(0, np.float32)))
+        above = len(normal) - np.searchsorted(normal, image, side="left")
+        return UnifiedScores(image, maps, ((above + 1) / (len(normal) + 1)).astype(np.float32))
+
+    def _clustered(self, rows, memory: ScaledMemory, shape, n_support: int = 512) -> torch.Tensor:
+        """Cluster each query's cells together with cells of the support, which are known to be normal.
+
+        The anomalous clusters are those that hold hardly any support; so the rule of the smaller cluster, and its
+        failures, are gone. Only the first stage is clustered: rows of different grids do not pair up.
+
+        Returns:
+            what the clusters add to the logits of the cells, (B, h, w): +1 in anomalous clusters, -1 elsewhere.
+        """
+        known = memory.rows[torch.linspace(0, len(memory.rows) - 1, min(n_support, len(memory.rows))).long()]
+        added = []
+        for cells in rows.view(shape[0], -1, rows.shape[1]):
+            both = torch.cat([cells, known]).cpu().numpy()
+            is_known = np.arange(len(both)) >= len(cells)
+            found = clustering.cluster(
+                self.settings.clustering, both, "support", known.cpu().numpy(), known_normal=is_known
+            )
+            added.append(np.where(found.anomalous[: len(cells)], 1.0, -1.0))
+        return torch.from_numpy(np.stack(added)).float().view(shape).to(rows.device)
+
+    # -- losses of an episode -----------------------------------------------------------------------------------------
+
+    def episode_losses(self, modules, episode, keep) -> dict[str, torch.Tensor]:
+        """Focal, Dice, contrastive, image-level and calibration loss of one episode."""
+        s = self.settings
+        target, valid = (x.to(self.device) for x in episodes.cell_targets(episode.coverage))
+        support = [f.to(self.device) for f in episode.support]
+        context = self._remember(support, episode.augmented, keep=keep, projection=modules["projection"])
+        query = [f[None].to(self.device) for f in episode.query]
+        logits, log_ratio, projected = self.logits(query, context, modules)
+        logits, normal = logits[0], valid & ~target
+        contrast = [
+            stage_contrast(z, memory.rows, episode.coverage, f.shape[2:], s.contrastive)
+            for z, memory, f in zip(projected, context, query, strict=True)
+        ]
+        contrast = losses.mean_over_images([c for c in contrast if c is not None])
+        zero = logits.sum() * 0
+        image = F.binary_cross_entropy_with_logits(top_mean(logits[None])[0], target.any().float())
+        return {
+            "focal": losses.focal_loss(logits, target, valid),
+            "dice": 0.5 * losses.dice_loss(logits, target, valid) if target.any() else zero,
+            "contrastive": zero if contrast is None else s.contrastive_weight * contrast,
+            "image": s.image_weight * image,
+            "calibration": s.calibration_weight * (log_ratio[0][normal].mean() - LOG_2) ** 2,
+        }

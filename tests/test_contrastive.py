@@ -1,0 +1,108 @@
+"""Contrastive learning with clustering: it learns what it is shown, and answers clean images with "clean"."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+from adlib import images, losses
+from adlib.errors import InputError
+from adlib.methods.contrastive import Contrastive
+
+SMALL = TINY | {
+    "stages": [1, 2, 3],
+    "width": 16,
+    "dim": 16,
+    "steps": 12,
+    "episodes": 3,
+    "learning_rate": 0.01,
+    "n_normals": 5,
+    "n_styles": 4,
+    "validate_every": 6,
+    "hold_out": 0.34,
+}
+
+
+@pytest.fixture(scope="module")
+def train(small_table):
+    return small_table[small_table.split == "train"]
+
+
+@pytest.fixture(scope="module")
+def fitted(train):
+    return Contrastive(**SMALL).fit(train)
+
+
+@pytest.fixture(scope="module")
+def batch(small_table, fitted):
+    test = small_table[small_table.split == "test"]
+    return next(images.batches(test.image_path, fitted.resize, len(test)))
+
+
+def test_training_lowers_the_loss_below_chance(fitted):
+    history = fitted.history.losses
+    trained = history[history.contrastive > 0].contrastive
+    assert trained.iloc[-3:].mean() < trained.iloc[:3].mean()
+    assert {"score", "image_auroc", "cell_ap"} <= set(fitted.history.validation.columns)
+    assert history.skipped_images.between(0, 3).all()
+
+
+def test_same_seed_same_scores(fitted, train, batch):
+    again = Contrastive(**SMALL).fit(train)
+    np.testing.assert_array_equal(again.score(batch).map, fitted.score(batch).map)
+    assert again.gate == fitted.gate
+
+
+@pytest.mark.parametrize("name", ["kmeans", "hdbscan", "bank_knn"])
+def test_clusterings_share_the_trained_features(fitted, batch, name, monkeypatch):
+    monkeypatch.setattr(fitted, "settings", fitted.settings.__class__(**vars(fitted.settings) | {"clustering": name}))
+    found = fitted.cluster(batch.images)
+    assert len(found) == len(batch)
+    scores = fitted.score(batch)
+    assert np.isfinite(scores.map).all()
+    assert all(len(f.labels) == 64 for f in found)
+
+
+def test_perfect_features_cost_nothing(fitted):
+    """Two regions at opposite poles: no loss, and the mask is found exactly (intersection over union 1)."""
+    grid, coverage = (8, 8), torch.zeros(8, 8)
+    coverage[2:5, 2:5] = 1
+    rows = torch.zeros(64, 4)
+    rows[:, 0] = torch.where(coverage.flatten() > 0, -1.0, 1.0)
+    loss = fitted.image_losses(rows, grid, coverage)
+    assert len(loss) == 64 - 9
+    assert loss.max() < 1e-6
+    symmetric = Contrastive(**SMALL | {"symmetric": True}).image_losses(rows, grid, coverage)
+    assert len(symmetric) == 64
+    assert fitted.image_losses(rows, grid, torch.zeros(8, 8)) is None
+    assert fitted.image_losses(rows, grid, torch.ones(8, 8)) is None
+
+
+def test_the_focal_form_inside_one_image_is_the_original(fitted):
+    rows = torch.nn.functional.normalize(torch.randn(36, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    coverage = torch.zeros(6, 6)
+    coverage[:2, :3] = 1
+    method = Contrastive(**SMALL | {"loss": "focal"})
+    found = method.image_losses(rows, (6, 6), coverage)
+    anomalous = coverage.flatten() > 0
+    expected = losses.contrastive_loss("focal", rows[~anomalous], rows[anomalous])
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_last_stage_can_be_trained_too(train, batch):
+    method = Contrastive(**SMALL | {"train_last_stage": True, "steps": 2, "n_styles": 2, "selection": "last"})
+    before = {k: v.clone() for k, v in method.backbone.state_dict().items()}
+    method.fit(train)
+    changed = {k for k, v in method.backbone.state_dict().items() if not torch.equal(v, before[k])}
+    last = method.backbone.model.feature_info.module_name()[-1]
+    assert changed
+    assert all(key.startswith(f"model.{last}") for key in changed)
+
+
+def test_bad_settings_are_one_line():
+    with pytest.raises(InputError, match="loss 'simclr' is unknown"):
+        Contrastive(**SMALL | {"loss": "simclr"})
+    with pytest.raises(InputError, match="clustering 'optics' is unknown"):
+        Contrastive(**SMALL | {"clustering": "optics"})
+    with pytest.raises(InputError, match="temperature 0"):
+        Contrastive(**SMALL | {"temperature": 0.0})

@@ -1,0 +1,148 @@
+"""The unified model: untrained it is the ratio detector, and its context alone decides what is normal."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+from adlib import episodes, images, support
+from adlib.errors import InputError
+from adlib.methods.unified import Head, Unified, yardsticks
+
+SMALL = TINY | {"k": 2, "steps": 3, "episodes": 2, "validate_every": 3, "hidden": 8, "width": 8, "rows": 64}
+
+
+@pytest.fixture(scope="module")
+def train(small_table):
+    return small_table[small_table.split == "train"]
+
+
+@pytest.fixture(scope="module")
+def fitted(train):
+    return Unified(**SMALL).fit(train)
+
+
+@pytest.fixture(scope="module")
+def batch(small_table, fitted):
+    test = small_table[small_table.split == "test"]
+    return next(images.batches(test.image_path, fitted.resize, len(test)))
+
+
+@pytest.fixture(scope="module")
+def trained(train, fitted):
+    pool = episodes.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
+    method = Unified(**SMALL | {"learning_rate": 0.01, "selection": "last"})
+    return method.train_episodes(None, pools=[pool, pool], validation_pools=[pool]).fit(train)
+
+
+def test_untrained_it_is_the_ratio_detector(fitted, batch):
+    described = fitted.describe(batch.images)
+    logits = fitted.cells(described, fitted.context)
+    # The same numbers from the definition, cell by cell, in float64.
+    expected = 0.0
+    for feature, memory in zip(described, fitted.context, strict=True):
+        z = torch.nn.functional.normalize(support.to_rows(feature) - memory.mean, dim=1).double()
+        similarity, nearest = (z @ memory.rows.double().T).max(1)
+        rho = (1 - similarity).clamp(min=0) / (memory.delta.double()[nearest] + 1e-3)
+        grid = rho.log1p().view(len(feature), *feature.shape[2:])
+        expected = expected + support.enlarge(grid, logits.shape[1:]) / len(described)
+    expected = 2.4 * (expected - np.log(2)) - 2.0
+    # A tie in the search may take another row with another yardstick; float32 makes that rare.
+    assert (logits - expected).abs().median() < 1e-6
+    assert ((logits - expected).abs() < 1e-4).float().mean() > 0.99
+
+
+def test_yardsticks_by_hand():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    image = torch.tensor([0, 0, 1])
+    delta = yardsticks(rows, image, rows, image, shrink=0.0)
+    torch.testing.assert_close(delta, torch.tensor([0.4, 0.2, 0.2]))
+    torch.testing.assert_close(yardsticks(rows, image, rows, image, 0.5), torch.tensor([0.3, 0.2, 0.2]))
+
+
+def test_order_of_supports_and_copies_change_nothing(fitted, batch):
+    plain = fitted.score(batch, fitted.condition(batch.images[:3]))
+    other = fitted.score(batch, fitted.condition(batch.images[[2, 0, 1, 0, 2]]))
+    np.testing.assert_allclose(plain.map, other.map, atol=1e-4)
+    np.testing.assert_allclose(plain.image, other.image, atol=1e-3)
+
+
+def test_order_of_memory_rows_changes_nothing(fitted, batch):
+    order = torch.randperm(len(fitted.context[0].rows), generator=torch.Generator().manual_seed(0))
+    first = fitted.context[0]
+    shuffled = [first._replace(rows=first.rows[order], delta=first.delta[order]), *fitted.context[1:]]
+    np.testing.assert_allclose(fitted.score(batch).image, fitted.score(batch, shuffled).image, atol=1e-4)
+
+
+def test_contexts_decide(trained, batch, small_table):
+    """Swapping two contexts swaps the scores, and a defect that the support shows is no defect."""
+    bad = np.flatnonzero(small_table.label[small_table.split == "test"])
+    good_context = trained.condition(batch.images[:3])
+    bad_context = trained.condition(batch.images[np.append([0, 1, 2], bad[:3])])
+    query = batch.images[bad[:1]]
+    first = [trained.score(query, c).image[0] for c in (good_context, bad_context)]
+    second = [trained.score(query, c).image[0] for c in (bad_context, good_context)]
+    assert first == second[::-1]
+    assert first[0] > first[1] + 1
+
+
+def test_a_query_in_the_support_scores_lowest(fitted, batch):
+    context = fitted.condition(batch.images[:3])
+    scores = fitted.score(batch, context).image
+    assert scores[:3].max() < fitted.settings.bias  # rho is 0: below the logit of rho = 1
+    assert scores[:3].max() < scores[3:].min()
+
+
+def test_one_support_image_has_a_yardstick(fitted, batch):
+    context = fitted.condition(batch.images[:1])
+    again = fitted.condition(batch.images[[0, 0]])
+    for one, two in zip(context, again, strict=True):
+        assert one.delta.min() > 0
+        assert torch.equal(one.delta, two.delta)
+
+
+def test_p_values_count_normals(fitted, batch):
+    scores = fitted.score(batch)
+    n = len(fitted.normal_scores)
+    expected = [(np.sum(fitted.normal_scores >= s) + 1) / (n + 1) for s in scores.image]
+    np.testing.assert_allclose(scores.p_value, expected, rtol=1e-6)
+    assert scores.map.min() >= 0
+    assert scores.map.max() <= 1
+
+
+def test_gradients_reach_projection_and_head_only(fitted, train):
+    pool = episodes.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=2)
+    method = Unified(**SMALL)
+    torch.nn.init.constant_(method.modules["head"].layers[-1].weight, 0.1)
+    torch.nn.init.constant_(method.projection.mlps[0][2].weight, 0.01)
+    episode = episodes.draw(pool, np.random.default_rng(1), shots=(2,), clean=0.0)
+    keep = [episodes.kept_rows(np.random.default_rng(0), f, 64) for f in episode.support]
+    sum(method.episode_losses(method.modules, episode, keep).values()).backward()
+    assert all(p.grad is not None for p in method.modules["head"].parameters())
+    assert all(p.grad is not None for p in method.projection.mlps.parameters())
+    assert all(p.grad is None for p in method.backbone.parameters())
+
+
+def test_training_is_seeded_moves_the_scores_and_is_saved(trained, train, fitted, batch, tmp_path):
+    assert {"focal", "dice", "contrastive", "image", "calibration"} <= set(trained.history.losses.columns)
+    assert np.abs(trained.score(batch).image - fitted.score(batch).image).max() > 1e-3
+    trained.save_trained(tmp_path / "w.safetensors")
+    loaded = Unified(**SMALL | {"trained": str(tmp_path / "w.safetensors")}).fit(train)
+    np.testing.assert_array_equal(loaded.score(batch).image, trained.score(batch).image)
+
+
+def test_clustering_with_the_support(train, batch, small_table):
+    labels = small_table.label[small_table.split == "test"].to_numpy()
+    method = Unified(**SMALL | {"clustering": "agglomerative"}).fit(train)
+    scores = method.score(batch)
+    assert scores.image[labels == 1].min() > scores.image[labels == 0].max()
+
+
+def test_bad_settings_are_one_line():
+    with pytest.raises(InputError, match="clustering 'kmean' is unknown"):
+        Unified(**SMALL | {"clustering": "kmean"})
+    with pytest.raises(InputError, match="n_neighbours 1"):
+        Unified(**SMALL | {"n_neighbours": 1})
+    with pytest.raises(InputError, match="contrastive 'simclr' is unknown"):
+        Unified(**SMALL | {"contrastive": "simclr"})
+    assert Head(4, 8, "none", 0)(torch.rand(1, 4, 3, 3)).abs().max() == 0
