@@ -341,8 +341,7 @@ def farthest_first(points, n_select: int, anchors: np.ndarray) -> np.ndarray:
         int64 row numbers in order of selection; it ends early when all remaining rows equal a row taken.
     """
     points = _as_rows(points)
-    tensor = torch.from_numpy(points)
-    squared_norms = torch.from_numpy(np.einsum("nd,nd->n", points, points))  # (N,)
+    squared_norms = np.einsum("nd,nd->n", points, points)  # (N,)
     bounds = np.square(anchors, dtype=np.float64)  # squared anchor distances, or more
     if not bounds.any():
         return np.zeros(1, dtype=np.int64)  # all rows are equal: one stands for all
@@ -355,13 +354,13 @@ def farthest_first(points, n_select: int, anchors: np.ndarray) -> np.ndarray:
         stale = stale[
             np.argsort(seen[stale], kind="stable")
         ]  # so that rows of one block have about as much to catch up
-        for part in _blocks(len(stale), 1024):
+        for part in _blocks(len(stale), BLOCK // 2):
             rows = stale[part]
-            _lower(tensor, squared_norms, bounds, rows, chosen[seen[rows[0]] :])
+            _lower(points, squared_norms, bounds, rows, chosen[seen[rows[0]] :])
         seen[pool] = len(chosen)
         pool = pool[bounds[pool] > limit]
         n_before = len(chosen)
-        pool_points, pool_norms, pool_bounds = tensor[pool], squared_norms[pool], bounds[pool]
+        pool_points, pool_norms, pool_bounds = points[pool], squared_norms[pool], bounds[pool]
         while len(pool) and len(chosen) < n_select:
             farthest = int(pool_bounds.argmax())
             if pool_bounds[farthest] <= limit:
@@ -391,12 +390,12 @@ def _slack(width: int, squared_norms) -> float:
 
 
 def _lower_to_one(points, squared_norms, bounds, centre: int) -> None:
-    product = torch.mv(points, points[centre])  # (m,)
-    approximate = squared_norms + squared_norms[centre] - 2 * product
+    """Lower `bounds` of all rows of `points` to the squared distance to row `centre`."""
+    # einsum rather than @: products this small are not worth waking the threads of the linear algebra library.
+    approximate = squared_norms + squared_norms[centre] - 2 * np.einsum("md,d->m", points, points[centre])  # (m,)
     slack = _slack(points.shape[1], squared_norms + squared_norms[centre])
-    near = np.flatnonzero((approximate - slack).numpy() < bounds)
-    difference = points[near].double() - points[centre].double()
-    bounds[near] = np.minimum(bounds[near], difference.square().sum(1).numpy())
+    near = np.flatnonzero(approximate - slack < bounds)
+    bounds[near] = np.minimum(bounds[near], _squared_distances(points[near], points[centre]))
 
 
 def _lower(points, squared_norms, bounds, rows, centres) -> None:
@@ -404,13 +403,18 @@ def _lower(points, squared_norms, bounds, rows, centres) -> None:
     x, norms = points[rows], squared_norms[rows]
     centre_points, centre_norms = points[centres], squared_norms[centres]
     slack = _slack(points.shape[1], norms + centre_norms.max())
-    partial = torch.addmm(centre_norms, x, centre_points.T, alpha=-2)  # (r, c), squared distance - |x|^2
-    smallest = partial.amin(1)
-    hit = torch.nonzero(smallest.double() <= torch.from_numpy(bounds[rows]) - norms + slack)[:, 0]
-    pair, centre = torch.nonzero(partial[hit] <= (smallest + 2 * slack)[hit, None], as_tuple=True)
+    partial = x @ (-2 * centre_points.T)  # (r, c)
+    partial += centre_norms  # squared distance - |x|^2
+    smallest = partial.min(axis=1)
+    hit = np.flatnonzero(smallest - slack <= bounds[rows] - norms)
+    pair, centre = np.nonzero(partial[hit] <= (smallest + 2 * slack)[hit, None])
     row = hit[pair]
-    difference = x[row].double() - centre_points[centre].double()
-    np.minimum.at(bounds, rows[row.numpy()], difference.square().sum(1).numpy())
+    np.minimum.at(bounds, rows[row], _squared_distances(x[row], centre_points[centre]))
+
+
+def _squared_distances(x, y) -> np.ndarray:
+    """Return the squared distances of the rows of `x` to the rows (or the one row) `y`, in float64."""
+    return np.square(x - y.astype(np.float64)).sum(axis=1)
 
 
 def coverage_radius(features, indices) -> float:

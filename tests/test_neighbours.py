@@ -92,6 +92,8 @@ def test_selection_by_hand():
     # rows at distance 0 are left: row 0 is the start row, which counts as covered, row 3 equals row 1.
     assert neighbours.approximate_greedy(points, 5, [0]).tolist() == [1, 2, 4]
     assert neighbours.coverage_radius(points, [1, 2]) == 4
+    # Exact rule: rows of the distance matrix have norms sqrt(5), sqrt(2), sqrt(5); then distances 2 and 1.
+    assert neighbours.greedy(np.array([[-1.0], [0.0], [1.0]]), 3).tolist() == [0, 2, 1]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 25))
