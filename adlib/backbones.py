@@ -102,7 +102,21 @@ def create(
     """
     if not timm.is_model(name):
         raise InputError(f"backbone {name!r} is not a timm model{suggest(name, timm.list_models())}")
-    indices = _stage_indices(name, tuple(stages))
+    # timm draws initial weights from the global generator even where they are replaced at once; leave that one alone,
+    # and give "random" the same weights each time.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, indices = _create_model(name, tuple(stages), weights, image_size)
+    config = timm.get_pretrained_cfg(name)
+    mean, std = (config.mean, config.std) if config else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    backbone = Backbone(model, name, indices, mean, std)
+    if fold and backbone.multiple == 1:
+        _fold_batch_norm(backbone)
+    return backbone
+
+
+def _create_model(name: str, stages: tuple, weights: str, image_size) -> tuple[nn.Module, tuple[int, ...]]:
+    indices = _stage_indices(name, stages)
     source = weights
     if weights == "auto":
         source = "package" if name in PACKAGED_WEIGHTS else "hub"
@@ -119,12 +133,7 @@ def create(
         if source != "random":
             path = _package_file(name) if source == "package" else Path(source)
             _load_features(model, name, read_state_dict(path), path)
-    config = timm.get_pretrained_cfg(name)
-    mean, std = (config.mean, config.std) if config else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    backbone = Backbone(model, name, indices, mean, std)
-    if fold and backbone.multiple == 1:
-        _fold_batch_norm(backbone)
-    return backbone
+    return model, indices
 
 
 def read_state_dict(path) -> dict[str, torch.Tensor]:

@@ -149,7 +149,7 @@ def data_check(options) -> int:
     problems = datasets.check(options.name, options.data_root, options.category)
     for problem in problems:
         print(problem)
-    print(f"{options.name}: {'no problem found' if not problems else f'{len(problems)} kinds of problem'}")
+    print(f"{options.name}: {len(problems) or 'no'} kind{'s' * (len(problems) != 1)} of problem found")
     return 1 if problems else 0
 
 

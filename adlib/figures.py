@@ -3,6 +3,7 @@
 Functions draw and return a matplotlib figure; `save` writes it, as PNG (small) and where asked as PDF.
 """
 
+import sys
 from pathlib import Path
 
 import cv2
@@ -34,6 +35,11 @@ def use_style() -> None:
             "svg.hashsalt": "adlib",  # the same figure gives the same bytes
         }
     )
+    if "ipykernel" in sys.modules:
+        # Photographs as JPEG keep a notebook with its outputs under a few hundred kilobytes.
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})
 
 
 def save(figure, name: str, vector: bool = False) -> Path:

@@ -50,8 +50,8 @@ def by_category(records: pd.DataFrame, metric: str = "image_auroc") -> pd.DataFr
     """
     choice("metric", metric, METRICS)
     values = records.assign(value=100 * records[metric].astype(float))
-    table = values.pivot_table(index=["dataset", "category"], columns="method", values="value", aggfunc="mean")
-    table.loc[("mean", "")] = table.mean(skipna=False)
+    table = values.groupby(["dataset", "category", "method"]).value.mean().unstack("method")
+    table.loc[("mean", ""), :] = table.mean(skipna=False)
     return table.round(2)
 
 

@@ -24,12 +24,12 @@ def parts(tmp_path_factory):
     """Good parts in nested folders with upper-case suffixes, new parts with one defect and one broken file."""
     root = tmp_path_factory.mktemp("parts")
     rng = np.random.default_rng(1)
-    for i in range(8):
+    for i in range(16):
         write_image(root / "good" / ("line_a" if i % 2 else "line_b/shift_1") / f"{i}.PNG", texture(rng, 80, 120))
     for i in range(4):
         write_image(root / f"more_good/{i}.jpg", texture(rng, 80, 120))
     write_image(root / "new/deep/ok.png", texture(rng, 80, 120))
-    bad = texture(rng, 160, 240)
+    bad = texture(rng, 80, 120).repeat(2, axis=0).repeat(2, axis=1)
     bad[40:80, 150:200] = rng.integers(0, 255, (40, 50, 3))
     write_image(root / "new/bad.JPG", bad)
     write_image(root / "new/bad.png", bad)
@@ -68,10 +68,11 @@ def test_the_defect_is_found_where_it_is(predicted):
     assert scores.anomalous["bad.png"]
     assert not scores.anomalous["deep/ok.png"]
     assert scores.n_regions["deep/ok.png"] == 0
+    row, column = np.unravel_index(np.load(out / "maps/bad_png.npy").argmax(), (160, 240))
+    assert 40 <= row < 80
+    assert 150 <= column < 200
     region = json.loads((out / "polygons/bad_png.json").read_text())["regions"][0]
-    centre = np.mean(region["polygon"], axis=0)
-    assert 140 < centre[0] < 210
-    assert 30 < centre[1] < 90
+    assert cv2.pointPolygonTest(np.array(region["polygon"], np.int32), (175, 60), False) > 0
 
 
 def test_unreadable_files_are_named_and_counted(parts, model, tmp_path, capsys):
