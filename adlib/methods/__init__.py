@@ -19,6 +19,7 @@ from adlib.errors import InputError, suggest
 # name -> (module, class). A new method is one line here and one file.
 METHODS = {
     "patchcore": ("adlib.methods.patchcore", "PatchCore"),
+    "glass": ("adlib.methods.glass", "Glass"),
 }
 
 

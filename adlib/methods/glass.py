@@ -173,7 +173,7 @@ class Glass:
             self.losses,
             s.max_steps or s.epochs * self.batches_per_epoch,
             seed=s.seed,
-            validate=self._validation(validation) if s.selection == "synthetic" else None,
+            validate=self._validation(validation) if s.selection == "synthetic" or s.validate_every else None,
             validate_every=s.validate_every,
             selection=s.selection,
             snapshot_every=s.snapshot_every,

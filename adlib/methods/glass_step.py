@@ -187,7 +187,6 @@ def ascend(
     sum_true, squares_true = h_true.sum(0), h_true.square().sum(0)
     pushed, segments, statistics = torch.zeros_like(h), [], []
     y, slope, e = torch.empty_like(h), torch.empty_like(h), torch.empty_like(h)  # allocating is a third of the time
-    one, leak = true.new_tensor(1.0), true.new_tensor(0.2)
     walker, start = true if origin is None else origin, offset
     for step in range(n_steps):
         mean = (sum_true + ones @ h) / (2 * n)
@@ -196,7 +195,7 @@ def ascend(
         gain = norm.weight / (variance + norm.eps).sqrt()
         bias = norm.bias - mean * gain
         torch.addcmul(bias, h, gain, out=y)  # (N, H), normalised
-        torch.where(y > 0, one, leak, out=slope)
+        torch.gt(y, 0, out=slope).mul_(0.8).add_(0.2)  # slope of the leaky ReLU
         F.leaky_relu_(y, 0.2)
         logits = y @ out  # (N,)
         if trace is not None:
