@@ -122,3 +122,33 @@ def score_histogram(scores: pd.DataFrame, threshold: float | None = None, title:
         )
     axis.set(xlabel="image score (higher is more anomalous)", ylabel="images", title=title)
     return figure
+
+
+def compare_maps(images, rows: dict, titles=None, scale=(0, 1), size: float = 1.8, title: str = ""):
+    """Show the same images (H, W, 3) above several rows of maps, {row label: maps (H, W)}, on one colour scale."""
+    shape = (1 + len(rows), len(images))
+    figure, axes = plt.subplots(*shape, figsize=(shape[1] * size, shape[0] * size + 0.4), squeeze=False)
+    for column, image in enumerate(images):
+        axes[0, column].imshow(image)
+        if titles is not None:
+            axes[0, column].set_title(titles[column], fontsize="small")
+    for row, (label, maps) in enumerate(rows.items(), start=1):
+        axes[row, 0].set_ylabel(label)
+        for axis, anomaly_map in zip(axes[row], maps, strict=True):
+            shown = axis.imshow(anomaly_map, vmin=scale[0], vmax=scale[1])
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        sns.despine(ax=axis, left=True, bottom=True)
+    figure.colorbar(shown, ax=axes[1:], label="score", fraction=0.02, pad=0.01)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def scores_by_category(axis, scores: pd.DataFrame, title: str = "") -> None:
+    """Draw image scores (columns `score`, `label`, `category`), one line of points a category, on one axis of scores."""
+    kind = scores.label.map({0: "normal", 1: "anomalous"})
+    palette = {"normal": NORMAL, "anomalous": ANOMALOUS}
+    sns.stripplot(scores, x="score", y="category", hue=kind, palette=palette, size=3, dodge=True, ax=axis)
+    axis.set(title=title, xlabel="image score, one scale for all", ylabel="")
+    axis.get_legend().set_title("")

@@ -81,6 +81,8 @@ class FewShotSettings:
     shots: tuple[int, ...] = (1, 2, 4)  # support images of a training episode
     clean: float = 0.3  # share of episodes without a defect
     swap: float = 0.0  # share of episodes whose support shows the query's kind of defect, so that it is none
+    pool_normals: int = 24  # normal images of each training category, at most
+    pool_styles: int = 9  # styles of pseudo-anomaly of each training category, on five images each
     rows: int = 1024  # support patches a stage that a training episode keeps
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
@@ -252,7 +254,9 @@ class FewShot:
         """
         s = self.settings
         if pools is None:
-            pools, validation_pools = episodes.make_pools(tables, validation, self.describe, self.resize, s.seed)
+            pools, validation_pools = episodes.make_pools(
+                tables, validation, self.describe, self.resize, s.seed, n_normals=s.pool_normals, n_styles=s.pool_styles
+            )
 
         def make_batch(step):
             rng = training.step_generator(s.seed, step)
