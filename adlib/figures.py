@@ -146,7 +146,7 @@ def compare_maps(images, rows: dict, titles=None, scale=(0, 1), size: float = 1.
 
 
 def scores_by_category(axis, scores: pd.DataFrame, title: str = "") -> None:
-    """Draw image scores (columns `score`, `label`, `category`), one line of points a category, on one axis of scores."""
+    """Draw image scores (columns `score`, `label`, `category`) of several categories on one axis of scores."""
     kind = scores.label.map({0: "normal", 1: "anomalous"})
     palette = {"normal": NORMAL, "anomalous": ANOMALOUS}
     sns.stripplot(scores, x="score", y="category", hue=kind, palette=palette, size=3, dodge=True, ax=axis)
