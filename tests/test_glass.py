@@ -411,6 +411,13 @@ def test_an_empty_texture_folder(train, tmp_path):
     refused({"textures": str(tmp_path)}, train, "no image in this folder")
 
 
+@pytest.mark.parametrize(("change", "match"), [({"hidden": 8}, "hidden 16"), ({"stages": (2, 4)}, r"stages \[2, 3\]")])
+def test_a_checkpoint_of_another_backbone_or_width_is_refused(train, tmp_path, change, match):
+    settings = {"checkpoint": str(tmp_path / "checkpoint.pt"), "checkpoint_every": 1, "max_steps": 1}
+    glass.Glass(**TINY | settings).fit(train)
+    refused(settings | change, train, f"checkpoint .* was made with {match}")
+
+
 def test_models_of_another_backbone_or_damaged_are_refused(train, tmp_path):
     method = glass.Glass(**TINY).fit(train)
     method.save(tmp_path)
