@@ -1,5 +1,6 @@
 """Pseudo-anomaly families: what each promises about image, mask and randomness, and what bad input says."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -128,6 +129,11 @@ def test_a_family_is_one_decorated_function():
         assert (made[~mask] == 77).all()
         assert info == {"family": "dead_pixel"}
         assert defaults("dead_pixel") == {"value": 0.0}
+        # Whatever a family returns, the anomaly stays on the product.
+        corner = np.zeros((9, 9), bool)
+        corner[0, 0] = True
+        masks = [synthesise("dead_pixel", np.zeros((9, 9)), np.random.default_rng(s), corner)[1] for s in range(30)]
+        assert not any((mask & ~corner).any() for mask in masks)
     finally:
         del registry._families["dead_pixel"]
 
@@ -231,7 +237,7 @@ def test_nsa_paste_lands_where_it_was_cut():
     """Poisson-cloning a piece of the host onto its own place changes nothing: the alignment is exact."""
     image = host(80, 90)
     mask = np.zeros((31, 44), bool)
-    mask[3:20, 5:40] = True  # off-centre on purpose
+    mask[3:20, 5:30] = True  # off-centre on purpose
     same = nsa.paste(image, image[20:51, 30:74], mask, (20, 30), "normal")
     shifted = nsa.paste(image, image[22:53, 30:74], mask, (20, 30), "normal")
     assert np.abs(same.astype(int) - image).max() <= 1
@@ -435,8 +441,21 @@ def test_object_region_falls_back():
         _, mask, how = objects.extract_object(image)
         assert mask.any()
         assert how in ("grabcut", "ellipse")
-    first, second = (objects.extract_object(halves)[1] for _ in range(2))
-    assert np.array_equal(first, second)
+
+
+def test_grabcut_does_not_depend_on_opencvs_generator():
+    """Its clustering starts from there: without a fixed seed a few pixels of this picture change sides."""
+    rng = np.random.default_rng(5)
+    image = rng.integers(100, 140, (48, 48, 3)).astype(np.uint8)
+    y, x = np.indices((48, 48))
+    blob = (y - 24) ** 2 + (x - 22) ** 2 < 120
+    image[blob] = rng.integers(90, 220, (blob.sum(), 3))
+    masks = []
+    for seed in range(5):
+        cv2.setRNGSeed(seed)
+        masks.append(objects._grabcut(image))
+    assert masks[0].any()
+    assert all(np.array_equal(masks[0], mask) for mask in masks)
 
 
 def test_largest_region_fills_holes_and_keeps_one():

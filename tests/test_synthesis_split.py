@@ -42,6 +42,14 @@ def test_half_is_clean_and_each_image_comes_in_both_forms(normals):
     assert {item.family for item in items if item.label} == set(split.families)
 
 
+def test_an_image_meets_another_family_in_the_next_round(normals):
+    split = SyntheticSplit(normals, families=("cutpaste", "cutpaste_scar"), number=4 * len(normals), resize=64)
+    met = {}
+    for i in np.flatnonzero(split.labels):
+        met.setdefault(split[int(i)].path, []).append(split[int(i)].family)
+    assert all(sorted(families) == ["cutpaste", "cutpaste_scar"] for families in met.values())
+
+
 def test_an_item_is_the_same_in_any_order_and_after_a_restart(normals):
     first, second = SyntheticSplit(normals, resize=64, seed=3), SyntheticSplit(normals, resize=64, seed=3)
     backwards = {i: second[i] for i in reversed(range(len(second)))}

@@ -68,7 +68,7 @@ def glass_las(
     image, rng, foreground, sources, opacity=None, exponents=(0, 5), threshold=0.5, area=(0.01, 0.10),
     backend="lattice", octaves=1,
 ):  # fmt: skip
-    """GLASS's local anomaly synthesis (Chen et al., ECCV 2024, section 3.3): one or two Perlin masks, a texture.
+    """GLASS's local anomaly synthesis (Chen et al., ECCV 2024): one or two Perlin masks, a texture.
 
     Two masks are united, intersected or the first used alone, a third each. `opacity` None draws the paper's beta ~
     N(0.5, 0.1^2) clipped to [0.2, 0.8]; a number fixes it. The mask of feature tokens is `perlin.token_mask(mask)`.
@@ -83,7 +83,10 @@ def glass_las(
 
 
 def dual_mask(shape, rng, foreground, exponents, threshold, area, backend, octaves) -> tuple[np.ndarray, dict]:
-    """GLASS's mask: union, intersection or the first of two Perlin masks, inside the foreground, never empty."""
+    """GLASS's mask: union, intersection or the first of two Perlin masks, inside the foreground, never empty.
+
+    Either mask is drawn until it is not empty, where the original draws the pair until its combination is not.
+    """
     for tries in range(1, TRIES + 1):
         pair = [perlin_mask(shape, rng, None, exponents, 90.0, threshold, area, backend, octaves) for _ in range(2)]
         mask, how = combine(pair[0][0], pair[1][0], rng.random())
@@ -135,8 +138,9 @@ def splice(
     """A hard cut-out of another image, at the same place: what forgery detectors such as FOCAL look for.
 
     The other image is drawn from `sources.normals`, or is a texture where there are none. `shape` is "perlin" or
-    "polygon"; `area` is the share of the image. `jpeg_quality` (1 to 100) saves the foreign part as JPEG once more,
-    the trace that such detectors are sensitive to. FOCAL itself trains on forgery data sets; this is our stand-in.
+    "polygon"; `area` is the share of the foreground, of the image for a polygon. `jpeg_quality` (1 to 100) saves the
+    foreign part as JPEG once more, the trace that such detectors are sensitive to. FOCAL itself trains on forgery
+    data sets; this is our stand-in.
     """
     choice("splice shape", shape, ("perlin", "polygon"))
     if shape == "polygon":
