@@ -290,6 +290,28 @@ def test_both_hypotheses_train_and_log(train, hypothesis):
     assert method.network.centre.shape == expected.shape
 
 
+@pytest.mark.parametrize("hypothesis", ["manifold", "hypersphere"])
+def test_a_bank_and_a_share_of_the_tokens_train_reproducibly(train, hypothesis):
+    settings = TINY | {"bank": 3, "token_share": 0.25, "hypothesis": hypothesis}
+    first, second = glass.Glass(**settings).fit(train), glass.Glass(**settings).fit(train)
+    assert torch.equal(weights(first), weights(second))
+    method = glass.Glass(**settings).prepare(train)
+    normal, blended, labels = method.make_batch(0)
+    assert normal.shape == blended.shape == (2, 64, 152)
+    changed = (normal != blended).any(dim=2)
+    assert changed[labels > 0.5].float().mean() > 0.9  # an anomalous token differs from its normal one
+    assert set(method.bank) <= {0, 1, 2}
+
+
+def test_some_rows_prefer_anomalous_tokens():
+    labels = torch.zeros(100)
+    labels[:5] = 1
+    torch.manual_seed(0)
+    normal, blended = glass.some_rows(labels, 0.2)
+    assert len(normal) == len(blended) == len(set(blended.tolist())) == 20
+    assert set(range(5)) <= set(blended.tolist())
+
+
 def test_noise_keeps_its_length_at_another_width(train):
     method = glass.Glass(**TINY).prepare(train)
     assert method.sigma_noise * 152**0.5 == pytest.approx(0.015 * 1536**0.5)

@@ -65,6 +65,8 @@ class GlassSettings:
     beta_mean: float = 0.5  # share of the original in the blend: mean,
     beta_std: float = 0.1  # standard deviation (then clipped to 0.2 ... 0.8)
     families: tuple[str, ...] = ("glass_las",)  # of adlib.synthesis, in turn: where local anomalies come from
+    bank: int = 0  # make so many local anomalies once and reuse them; 0 makes new ones in every step (paper)
+    token_share: float = 1.0  # share of all tokens that a step trains on; the paper takes all
     textures: str = ""  # folder of textures (DTD); "" for textures made by adlib.synthesis
     foreground: str = "rules"  # rules (published rule or auto), none, or a folder <folder>/<category>/<image name>
     lr: float = 1e-4  # learning rate of the adaptor (Adam, weight decay 1e-5)
@@ -95,6 +97,10 @@ class GlassSettings:
         for name in ("radius", "p", "beta_mean"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} {getattr(self, name)} must lie between 0 and 1")
+        if not 0 < self.token_share <= 1:
+            raise InputError(f"token_share {self.token_share} must be a share in (0, 1]")
+        if self.bank < 0:
+            raise InputError(f"bank {self.bank} must not be negative; 0 makes new local anomalies in every step")
         if not 0 < self.hold_out < 1:
             raise InputError(f"hold_out {self.hold_out} must be a share between 0 and 1, for example 0.15")
 
@@ -185,7 +191,7 @@ class Glass:
             checkpoint_every=s.checkpoint_every if s.checkpoint else 0,
             progress="GLASS",
         )
-        self.features = self.images = None  # the caches have served
+        self.features = self.images = self.bank = None  # the caches have served
         found = [self.score(batch) for batch in batches(validation.image_path, self.resize, s.batch_size)]
         self.normal_scores = np.concatenate([scores.image for scores in found])
         self.normal_map_maxima = np.concatenate([scores.map.max(axis=(1, 2)) for scores in found])
@@ -217,7 +223,7 @@ class Glass:
         self.dataset = str(table.attrs.get("dataset", ""))
         self.paths, self.categories = list(table.image_path), list(table.category)
         self.sources = synthesis.Sources(textures=s.textures or None, normals=self.paths)
-        self.foregrounds = {}
+        self.foregrounds, self.bank = {}, {}
         if s.foreground not in ("rules", "none"):
             self._check_foregrounds()
         self.feature_factor = 1.0
@@ -239,19 +245,37 @@ class Glass:
             return Network(width, self.settings.hidden, positions).to(self.device)
 
     def make_batch(self, step: int):
-        """Features of normal images, the same images with local anomalies, and the labels of their tokens (1.4)."""
+        """Features of normal images, the same images with local anomalies, and the labels of their tokens (1.4).
+
+        Returns:
+            normal (B, L, D); blended: images (B, 3, H, W), or features (B, L, D) from the bank; labels (B, L).
+        """
         s = self.settings
+        if s.bank:
+            rng = np.random.default_rng([s.seed, 2, step])
+            items = [self._bank_item(int(k)) for k in rng.choice(s.bank, min(s.batch_size, s.bank), replace=False)]
+            chosen, blended, labels = zip(*items, strict=True)
+            return torch.from_numpy(self.features[list(chosen)]), torch.stack(blended), torch.stack(labels)
         epoch, position = divmod(step, self.batches_per_epoch)
         order = np.random.default_rng([s.seed, 1, epoch]).permutation(len(self.features))
         chosen = order[position * s.batch_size : (position + 1) * s.batch_size]
-        blended, labels = [], []
-        for place, i in enumerate(chosen):
-            rng = np.random.default_rng([s.seed, 2, step, place])
-            image, mask = self.blend(i, rng, s.families[(step + place) % len(s.families)])
-            blended.append(image)
-            labels.append(token_labels(mask, self.grid))
-        normal = torch.from_numpy(self.features[chosen])  # (B, L, D)
-        return normal.flatten(0, 1), to_tensor(blended), torch.from_numpy(np.concatenate(labels))
+        pairs = [self._local(i, np.random.default_rng([s.seed, 2, step, k]), step + k) for k, i in enumerate(chosen)]
+        images, labels = zip(*pairs, strict=True)
+        return torch.from_numpy(self.features[chosen]), to_tensor(images), torch.stack(labels)
+
+    def _local(self, i: int, rng, turn: int):
+        """A local anomaly on training image `i`, families taking turns: uint8 (H, W, 3), labels (L,)."""
+        image, mask = self.blend(i, rng, self.settings.families[turn % len(self.settings.families)])
+        return image, torch.from_numpy(token_labels(mask, self.grid))
+
+    def _bank_item(self, k: int):
+        """Local anomaly `k` of the bank, made when first asked for: training image, features (L, D), labels (L,)."""
+        if k not in self.bank:
+            i = k % len(self.features)
+            image, labels = self._local(i, np.random.default_rng([self.settings.seed, 3, k]), k)
+            tokens = self.embed(to_tensor([image]))[0].flatten(1).T.contiguous().cpu()
+            self.bank[k] = (i, tokens, labels)
+        return self.bank[k]
 
     def blend(self, i: int, rng, family: str):
         """One local anomaly on training image `i`: uint8 (H, W, 3) and its mask."""
@@ -305,14 +329,17 @@ class Glass:
     def losses(self, modules, batch, step: int):
         """Loss terms of a batch (`glass_step.losses`); the centre is renewed at the start of every epoch (1.5)."""
         network = modules["network"]
-        normal, images, labels = (part.to(self.device) for part in batch)
+        normal, blended, labels = (part.to(self.device) for part in batch)
         if step % self.batches_per_epoch == 0:
             # A is linear, so the mean of A(t(x)) over all images is A of their mean: no pass over the data.
             with torch.no_grad():
                 network.centre.copy_(network.adaptor(self.mean_features))
-        blended = self.embed(images).flatten(2).transpose(1, 2).flatten(0, 1).clone()  # (B L, D)
+        if blended.ndim == 4:
+            blended = self.embed(blended).flatten(2).transpose(1, 2).clone()  # (B, L, D)
+        normal, blended, labels = normal.flatten(0, 1), blended.flatten(0, 1), labels.flatten()
         noise = torch.randn(normal.shape, device=self.device) * self.sigma_noise
-        return step_losses(network, normal, blended, labels, noise, self.step_settings)
+        rows = some_rows(labels, self.settings.token_share) if self.settings.token_share < 1 else None
+        return step_losses(network, normal, blended, labels, noise, self.step_settings, rows=rows)
 
     def _validation(self, table):
         """Return the function that rates the network on held-out pseudo-anomalies; their features are made once."""
@@ -432,6 +459,16 @@ def read_original(path) -> Network:
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise InputError(f"checkpoint {path} is not one of the authors' GLASS code ({reason})") from None
     return network
+
+
+def some_rows(labels: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw rows of normal and of blended tokens: a share of them, anomalous ones first (up to half of the draw)."""
+    n = max(2, round(share * len(labels)))
+    order = torch.randperm(len(labels), device=labels.device)
+    shuffled = labels[order] > 0.5
+    anomalous = order[shuffled][: n // 2]
+    others = order[~shuffled][: n - len(anomalous)]
+    return torch.randperm(len(labels), device=labels.device)[:n], torch.cat([anomalous, others])
 
 
 def token_labels(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

@@ -59,7 +59,7 @@ class Network(nn.Module):
         return self.discriminator(self.adaptor(tokens))
 
 
-def losses(network: Network, normal, blended, labels, noise, settings, trace: list | None = None) -> dict:
+def losses(network: Network, normal, blended, labels, noise, settings, trace: list | None = None, rows=None) -> dict:
     """The losses of one batch; their sum is minimised.
 
     Args:
@@ -70,6 +70,7 @@ def losses(network: Network, normal, blended, labels, noise, settings, trace: li
         settings: `hypothesis` ("manifold" or "hypersphere"), `mining`, `n_ascent`, `step_size`, `project_every`,
             `radius`, `p`, `all_statistics`.
         trace: a list that receives one dict for every pass of the ascent (`tokens`, `logits`), for pictures.
+        rows: (rows of `normal`, rows of `blended`) to use, index tensors; None for all, as in the original.
 
     Returns:
         "normal", "global", "local" loss terms (scalars with gradient), and for the log, with a leading "_": shares of
@@ -77,11 +78,14 @@ def losses(network: Network, normal, blended, labels, noise, settings, trace: li
     """
     s, discriminator = settings, network.discriminator
     sphere = s.hypothesis == "hypersphere"
+    centre = centre_v = network.centre.repeat(len(normal) // len(network.centre), 1)  # (B L, D)
+    if rows is not None:
+        normal, noise, centre = (part[rows[0]] for part in (normal, noise, centre))
+        blended, labels, centre_v = (part[rows[1]] for part in (blended, labels, centre_v))
     u, v = network.adaptor(normal), network.adaptor(blended)  # (B L, D)
     anomalous = labels > 0.5
-    centre = network.centre.repeat(len(u) // len(network.centre), 1)  # (B L, D)
     with torch.no_grad():
-        to_centre_u, to_centre_v = (u - centre).norm(dim=1), (v - centre).norm(dim=1)
+        to_centre_u, to_centre_v = (u - centre).norm(dim=1), (v - centre_v).norm(dim=1)
         r_t = torch.cat([to_centre_v[~anomalous], to_centre_u]).quantile(s.radius)
         r_f = to_centre_v[anomalous].quantile(s.radius) if anomalous.any() else torch.zeros(())
         low = r_t if sphere else torch.tensor(0.5)  # a fixed radius about each token's own normal feature (1.5)
@@ -114,7 +118,7 @@ def losses(network: Network, normal, blended, labels, noise, settings, trace: li
 
     # -- local anomaly synthesis --------------------------------------------------------------------------------------
     if sphere:
-        v = torch.where(anomalous[:, None], centre + project(v - centre, 2 * r_t, 4 * r_t), v)
+        v = torch.where(anomalous[:, None], centre_v + project(v - centre_v, 2 * r_t, 4 * r_t), v)
     scores = discriminator(v).sigmoid()  # (B L,)
     kept_scores, kept_labels = hard_examples(scores, labels, s.p)
     with torch.no_grad():
