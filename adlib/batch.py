@@ -20,7 +20,7 @@ from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import build
 
 # The notebook that runs each method.
-METHOD_NOTEBOOKS = {"patchcore": "10_patchcore", "glass": "16_glass"}
+METHOD_NOTEBOOKS = {"patchcore": "10_patchcore", "glass": "16_glass", "few_shot": "11_few_shot"}
 # Notebooks that a batch runs once, before and after the methods'.
 SINGLE_NOTEBOOKS = ("00_start_here", "01_data", "02_pseudo_anomalies", "03_evaluation")
 TABLES_NOTEBOOK = "90_tables"

@@ -90,4 +90,5 @@ TINY = {"image_size": 64, "resize": "stretch", "scale": None, "backbone": "tf_ef
 SMALL_SETTINGS = {
     "patchcore": TINY | {"pretrain_dim": None, "target_dim": None, "coreset": 0.25},
     "glass": TINY | {"pretrain_dim": None, "target_dim": None, "hidden": 16, "batch_size": 2, "max_steps": 4},
+    "few_shot": TINY | {"k": 2},
 }

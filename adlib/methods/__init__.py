@@ -20,6 +20,7 @@ from adlib.errors import InputError, suggest
 METHODS = {
     "patchcore": ("adlib.methods.patchcore", "PatchCore"),
     "glass": ("adlib.methods.glass", "Glass"),
+    "few_shot": ("adlib.methods.few_shot", "FewShot"),
 }
 
 
