@@ -501,6 +501,7 @@ def test_pagmfr_chooses_by_category_or_by_the_training_images():
     noise = np.random.default_rng(0).integers(90, 120, (5, 96, 96, 3)).astype(np.uint8)
     assert pagmfr.judge_kind([part, part, noise[0]]) == "object"
     assert pagmfr.judge_kind(noise) == "texture"
+    assert pagmfr.judge_kind([part, noise[0], noise[1]]) == "texture"
     assert synthesise("pagmfr", host(), np.random.default_rng(0), disc())[2]["kind"] == "object"
     assert synthesise("pagmfr", noise[0], np.random.default_rng(0))[2]["kind"] == "texture"
     assert synthesise("pagmfr", part, np.random.default_rng(0))[2]["kind"] == "object"
@@ -619,6 +620,7 @@ def test_perlin_features_touch_only_the_mask():
     made, mask, info = synthesise("feature_perlin", tokens, np.random.default_rng(0), sigma=1.0)
     touched = (made != 0).any(dim=1).numpy()
     assert np.array_equal(touched, mask)
+    assert abs(made.movedim(1, -1)[torch.from_numpy(mask)].std() - 1) < 0.05
     anomalous = mask.any(axis=(1, 2))
     assert anomalous.tolist() == info["anomalous"]
     assert 8 <= anomalous.sum() <= 32
