@@ -20,7 +20,13 @@ from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import build
 
 # The notebook that runs each method.
-METHOD_NOTEBOOKS = {"patchcore": "10_patchcore", "glass": "16_glass", "few_shot": "11_few_shot"}
+METHOD_NOTEBOOKS = {
+    "patchcore": "10_patchcore",
+    "glass": "16_glass",
+    "few_shot": "11_few_shot",
+    "padim": "11a_padim",
+    "spade": "11b_spade",
+}
 # Notebooks that a batch runs once, before and after the methods'.
 SINGLE_NOTEBOOKS = ("00_start_here", "01_data", "02_pseudo_anomalies", "03_evaluation")
 TABLES_NOTEBOOK = "90_tables"

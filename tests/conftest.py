@@ -91,4 +91,6 @@ SMALL_SETTINGS = {
     "patchcore": TINY | {"pretrain_dim": None, "target_dim": None, "coreset": 0.25},
     "glass": TINY | {"pretrain_dim": None, "target_dim": None, "hidden": 16, "batch_size": 2, "max_steps": 4},
     "few_shot": TINY | {"k": 2},
+    "padim": TINY | {"stages": [2], "d": 20, "hold_out": 0.34},
+    "spade": TINY | {"stages": [2, 3], "hold_out": 0.34},
 }

@@ -21,6 +21,8 @@ METHODS = {
     "patchcore": ("adlib.methods.patchcore", "PatchCore"),
     "glass": ("adlib.methods.glass", "Glass"),
     "few_shot": ("adlib.methods.few_shot", "FewShot"),
+    "padim": ("adlib.methods.padim", "Padim"),
+    "spade": ("adlib.methods.spade", "Spade"),
 }
 
 
