@@ -71,6 +71,14 @@ def test_the_fast_rule_takes_the_rows_of_the_plain_rule_in_its_order(monkeypatch
     np.testing.assert_array_equal(neighbours.greedy(points, 150), plain_rule(points, 150, row_norms))
 
 
+def test_far_from_the_origin_rounding_does_not_decide(monkeypatch):
+    # |x|^2 is about 10^7 here and distances about 5: the float32 product alone is off by more than they are.
+    monkeypatch.setattr(neighbours, "POOL", 50)
+    points = 1000 + clustered(2, n=400)
+    anchors = mean_distance(points, [0, 1])
+    assert neighbours.farthest_first(points, 150, anchors).tolist() == plain_rule(points, 150, anchors)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.integers(2, 64), st.integers(0, 2**32 - 1), st.data()
