@@ -179,7 +179,7 @@ def test_whitened_normal_residuals_have_mean_square_one():
     mixing = rng.normal(size=(2, 3, 3))
     residual = np.einsum("bmchw,mcd->bmdhw", rng.normal(size=(20, 2, 3, 8, 8)), mixing).astype(np.float32) + 1
     residual = torch.from_numpy(residual)
-    mean, matrix = ulsad.whitening([residual[:10], residual[10:]], ridge=0)
+    mean, matrix = ulsad.whitening(residual, ridge=0, prior=1e6)  # so strong a prior: one mean for all positions
     maps = ulsad.whitened_maps(residual, mean, matrix)
     assert maps.shape == (20, 2, 8, 8)
     np.testing.assert_allclose(maps.mean(dim=(0, 2, 3)), [1, 1], rtol=1e-4)
@@ -188,6 +188,17 @@ def test_whitened_normal_residuals_have_mean_square_one():
     r = rows[7] - rows.mean(axis=0)
     by_hand = r @ np.linalg.inv(np.cov(rows.T, bias=True)) @ r / 3
     assert maps[0, 0, 0, 7].item() == pytest.approx(by_hand, rel=1e-3)
+
+
+def test_an_area_sums_what_no_cell_shows():
+    features, nothing = torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16)
+    features[0, 0, 8, 8] = 1.0  # one part, here
+    features[1, 0, 7, 9] = 1.0  # or there
+    far = ulsad.residuals(features, torch.zeros(2, 2, 16, 16), nothing, "features", area=2.0)[:, 1, 0]
+    np.testing.assert_allclose(far.sum(dim=(1, 2)), [1, 1], rtol=5e-3)  # averaging keeps the amount
+    assert far[0, 8, 8] == pytest.approx(1 / (2 * np.pi * 4), rel=0.01)  # the peak of the Gaussian
+    moved = ulsad.residuals(features, torch.zeros(2, 2, 16, 16), nothing, "features")[:, 1, 0]
+    assert (far[0] - far[1]).abs().max() < 0.05 * (moved[0] - moved[1]).abs().max()  # the place hardly matters
 
 
 def test_level_and_border_rule():
@@ -287,6 +298,7 @@ def test_a_map_file_on_disk_gives_the_same_numbers(train, fitted):
         ({"channels": 900}, "at most 152"),
         ({"quantiles": (0.9, 0.5)}, "rising"),
         ({"context": 20}, "multiple of 16"),
+        ({"area": 2.0}, "set whiten"),
         ({"maps": "locl"}, "did you mean 'local'"),
         ({"hold_out": 0.0}, "share"),
     ],

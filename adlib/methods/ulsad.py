@@ -15,8 +15,9 @@ The defaults are the paper's. The released code has three behaviours that matter
 - `final_relu`: its reconstruction ends in a ReLU, so negative features cannot be reproduced. Default True, as there.
 
 Where we differ: features and their self-attention are computed once, since neither can change; all sizes follow the
-feature grid, so that other image sizes than 256 work. Four settings that the paper does not have make short training
-worth its while; their defaults leave the paper's method as it is (`context`, `whiten`, `position_wise`, `fusion`).
+feature grid, so that other image sizes than 256 work. Six settings that the paper does not have make short training
+worth its while: `context`, `whiten`, `global_residual`, `area`, `position_wise`, `fusion`. Their defaults leave the
+paper's method as it is; the study in notebook 24 shows what each of them does.
 """
 
 import itertools
@@ -37,7 +38,8 @@ from adlib.methods import Scores, check_training_table
 from adlib.settings import as_dict, build, choice
 
 MAPS = ("both", "local", "global")
-N_SAMPLE = 64  # training images that the covariance and the level of the residuals rest on
+GLOBAL_RESIDUALS = ("imitation", "features")
+N_SAMPLE = 128  # training images that the covariance and the level of the residuals rest on
 FUSIONS = ("mean", "max")
 POSITION_WISE = ("off", "on", "auto")
 IMAGE_SCORES = ("max", "top")
@@ -68,6 +70,8 @@ class ULSADSettings:
     epochs: int = 200  # passes over the training images
     n_steps: int | None = None  # optimiser steps, instead of epochs
     whiten: bool = False  # measure residuals by their covariance over the training images, instead of d
+    global_residual: str = "imitation"  # imitation: G - R_g as in the paper; features: F - G
+    area: float = 0.0  # Gaussian over which the global residual is averaged before it is measured, feature cells
     position_wise: str = "off"  # off, on, auto: divide maps by what normal images have at the same place
     maps: str = "both"  # both, local, global
     fusion: str = "mean"  # of local and global map: mean, max
@@ -88,6 +92,7 @@ class ULSADSettings:
     def __post_init__(self):
         choice("maps", self.maps, MAPS)
         choice("fusion", self.fusion, FUSIONS)
+        choice("global_residual", self.global_residual, GLOBAL_RESIDUALS)
         choice("position_wise", self.position_wise, POSITION_WISE)
         choice("image_score", self.image_score, IMAGE_SCORES)
         choice("quantiles_from", self.quantiles_from, QUANTILES_FROM)
@@ -104,8 +109,13 @@ class ULSADSettings:
             raise InputError(f"n_steps {self.n_steps} must be at least 1, or None to count in epochs")
         if not 0 < self.hold_out < 1:
             raise InputError(f"hold_out {self.hold_out} must be a share between 0 and 1, for example 0.15")
-        if min(self.direction, self.direction_global, self.sigma) < 0:
-            raise InputError("direction, direction_global and sigma must not be negative")
+        for name in ("direction", "direction_global", "area", "sigma"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} {getattr(self, name)} must not be negative")
+        if not self.whiten and (self.area or self.global_residual != "imitation"):
+            raise InputError(
+                "area and global_residual 'features' change the residual that is whitened; set whiten: true"
+            )
 
 
 # -- features ---------------------------------------------------------------------------------------------------------
@@ -281,46 +291,64 @@ def small_maps(features, reconstructed, from_image) -> torch.Tensor:
     return torch.stack([local, dissimilarity(from_image, reconstructed[:, c:])], dim=1)
 
 
-def residuals(features, reconstructed, from_image) -> torch.Tensor:
-    """F - R_l and G - R_g -> (B, 2, C, h, w)."""
+def residuals(features, reconstructed, from_image, global_residual: str = "imitation", area: float = 0.0):
+    """The residual vectors whose length makes the maps -> (B, 2, C, h, w), local and global.
+
+    Args:
+        features, reconstructed, from_image: F, R and G.
+        global_residual: `imitation` G - R_g (paper), or `features` F - G.
+        area: standard deviation in cells of a Gaussian that averages the global residual. A part may lie anywhere in
+            its place, so no single cell tells that one is missing; but the *sum* over the place does.
+    """
     c = features.shape[1]
-    return torch.stack([features - reconstructed[:, :c], from_image - reconstructed[:, c:]], dim=1)
+    far = from_image - reconstructed[:, c:] if global_residual == "imitation" else features - from_image
+    if area:
+        reach = min(int(3 * area + 0.5), min(far.shape[-2:]) - 1)
+        weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).to(far) / area) ** 2)
+        weights = (weights / weights.sum()).expand(c, 1, 1, -1)
+        padded = F.pad(far, (reach,) * 4, mode="reflect")
+        far = F.conv2d(F.conv2d(padded, weights, groups=c), weights.transpose(2, 3), groups=c)
+    return torch.stack([features - reconstructed[:, :c], far], dim=1)
 
 
-def whitening(normal_residuals, ridge: float = 0.01) -> tuple[torch.Tensor, torch.Tensor]:
+def whitening(normal: torch.Tensor, ridge: float = 0.01, prior: float = 10.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and whitening matrix of residuals, so that ||(r - mean) W||^2 / C is about 1 for normal images.
 
     The plain d weighs every channel alike. But a channel whose residual is always small tells more when it is large,
     and channels that err together tell one thing, not many. Dividing by the covariance accounts for both.
 
     Args:
-        normal_residuals: blocks (B, M, C, h, w) for M maps.
-        ridge: added to the diagonal, as a share of its mean.
+        normal: residuals (N, M, C, h, w) of normal images, for M maps.
+        ridge: added to the diagonal of the covariance, as a share of its mean.
+        prior: the mean at every position is drawn to the mean of all positions by so many images.
 
     Returns:
-        mean (M, C) and matrix (M, C, C), float32.
+        mean (M, C, h, w) and matrix (M, C, C), float32.
     """
-    count, total, outer = 0, 0.0, 0.0
-    for block in normal_residuals:
-        rows = block.permute(1, 0, 3, 4, 2).flatten(1, 3).double()  # (M, B h w, C)
-        count, total, outer = count + rows.shape[1], total + rows.sum(dim=1), outer + rows.mT @ rows
-    mean = total / count  # (M, C)
-    covariance = outer / count - mean[:, :, None] * mean[:, None, :]
-    scale = covariance.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None].clamp_min(1e-12)
-    values, vectors = torch.linalg.eigh(covariance + ridge * scale * torch.eye(mean.shape[1]).to(covariance))
-    return mean.float(), (vectors / values.clamp_min(1e-12).sqrt()[:, None, :]).float()
+    mean = level_of(normal, prior)  # (M, C, h, w)
+    matrices = []
+    for i in range(len(mean)):  # one map at a time: residuals of many images are large
+        rows = (normal[:, i] - mean[i]).transpose(0, 1).flatten(1)  # (C, N h w)
+        covariance = (rows @ rows.T).double() / rows.shape[1]
+        scale = covariance.diagonal().mean().clamp_min(1e-12)
+        values, vectors = torch.linalg.eigh(covariance + ridge * scale * torch.eye(len(covariance)).to(covariance))
+        matrices.append((vectors / values.clamp_min(1e-12).sqrt()).float())
+    return mean, torch.stack(matrices)
 
 
 def whitened_maps(residual: torch.Tensor, mean: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Residuals (B, M, C, h, w) -> squared length in units of the normal covariance, per channel (B, M, h, w)."""
-    rows = (residual - mean[:, :, None, None]).flatten(3).transpose(2, 3)  # (B, M, h w, C)
+    rows = (residual - mean).flatten(3).transpose(2, 3)  # (B, M, h w, C)
     return (rows @ matrix).square().mean(dim=3).unflatten(2, residual.shape[-2:])
 
 
-def level_of(maps: torch.Tensor, prior: float = 10.0) -> torch.Tensor:
-    """Mean of normal maps (N, M, h, w) at every position, drawn to the mean of all by `prior` images -> (M, h, w)."""
-    overall = maps.mean(dim=(0, 2, 3))[:, None, None]
-    return (maps.sum(dim=0) + prior * overall) / (len(maps) + prior)
+def level_of(normal: torch.Tensor, prior: float = 10.0) -> torch.Tensor:
+    """Mean of N normal images at every position, drawn to the mean over positions by `prior` images.
+
+    (N, ..., h, w) -> (..., h, w).
+    """
+    overall = normal.mean(dim=(0, -2, -1))[..., None, None]
+    return (normal.sum(dim=0) + prior * overall) / (len(normal) + prior)
 
 
 def peaks_at_the_border(maps: torch.Tensor, cells: int = 2) -> bool:
@@ -379,7 +407,7 @@ class ULSAD:
     Attributes after `fit`:
         reconstruction_net, global_net: the trained networks.
         channel_mean, channel_std: float32 tensors (C,), for standardisation.
-        residual_mean (2, C), residual_matrix (2, C, C): with `whiten` only.
+        residual_mean (2, C, h, w), residual_matrix (2, C, C): with `whiten` only.
         level: (2, h, w), what normal maps have at every place; ones without `position_wise`.
         quantiles: float32 (2, 2), rows local and global, columns q_a and q_b.
         normal_scores, normal_map_maxima: float32 (n,), of the held-out normal images.
@@ -532,8 +560,8 @@ class ULSAD:
         s = self.settings
         self.level = torch.ones(2, *self.grid, device=self.device)
         if s.whiten:
-            blocks = (residuals(*outputs) for outputs in self._outputs(*self._sample))
-            self.residual_mean, self.residual_matrix = whitening(blocks)
+            normal = torch.cat([self._residuals(*outputs) for outputs in self._outputs(*self._sample)])
+            self.residual_mean, self.residual_matrix = whitening(normal)
         if s.position_wise != "off":
             local = self._small(features, images)[:, 0]
             if s.position_wise == "on" or peaks_at_the_border(local):
@@ -587,10 +615,13 @@ class ULSAD:
             with torch.inference_mode():
                 yield f, self.reconstruction_net(f), self.global_net(x)
 
+    def _residuals(self, features, reconstructed, from_image) -> torch.Tensor:
+        return residuals(features, reconstructed, from_image, self.settings.global_residual, self.settings.area)
+
     def _maps_of(self, features, reconstructed, from_image) -> torch.Tensor:
         """F, R, G -> local and global map on the feature grid (B, 2, h, w)."""
         if self.settings.whiten:
-            residual = residuals(features, reconstructed, from_image)
+            residual = self._residuals(features, reconstructed, from_image)
             return whitened_maps(residual, self.residual_mean, self.residual_matrix) / self.level
         return small_maps(features, reconstructed, from_image) / self.level
 
