@@ -184,7 +184,8 @@ def compare_steps(width: int, hidden: int, repeats: int = REPEATS) -> dict:
                 Image.fromarray(pixels).save(Path(folder) / kind / f"{i:03d}.png")
         method = Glass(
             backbone="tf_efficientnet_lite0", image_size=SIZE, resize="stretch", scale=None, pretrain_dim=width,
-            target_dim=width, hidden=hidden, hypothesis="manifold", foreground="none", textures=f"{folder}/texture",
+            target_dim=width, hidden=hidden, hypothesis="manifold", batch_size=BATCH, foreground="none",
+            textures=f"{folder}/texture",
         )  # fmt: skip
         paths = [str(path) for path in sorted(Path(folder).glob("train/*"))]
         method.prepare(pd.DataFrame({"image_path": paths, "category": "noise"}))
