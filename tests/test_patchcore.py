@@ -95,6 +95,30 @@ def test_a_bank_larger_than_memory_is_built_on_disk_with_the_same_result(small_t
     assert torch.equal(on_disk.memory_bank, fitted.memory_bank)
 
 
+def test_random_thinning_keeps_real_rows_of_the_right_images(small_table):
+    train = small_table[small_table.split == "train"]
+    method = PatchCore(**SMALL, max_rows=50)
+    rows, numbers, grid = method.collect_rows(list(train.image_path), np.random.default_rng(0))
+    everything, all_numbers, _ = PatchCore(**SMALL).collect_rows(list(train.image_path), np.random.default_rng(0))
+    assert len(rows) == len(set(numbers.tolist())) == 50
+    assert len(everything) == len(train) * grid[0] * grid[1]
+    np.testing.assert_array_equal(all_numbers, np.arange(len(everything)))
+    np.testing.assert_allclose(rows, everything[numbers], rtol=1e-5)
+    assert len(method.fit(train).memory_bank) == 12
+
+
+def test_patch_size_is_chosen_without_a_real_defect_and_saved(small_table, tmp_path):
+    train = small_table[small_table.split == "train"]
+    method = PatchCore(**{**SMALL, "patch_size": "auto"}).fit(train)
+    assert method.patch_size in (1, 3)
+    assert PatchCore(**{**SMALL, "patch_size": "auto"}).fit(train).patch_size == method.patch_size
+    method.save(tmp_path)
+    again = PatchCore.load(tmp_path)
+    assert again.patch_size == method.patch_size
+    image = torch.rand(1, 3, 64, 64)
+    np.testing.assert_array_equal(again.score(image).map, method.score(image).map)
+
+
 def test_non_square_input(small_table):
     method = PatchCore(**{**SMALL, "image_size": [64, 96]}).fit(small_table[small_table.split == "train"])
     assert method.grid == (8, 12)
@@ -138,6 +162,8 @@ def test_a_bank_of_other_weights_is_refused(fitted, tmp_path, monkeypatch):
         ({"coreset": 1.5}, "coreset 1.5"),
         ({"k": 0}, "k 0"),
         ({"patch_size": 2}, "odd"),
+        ({"patch_size": "best"}, "odd"),
+        ({"max_rows": 0}, "max_rows"),
         ({"sampler": "gready"}, "sampler"),
         ({"image_score": "mean"}, "image_score"),
         ({"sigma": -1}, "sigma"),
