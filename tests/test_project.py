@@ -12,7 +12,7 @@ import yaml
 from adlib import profiles
 from adlib.paths import root
 
-NOTEBOOKS = sorted((root() / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(f for f in (root() / "notebooks").glob("*.ipynb") if f.name[0] != ".")
 
 
 def test_conda_environment_equals_pyproject():

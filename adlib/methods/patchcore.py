@@ -98,7 +98,7 @@ class PatchCore:
         self.settings = s = build(PatchCoreSettings, settings, owner="patchcore")
         size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
         self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
-        self.patch_size = s.patch_size
+        self.patch_size = 3 if s.patch_size == "auto" else s.patch_size  # until `fit` has chosen
         self.device = backbones.default_device()
         self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
 
