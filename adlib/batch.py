@@ -26,6 +26,9 @@ METHOD_NOTEBOOKS = {
     "few_shot": "11_few_shot",
     "padim": "11a_padim",
     "spade": "11b_spade",
+    "ulsad": "14_ulsad",
+    "dfr": "14b_dfr",
+    "contrastive": "12_contrastive",
 }
 # Notebooks that a batch runs once, before and after the methods'.
 SINGLE_NOTEBOOKS = ("00_start_here", "01_data", "02_pseudo_anomalies", "03_evaluation")
@@ -78,6 +81,7 @@ def plan(profile: str, data_root: str = "") -> list[Job]:
         for method in settings["methods"]
         for name, path, categories in found
         for category in categories
+        if category in settings["only"].get(method, categories)
         for seed in settings["seeds"]
     ]
 

@@ -6,6 +6,7 @@ A profile is a YAML file in `profiles/` with one schema:
     datasets:           # what a batch runs without a data root: data set -> {categories: [...]}
     discover: false     # with a data root: run every data set that is found below it
     seeds: [0]
+    only: {}            # method -> the categories it runs on, where not all
     methods:            # method -> changes to its default settings
 """
 
@@ -16,7 +17,7 @@ from adlib.errors import InputError
 from adlib.paths import root
 from adlib.settings import choice
 
-KEYS = {"description": str, "datasets": dict, "discover": bool, "seeds": list, "methods": dict}
+KEYS = {"description": str, "datasets": dict, "discover": bool, "seeds": list, "only": dict, "methods": dict}
 
 
 def names() -> list[str]:
@@ -41,6 +42,8 @@ def load(name: str) -> dict:
             raise InputError(f"{file}: key {key!r} must be there and be a {kind.__name__}")
     for key in profile:
         choice(f"{file}: key", key, KEYS)
+    for method in profile["only"]:
+        choice(f"{file}: method under 'only'", method, profile["methods"])
     for method, values in profile["methods"].items():
         settings.build(methods.get(method).Settings, values, owner=f"{method} in {file.name}")
     return {"name": name, **profile}
