@@ -23,6 +23,9 @@ METHODS = {
     "few_shot": ("adlib.methods.few_shot", "FewShot"),
     "padim": ("adlib.methods.padim", "Padim"),
     "spade": ("adlib.methods.spade", "Spade"),
+    "ulsad": ("adlib.methods.ulsad", "ULSAD"),
+    "dfr": ("adlib.methods.dfr", "DFR"),
+    "contrastive": ("adlib.methods.contrastive", "Contrastive"),
 }
 
 

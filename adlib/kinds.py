@@ -1,0 +1,74 @@
+"""Results by kind of anomaly: logical (a rule is broken) and structural (something is damaged).
+
+MVTec LOCO's protocol: each kind is measured apart, against *all* good images, and the two are averaged. Otherwise the
+kind with more images would decide.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from adlib import metrics
+from adlib.datasets import demo, loco
+from adlib.images import Resize
+
+KINDS = ("logical", "structural")
+
+
+def kinds_of(table: pd.DataFrame) -> np.ndarray:
+    """Return "good", "logical" or "structural" for every row of a sample table, or "" where it is not known."""
+    known = {"good": "good", "logical_anomalies": "logical", "structural_anomalies": "structural"} | demo.KIND
+    return np.array([known.get(defect, "") for defect in table.defect], dtype=object)
+
+
+def has_both(table: pd.DataFrame) -> bool:
+    """Tell whether a test table holds anomalies of both kinds and a `defects_config.json` that sPRO needs."""
+    return set(KINDS) <= set(kinds_of(table)) and _config(table.image_path.iloc[0]).is_file()
+
+
+def by_kind(table: pd.DataFrame, scores, anomaly_maps, resize: Resize) -> dict[str, dict]:
+    """Image AUROC and area under sPRO up to 5 % false positives, for each kind and as the mean of both.
+
+    Args:
+        table: test rows, in the order of the scores.
+        scores: (B,) image scores.
+        anomaly_maps: B maps at the network's input size; sPRO is measured at the original size.
+        resize: of the method, to find the way back to the original size.
+
+    Returns:
+        {"logical": {"image_auroc", "spro_05"}, "structural": {...}, "mean": {...}}, fractions.
+    """
+    kinds, scores = kinds_of(table), np.asarray(scores, dtype=np.float64)
+    regions, maps = [], []
+    for path, mask, anomaly_map in zip(table.image_path, table.mask_path, anomaly_maps, strict=True):
+        found = loco.regions(mask, _config(path)) if isinstance(mask, str) else []
+        shape = found[0][0].shape if found else _shape(path)
+        full = resize.geometry(shape).to_original(anomaly_map)
+        maps.append(np.nan_to_num(full, nan=float(anomaly_map.min())))  # what a crop cut off counts as normal
+        regions.append([(region, area) for region, area, _ in found])
+    result = {}
+    for kind in KINDS:
+        rows = np.flatnonzero((kinds == kind) | (kinds == "good"))
+        labels = (kinds[rows] == kind).astype(int)
+        result[kind] = {
+            "image_auroc": metrics.image_metrics(scores[rows], labels)["image_auroc"],
+            "spro_05": metrics.spro_metrics([maps[i] for i in rows], [regions[i] for i in rows])["spro_05"],
+        }
+    result["mean"] = {
+        key: float(np.mean([result[kind][key] for kind in KINDS])) if result["logical"][key] is not None else None
+        for key in ("image_auroc", "spro_05")
+    }
+    return result
+
+
+def _config(image_path) -> Path:
+    """<category>/test/<defect>/000.png -> <category>/defects_config.json."""
+    return Path(image_path).parents[2] / "defects_config.json"
+
+
+def _shape(path) -> tuple[int, int]:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.size[::-1]
