@@ -112,15 +112,18 @@ def check_support_settings(settings) -> None:
         raise InputError(f"rotations {settings.rotations} must be multiples of 90 degrees and contain 0")
 
 
-def describe(features: list[torch.Tensor], patch_size: int = 3) -> list[torch.Tensor]:
+def describe(features: list[torch.Tensor], patch_size: int = 3, layer_norm: bool = True) -> list[torch.Tensor]:
     """Normalise each location over its channels (LayerNorm without parameters), then average windows.
 
     Args:
-        features: (B, C_l, h_l, w_l) a stage. Stages of Swin are streams that no normalisation has seen yet.
+        features: (B, C_l, h_l, w_l) a stage.
+        layer_norm: for transformers, whose stages are streams that no normalisation has seen yet. In a CNN the length
+            of a feature says how much there is to see at this place; normalising makes noise of plain background.
     """
     described = []
     for feature in features:
-        feature = F.layer_norm(feature.movedim(1, -1), feature.shape[1:2]).movedim(-1, 1)
+        if layer_norm:
+            feature = F.layer_norm(feature.movedim(1, -1), feature.shape[1:2]).movedim(-1, 1)
         padding = patch_size // 2
         described.append(F.avg_pool2d(feature, patch_size, 1, padding, count_include_pad=False))
     return described

@@ -96,17 +96,22 @@ def main() -> pd.DataFrame:
     parser.add_argument("--k", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--normals", type=int, default=24, help="normal images of a training category, at most")
+    parser.add_argument("--styles", type=int, default=9, help="styles of pseudo-anomaly of a training category")
     parser.add_argument("--n-test", type=int, default=160, help="test images a category, at most")
     parser.add_argument("--folds", type=int, nargs="*", default=range(len(FOLDS)))
     parser.add_argument("--methods", nargs="*", help="only these rows")
-    parser.add_argument("--set", nargs="*", default=[], help="settings of the unified model, name=value")
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="settings of both trained models or the unified one, name=value"
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     from adlib.settings import parse_overrides
 
     common = COMMON | {"image_size": arguments.size}
-    training = {"steps": arguments.steps, "episodes": 4, "validate_every": max(1, arguments.steps // 3)}
+    training = {"steps": arguments.steps, "episodes": 3, "rows": 512, "validate_every": max(1, arguments.steps // 2)}
     changes = parse_overrides(arguments.set)
+    own = {name: changes.pop(name) for name in list(changes) if name not in FewShot.Settings.__dataclass_fields__}
     backbones, rows, pooled = {}, [], []
 
     def cached(method):
@@ -116,19 +121,23 @@ def main() -> pd.DataFrame:
     for fold in arguments.folds:
         trained_on, held_out = FOLDS[fold]
         tables = {name: load(name, arguments.data, 0)[0] for name in trained_on}
-        probe = FewShot(**common)
+        probe = FewShot(**common, layer_norm=False)
         started = time.perf_counter()
-        pools = episodes.make_pools(tables, None, probe.describe, probe.resize, 0)
+        pools = episodes.make_pools(
+            tables, None, probe.describe, probe.resize, 0, n_normals=arguments.normals, n_styles=arguments.styles
+        )
         print(f"fold {fold}: pools of {', '.join(trained_on)} in {time.perf_counter() - started:.0f} s", flush=True)
         tests = {name: load(name, arguments.data, arguments.n_test) for name in held_out}
         for seed in range(arguments.seeds):
             base = common | {"k": arguments.k, "seed": seed, "n_calibration": 2}
+            # A CNN: neither centred nor normalised, see adlib.support.describe; the anchor keeps lengths in play.
+            relative = base | {"centre": False, "layer_norm": False, "anchor": 1.0, "image_score": "top"} | changes
             plain = common | {"pretrain_dim": None, "target_dim": None, "coreset": 0.25, "n_calibration": 2}
             fits = {
-                "few_shot step 0": (FewShot, base),
-                "few_shot trained": (FewShot, base | training),
-                "unified step 0": (Unified, base | changes),
-                "unified trained": (Unified, base | training | changes),
+                "few_shot step 0": (FewShot, relative),
+                "few_shot trained": (FewShot, relative | training),
+                "unified step 0": (Unified, relative | own),
+                "unified trained": (Unified, relative | training | own),
                 "patchcore": (PatchCore, plain | {"seed": seed}),
                 "spade": (Spade, base),
                 "padim": (Padim, base | {"d": 100}),

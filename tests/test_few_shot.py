@@ -158,6 +158,17 @@ def test_pools_are_seeded_and_swaps_show_the_same_style(pool, train, fitted):
     assert len(swap.support[0]) == 4  # two good and two that show the style
 
 
+def test_an_anchor_keeps_length_in_the_comparison():
+    """By hand: two short patches at a right angle are alike with an anchor, two long ones are not."""
+    method = FewShot(**SMALL | {"anchor": 1.0, "centre": False})
+    rows = torch.tensor([[0.1, 0.0], [0.0, 0.1], [3.0, 0.0], [0.0, 3.0]])
+    level = torch.tensor(1.0)
+    z = torch.nn.functional.normalize(method.prepare(rows, torch.zeros(2), level), dim=1)
+    assert (z[0] @ z[1]).item() == pytest.approx(1 / 1.01)
+    assert (z[2] @ z[3]).item() == pytest.approx(1 / 10)
+    assert FewShot(**SMALL).channels == method.backbone.channels
+
+
 def test_untrained_projection_is_only_a_normalisation():
     rows = torch.randn(5, 6)
     z = Projection((6,), 4)(0, rows)

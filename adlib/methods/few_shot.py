@@ -64,7 +64,9 @@ class FewShotSettings:
     scale: int | None = None  # pixels, for resize short_side
     k: int = 4  # support images
     patch_size: int = 3  # window that features are averaged over, cells
+    layer_norm: bool = True  # normalise each location over its channels: right for transformers, see adlib.support
     centre: bool = True  # subtract the mean patch of the support
+    anchor: float = 0.0  # constant channel before patches are brought to unit length, in lengths of a usual patch
     layer_weights: tuple[float, ...] | None = None  # weight of each stage; None: equal
     rotations: tuple[int, ...] = (0,)  # degrees, multiples of 90; declare others only where any orientation is normal
     image_score: str = "max"  # max of the enlarged map (AnomalyGPT), or top: mean of the highest 1 % of cells
@@ -95,6 +97,8 @@ class FewShotSettings:
         choice("image_score", self.image_score, IMAGE_SCORES)
         choice("contrastive", self.contrastive, losses.CONTRASTIVE)
         check_support_settings(self)
+        if self.anchor < 0:
+            raise InputError(f"anchor {self.anchor} must not be negative")
         if self.layer_weights is not None and len(self.layer_weights) != len(self.stages):
             raise InputError(
                 f"layer_weights {self.layer_weights} must hold one number for each of stages {self.stages}"
@@ -126,9 +130,15 @@ class Projection(nn.Module):
 
 
 class Memory(NamedTuple):
-    """What a query is compared with at one stage: the mean patch (C,) and all patches, centred, unit rows (M, C)."""
+    """What a query is compared with at one stage.
+
+    Attributes:
+        mean: (C,), the mean patch of the support, zero where nothing is centred; level: (), root mean square length of
+            its patches. rows: (M, C), or (M, C + 1) with an anchor, all patches as unit vectors.
+    """
 
     mean: torch.Tensor
+    level: torch.Tensor
     rows: torch.Tensor
 
 
@@ -166,7 +176,12 @@ class FewShot:
 
     def make_modules(self) -> dict[str, nn.Module]:
         """Make what can be trained."""
-        return {"projection": Projection(self.backbone.channels, self.settings.hidden, self.settings.seed)}
+        return {"projection": Projection(self.channels, self.settings.hidden, self.settings.seed)}
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Length of a patch vector, a stage."""
+        return tuple(c + (self.settings.anchor > 0) for c in self.backbone.channels)
 
     @property
     def projection(self) -> Projection:
@@ -176,7 +191,7 @@ class FewShot:
     def describe(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Describe images (B, 3, H, W) in [0, 1] as patches, (B, C_l, h_l, w_l) a stage."""
         with torch.no_grad():
-            return describe(self.backbone(images.to(self.device)), self.settings.patch_size)
+            return describe(self.backbone(images.to(self.device)), self.settings.patch_size, self.settings.layer_norm)
 
     def condition(self, images: torch.Tensor) -> list[Memory]:
         """Take in a support (k, 3, H, W) in [0, 1]; repeated images count once."""
@@ -189,15 +204,33 @@ class FewShot:
         memories = []
         for stage, feature in enumerate(described):
             rows = to_rows(feature)
-            mean = rows.mean(0) if self.settings.centre else torch.zeros_like(rows[0])
-            memories.append(Memory(mean, self.projection(stage, rows - mean)))
+            mean, level = self.statistics(rows)
+            memories.append(Memory(mean, level, self.projection(stage, self.prepare(rows, mean, level))))
         return memories
+
+    def statistics(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a query must know of the support's patches (M, C) to be prepared like them: mean (C,), level ()."""
+        mean = rows.mean(0) if self.settings.centre else torch.zeros_like(rows[0])
+        return mean, (rows - mean).square().sum(1).mean().sqrt().clamp(min=1e-6)
+
+    def prepare(self, rows: torch.Tensor, mean: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """Centre patches (N, C), and append the anchor where there is one: (N, C + 1).
+
+        A constant channel keeps length in the comparison of directions: patches with little to see all point along
+        the anchor and so resemble each other, where their own directions would be noise.
+        """
+        rows = rows - mean
+        if self.settings.anchor == 0:
+            return rows
+        # Entries of about one, for the projection's sake; the scale itself does not matter.
+        rows = rows * (rows.shape[1] ** 0.5 / level)
+        return F.pad(rows, (0, 1), value=self.settings.anchor * rows.shape[1] ** 0.5)
 
     def distances(self, described: list[torch.Tensor], context: list[Memory]) -> list[torch.Tensor]:
         """1 - largest cosine similarity, (B, h_l, w_l) a stage, in [0, 2]."""
         grids = []
         for stage, (feature, memory) in enumerate(zip(described, context, strict=True)):
-            rows = self.projection(stage, to_rows(feature) - memory.mean)
+            rows = self.projection(stage, self.prepare(to_rows(feature), memory.mean, memory.level))
             similarity = torch.cat([nearest_similarity(block, memory.rows) for block in rows.split(4096)])
             grids.append((1 - similarity).view(len(feature), *feature.shape[2:]))
         return grids
@@ -303,9 +336,9 @@ class FewShot:
         grids, contrast = [], []
         for stage, (query, support) in enumerate(zip(episode.query, episode.support, strict=True)):
             rows = to_rows(support.to(self.device))
-            mean = rows.mean(0) if s.centre else torch.zeros_like(rows[0])
-            memory = projection(stage, rows[keep[stage]] - mean)  # (M, C)
-            z = projection(stage, to_rows(query[None].to(self.device)) - mean)  # (h w, C)
+            known = self.statistics(rows)
+            memory = projection(stage, self.prepare(rows[keep[stage]], *known))  # (M, C)
+            z = projection(stage, self.prepare(to_rows(query[None].to(self.device)), *known))  # (h w, C)
             grids.append((1 - nearest_similarity(z, memory)).view(1, *query.shape[1:]))
             contrast.append(stage_contrast(z, memory, episode.coverage, query.shape[1:], s.contrastive))
         logits = projection.scale * (self._mean(grids, target.shape)[0] - projection.offset)

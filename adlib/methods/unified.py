@@ -77,9 +77,10 @@ class UnifiedScores(NamedTuple):
 
 
 class ScaledMemory(NamedTuple):
-    """What a query is compared with at one stage: mean patch (C,), unit rows (M, C), their yardsticks delta (M,)."""
+    """What a query is compared with at one stage: as `few_shot.Memory`, and the yardsticks delta (M,) of its rows."""
 
     mean: torch.Tensor
+    level: torch.Tensor
     rows: torch.Tensor
     delta: torch.Tensor
 
@@ -137,7 +138,7 @@ class Unified(FewShot):
     def make_modules(self) -> dict[str, nn.Module]:
         """Make the projection and the head."""
         s = self.settings
-        channels = sum(self.backbone.channels) + 3 * len(self.backbone.channels)
+        channels = sum(self.channels) + 3 * len(self.channels)
         return super().make_modules() | {"head": Head(channels, s.width, s.norm, s.seed)}
 
     # -- condition ----------------------------------------------------------------------------------------------------
@@ -168,19 +169,19 @@ class Unified(FewShot):
         n_images = n_images or len(described[0])
         for stage, feature in enumerate(described):
             rows, n_cells = to_rows(feature), feature.shape[2] * feature.shape[3]
-            mean = rows.mean(0) if self.settings.centre else torch.zeros_like(rows[0])
+            known = self.statistics(rows)
             image = torch.arange(len(rows), device=rows.device) // n_cells % n_images
             if keep is not None:
                 rows, image = rows[keep[stage]], image[keep[stage]]
-            z = projection(stage, rows - mean)
+            z = projection(stage, self.prepare(rows, *known))
             # A yardstick is a given of the context: no gradient stretches it.
             with torch.no_grad():
                 others, other_image = z, image
                 if n_images == 1:
-                    others = projection(stage, to_rows(augmented[stage].to(z.device)) - mean)
+                    others = projection(stage, self.prepare(to_rows(augmented[stage].to(z.device)), *known))
                     other_image = torch.full((len(others),), -1, device=z.device)
                 delta = yardsticks(z.detach(), image, others, other_image, self.settings.shrink)
-            context.append(ScaledMemory(mean, z, delta))
+            context.append(ScaledMemory(*known, z, delta))
         return context
 
     # -- score --------------------------------------------------------------------------------------------------------
@@ -192,7 +193,7 @@ class Unified(FewShot):
             what the head sees (B, C + 3, h, w): sqrt(d) r, d, log(1 + rho), v1 - vK; and the projected rows (B h w, C).
         """
         s, projection = self.settings, projection or self.projection
-        z = projection(stage, to_rows(query) - memory.mean)  # (N, C)
+        z = projection(stage, self.prepare(to_rows(query), memory.mean, memory.level))  # (N, C)
         k = min(s.n_neighbours, len(memory.rows))
         values, nearest = [], []
         for block in z.split(2048):
