@@ -30,6 +30,7 @@ class Evaluation:
         seconds_per_image: scoring time without and with reading the files.
         anomaly_maps: at input size, in the order of `scores`.
         masks: the same; empty where there are none or at original resolution.
+        bounds: at original resolution, how far each pixel metric may be from the exact one.
     """
 
     scores: pd.DataFrame
@@ -37,6 +38,7 @@ class Evaluation:
     seconds_per_image: dict
     anomaly_maps: list = field(default_factory=list, repr=False)
     masks: list = field(default_factory=list, repr=False)
+    bounds: dict = field(default_factory=dict)
 
 
 def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size: int | None = None) -> Evaluation:
@@ -70,6 +72,7 @@ def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size:
         geometries.extend(batch.geometries)
     elapsed = time.perf_counter() - started
 
+    bounds = {}
     masks = (_mask(path, geometry, threshold) for path, geometry in zip(table.mask_path, geometries, strict=True))
     found = metrics.image_metrics(np.array(image_scores), table.label.to_numpy())
     if not has_masks:
@@ -86,10 +89,11 @@ def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size:
             # What a crop cut off was never seen: it counts as perfectly normal instead of being left out.
             stream.update(np.nan_to_num(full, nan=float(anomaly_map.min())), mask)
         found |= stream.compute()
+        bounds = stream.bound()
         masks = []
     scores = table[["image_path", "category", "defect", "label"]].reset_index(drop=True).assign(score=image_scores)
     seconds = {"score": scoring / len(table), "read_and_score": elapsed / len(table)}
-    return Evaluation(scores, found, seconds, anomaly_maps, masks)
+    return Evaluation(scores, found, seconds, anomaly_maps, masks, bounds)
 
 
 def at_threshold(scores: pd.DataFrame, threshold: float) -> dict:

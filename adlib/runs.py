@@ -135,6 +135,7 @@ class Run:
             "git_commit": git_commit(),
             "table_hash": datasets.table_hash(self.table),
             "content_hash": content_hash(self.method, settings, self.seed, self.table),
+            **({"metric_bounds": evaluation.bounds} if evaluation.bounds else {}),
             "notebook": f"notebooks/{self.notebook}",
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **extra,
