@@ -268,8 +268,9 @@ def weights(method):
     return torch.cat([p.detach().flatten() for p in method.network.parameters()])
 
 
-def test_a_resumed_run_ends_with_the_same_weights(train, tmp_path):
-    settings = TINY | {"max_steps": 5, "checkpoint_every": 1}
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_resumed_run_ends_with_the_same_weights(train, tmp_path, average):
+    settings = TINY | {"max_steps": 5, "checkpoint_every": 1, "average": average}
     whole = glass.Glass(**settings).fit(train)
     path = str(tmp_path / "checkpoint.pt")
     glass.Glass(**settings | {"checkpoint": path, "max_steps": 2}).fit(train)
@@ -301,6 +302,15 @@ def test_a_bank_and_a_share_of_the_tokens_train_reproducibly(train, hypothesis):
     changed = (normal != blended).any(dim=2)
     assert changed[labels > 0.5].float().mean() > 0.9  # an anomalous token differs from its normal one
     assert set(method.bank) <= {0, 1, 2}
+
+
+def test_averaged_weights_are_the_running_mean_of_the_snapshots(train):
+    method = glass.Glass(**TINY | {"average": 0.5, "snapshot_every": 1, "max_steps": 3}).fit(train)
+    states = [s["network"]["adaptor.weight"] for _, s in method.history.snapshots]
+    first = glass.Glass(**TINY).prepare(train).network.adaptor.weight.detach()
+    mean = first.lerp(states[0], 1 - 1 / 11)  # step 1 of step / (step + 10)
+    mean = mean.lerp(states[1], 1 - 2 / 12)
+    torch.testing.assert_close(method.network.adaptor.weight.detach(), mean)
 
 
 def test_some_rows_prefer_anomalous_tokens():

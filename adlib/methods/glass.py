@@ -15,6 +15,7 @@ ascent walks in the hidden layer (same numbers, a fraction of the time), the cen
 D it is multiplied by sqrt(1536 / D), so that its length stays the same.
 """
 
+import copy
 import functools
 import json
 from dataclasses import dataclass, replace
@@ -71,6 +72,7 @@ class GlassSettings:
     foreground: str = "rules"  # rules (published rule or auto), none, or a folder <folder>/<category>/<image name>
     lr: float = 1e-4  # learning rate of the adaptor (Adam, weight decay 1e-5)
     lr_discriminator: float = 2e-4  # of the discriminator (AdamW, weight decay 0.01)
+    average: float = 0.0  # decay of the running mean of the weights that scores are made with; 0: no mean (paper)
     epochs: int = 640  # the code's meta epochs
     limit: int = 392  # an epoch ends with the batch that brings the number of images above this
     max_steps: int | None = None  # stop after so many optimiser steps, whatever `epochs` says
@@ -94,7 +96,7 @@ class GlassSettings:
         for name in ("noise", "n_ascent", "step_size", "beta_std", "sigma"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} {getattr(self, name)} must not be negative")
-        for name in ("radius", "p", "beta_mean"):
+        for name in ("radius", "p", "beta_mean", "average"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} {getattr(self, name)} must lie between 0 and 1")
         if not 0 < self.token_share <= 1:
@@ -176,8 +178,9 @@ class Glass:
         if s.checkpoint:
             self._check_checkpoint(Path(s.checkpoint))
         self.prepare(table)
+        averaged = {"averaged": self.averaged} if s.average else {}
         self.history = training.train(
-            {"network": self.network},
+            {"network": self.network, **averaged},
             optimizers(self.network, s.lr, s.lr_discriminator),
             self.make_batch,
             self.losses,
@@ -192,6 +195,7 @@ class Glass:
             progress="GLASS",
         )
         self.features = self.images = self.bank = None  # the caches have served
+        self.network = self.averaged
         found = [self.score(batch) for batch in batches(validation.image_path, self.resize, s.batch_size)]
         self.normal_scores = np.concatenate([scores.image for scores in found])
         self.normal_map_maxima = np.concatenate([scores.map.max(axis=(1, 2)) for scores in found])
@@ -234,6 +238,8 @@ class Glass:
             self.features *= np.float32(self.feature_factor)
         n, positions, width = self.features.shape
         self.network = self._new_network(width, positions)
+        # What is scored with: the network itself, or the running mean of its weights.
+        self.averaged = copy.deepcopy(self.network).requires_grad_(False) if s.average else self.network
         self.mean_features = torch.from_numpy(self.features.mean(axis=0)).to(self.device)  # (L, D)
         self.sigma_noise = s.noise * (PAPER_WIDTH / width) ** 0.5
         self.batches_per_epoch = min(-(-n // s.batch_size), s.limit // s.batch_size + 1)
@@ -329,6 +335,10 @@ class Glass:
     def losses(self, modules, batch, step: int):
         """Loss terms of a batch (`glass_step.losses`); the centre is renewed at the start of every epoch (1.5)."""
         network = modules["network"]
+        if self.settings.average and step:
+            decay = min(self.settings.average, step / (step + 10))  # the first steps forget faster
+            for mean, value in zip(*(modules[m].state_dict().values() for m in ("averaged", "network")), strict=True):
+                mean.lerp_(value, 1 - decay) if mean.is_floating_point() else mean.copy_(value)
         normal, blended, labels = (part.to(self.device) for part in batch)
         if step % self.batches_per_epoch == 0:
             # A is linear, so the mean of A(t(x)) over all images is A of their mean: no pass over the data.
@@ -371,15 +381,15 @@ class Glass:
     @torch.no_grad()
     def _scores(self, tokens: torch.Tensor, size) -> Scores:
         """Scores of tokens (B, D, h, w)."""
-        network = self.network.eval()
+        network = self.averaged.eval()
         probabilities = network(patches.to_rows(tokens)).sigmoid().reshape(len(tokens), *tokens.shape[2:])  # (B, h, w)
         image = probabilities.flatten(1).amax(1).cpu().numpy()
         return Scores(image.astype(np.float32), upsample_and_smooth(probabilities, size, self.settings.sigma))
 
     def use_snapshot(self, states) -> None:
         """Load the weights of a snapshot of `history.snapshots`, for learning curves."""
-        self.network.load_state_dict(states["network"])
-        self.network.eval()
+        self.network.load_state_dict(states.get("averaged", states["network"]))
+        self.averaged = self.network.eval()
 
     def use_original(self, path) -> None:
         """Use weights that the authors' code saved (`ckpt*.pth`); backbone and pooling must be the paper's."""
@@ -390,7 +400,8 @@ class Glass:
                 f"{path} holds weights of width {network.adaptor.in_features}, these settings give tokens of width "
                 f"{width}; set backbone, stages, pretrain_dim and target_dim as they were in training"
             )
-        self.network, self.feature_factor = network.to(self.device), 1.0
+        self.network = self.averaged = network.to(self.device)
+        self.feature_factor = 1.0
 
     # -- save and load --------------------------------------------------------------------------------------------
 
@@ -429,7 +440,7 @@ class Glass:
             method.network.load_state_dict(state)
         except (KeyError, RuntimeError) as error:
             raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}; train the model again") from None
-        method.network.eval()
+        method.averaged = method.network.eval()
         return method
 
 
