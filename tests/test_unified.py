@@ -90,7 +90,7 @@ def test_contexts_decide(trained, batch, small_table):
 def test_a_query_in_the_support_scores_lowest(fitted, batch):
     context = fitted.condition(batch.images[:3])
     scores = fitted.score(batch, context).image
-    assert scores[:3].max() < fitted.settings.bias  # rho is 0: below the logit of rho = 1
+    assert scores[:3].max() < 0  # better than a support image judged by the others
     assert scores[:3].max() < scores[3:].min()
 
 
@@ -100,6 +100,18 @@ def test_one_support_image_has_a_yardstick(fitted, batch):
     for one, two in zip(context, again, strict=True):
         assert one.delta.min() > 0
         assert torch.equal(one.delta, two.delta)
+
+
+def test_image_scores_count_from_the_support_judged_by_itself(fitted, batch):
+    three = batch.images[:3]
+    context = fitted.condition(three)
+    with torch.no_grad():
+        cells = fitted.cells(fitted.describe(three), context)
+    assert context[0].usual > fitted.image_logits(cells).max()  # itself in the memory, an image has distance 0
+    query = fitted.score(batch.images[3:4], context).image[0]
+    with torch.no_grad():
+        plain = fitted.image_logits(fitted.cells(fitted.describe(batch.images[3:4]), context))
+    assert query == pytest.approx(float(plain - context[0].usual), abs=1e-5)
 
 
 def test_p_values_count_normals(fitted, batch):

@@ -67,7 +67,7 @@ class UnifiedScores(NamedTuple):
     """As `Scores`, with a calibrated answer.
 
     Attributes:
-        image: float32 (B,), logits; map: float32 (B, H, W) in [0, 1].
+        image: float32 (B,), logits relative to those of the support; map: float32 (B, H, W) in [0, 1].
         p_value: float32 (B,), share of normal images that would score as high: (number above + 1) / (n + 1).
     """
 
@@ -77,12 +77,19 @@ class UnifiedScores(NamedTuple):
 
 
 class ScaledMemory(NamedTuple):
-    """What a query is compared with at one stage: as `few_shot.Memory`, and the yardsticks delta (M,) of its rows."""
+    """What a query is compared with at one stage: as `few_shot.Memory`, with the yardsticks of its rows.
+
+    Attributes:
+        delta: (M,), how far each row is from normal rows of other images.
+        usual: (), the image logit of the support images, each judged by the others. It is the zero of all image scores
+            in this context, which makes them comparable between products. The same at all stages.
+    """
 
     mean: torch.Tensor
     level: torch.Tensor
     rows: torch.Tensor
     delta: torch.Tensor
+    usual: torch.Tensor
 
 
 class Head(nn.Module):
@@ -157,7 +164,27 @@ class Unified(FewShot):
             rng = np.random.default_rng(0)  # the same copies for the same image
             copies = self.describe(jittered(images.repeat(N_COPIES, 1, 1, 1), rng))
         with torch.no_grad():
-            return self._remember(described, copies, n_images=len(images))
+            context = self._remember(described, copies, n_images=len(images))
+            usual = self._usual(described, copies, context, len(images))
+        return [memory._replace(usual=usual) for memory in context]
+
+    def _usual(self, described, copies, context, n_images: int) -> torch.Tensor:
+        """Mean image logit of the support images against the others, or of the copies of a single one against it."""
+        if n_images == 1:
+            return self.image_logits(self.cells(copies, context)).mean()
+        found = []
+        for i in range(n_images):
+            others = []
+            for feature, memory in zip(described, context, strict=True):
+                image = torch.arange(len(memory.rows)) // (feature.shape[2] * feature.shape[3]) % n_images
+                kept = (image != i).to(memory.rows.device)
+                others.append(memory._replace(rows=memory.rows[kept], delta=memory.delta[kept]))
+            found.append(self.image_logits(self.cells([f[i : i + 1] for f in described], others)))
+        return torch.cat(found).mean()
+
+    def image_logits(self, cells: torch.Tensor) -> torch.Tensor:
+        """Logits of cells (B, h, w) -> logits of images (B,), before the context's `usual` is subtracted."""
+        return top_mean(cells) if self.settings.image_score == "top" else cells.amax((1, 2))
 
     def _remember(self, described, augmented=None, n_images: int | None = None, keep=None, projection=None):
         """Make the context from described views (rotation by image, B = rotations k).
@@ -181,7 +208,7 @@ class Unified(FewShot):
                     others = projection(stage, self.prepare(to_rows(augmented[stage].to(z.device)), *known))
                     other_image = torch.full((len(others),), -1, device=z.device)
                 delta = yardsticks(z.detach(), image, others, other_image, self.settings.shrink)
-            context.append(ScaledMemory(*known, z, delta))
+            context.append(ScaledMemory(*known, z, delta, torch.zeros((), device=z.device)))
         return context
 
     # -- score --------------------------------------------------------------------------------------------------------
@@ -241,7 +268,7 @@ class Unified(FewShot):
             logits, _, projected = self.logits(described, context)
         if s.clustering:
             logits = logits + self._clustered(projected[0], context[0], logits.shape)
-        image = top_mean(logits) if s.image_score == "top" else logits.amax((1, 2))
+        image = self.image_logits(logits) - context[0].usual
         maps = enlarge(logits.sigmoid(), size, s.align_corners)
         maps = upsample_and_smooth(maps, size, s.sigma * size[0] / 224)
         image = image.cpu().numpy()
