@@ -439,6 +439,15 @@ def test_settings_that_cannot_be_used(train, settings, match):
     refused(settings, train, match)
 
 
+def test_textures_are_found_by_name_below_the_data_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADLIB_DATA", str(tmp_path))
+    (tmp_path / "dtd").mkdir()
+    assert glass.texture_folder("dtd") == tmp_path / "dtd"
+    assert glass.texture_folder(str(tmp_path)) == tmp_path
+    assert glass.texture_folder("no such") == Path("no such")  # refused by Sources
+    assert glass.texture_folder("") is None
+
+
 def test_an_empty_texture_folder(train, tmp_path):
     refused({"textures": str(tmp_path)}, train, "no image in this folder")
 

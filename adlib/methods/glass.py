@@ -32,7 +32,7 @@ from adlib.methods import Scores, check_training_table, glass_judge
 from adlib.methods.glass_step import Network
 from adlib.methods.glass_step import losses as step_losses
 from adlib.methods.patchcore import upsample_and_smooth
-from adlib.paths import atomic_path
+from adlib.paths import atomic_path, data_dir
 from adlib.settings import as_dict, build, choice
 
 PAPER_WIDTH = 1536  # the width that the paper's noise was chosen for
@@ -68,7 +68,7 @@ class GlassSettings:
     families: tuple[str, ...] = ("glass_las",)  # of adlib.synthesis, in turn: where local anomalies come from
     bank: int = 0  # make so many local anomalies once and reuse them; 0 makes new ones in every step (paper)
     token_share: float = 1.0  # share of all tokens that a step trains on; the paper takes all
-    textures: str = ""  # folder of textures (DTD); "" for textures made by adlib.synthesis
+    textures: str = ""  # folder of textures, also by its name below data/ ("dtd"); "" for textures made on the spot
     foreground: str = "rules"  # rules (published rule or auto), none, or a folder <folder>/<category>/<image name>
     lr: float = 1e-4  # learning rate of the adaptor (Adam, weight decay 1e-5)
     lr_discriminator: float = 2e-4  # of the discriminator (AdamW, weight decay 0.01)
@@ -226,7 +226,7 @@ class Glass:
         self.step_settings = replace(s, hypothesis=self.verdict.hypothesis)
         self.dataset = str(table.attrs.get("dataset", ""))
         self.paths, self.categories = list(table.image_path), list(table.category)
-        self.sources = synthesis.Sources(textures=s.textures or None, normals=self.paths)
+        self.sources = synthesis.Sources(textures=texture_folder(s.textures), normals=self.paths)
         self.foregrounds, self.bank = {}, {}
         if s.foreground not in ("rules", "none"):
             self._check_foregrounds()
@@ -470,6 +470,12 @@ def read_original(path) -> Network:
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise InputError(f"checkpoint {path} is not one of the authors' GLASS code ({reason})") from None
     return network
+
+
+def texture_folder(name: str) -> Path | None:
+    """The folder of textures: as given, or by its name below `data/`; None where they are to be made on the spot."""
+    below_data = data_dir() / name
+    return None if not name else below_data if not Path(name).is_dir() and below_data.is_dir() else Path(name)
 
 
 def some_rows(labels: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
