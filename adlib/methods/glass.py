@@ -251,7 +251,7 @@ class Glass:
             return Network(width, self.settings.hidden, positions).to(self.device)
 
     def make_batch(self, step: int):
-        """Features of normal images, the same images with local anomalies, and the labels of their tokens (1.4).
+        """Features of normal images, the same images with local anomalies, and the labels of their tokens.
 
         Returns:
             normal (B, L, D); blended: images (B, 3, H, W), or features (B, L, D) from the bank; labels (B, L).
@@ -333,7 +333,7 @@ class Glass:
                     )
 
     def losses(self, modules, batch, step: int):
-        """Loss terms of a batch (`glass_step.losses`); the centre is renewed at the start of every epoch (1.5)."""
+        """Loss terms of a batch (`glass_step.losses`); the centre is renewed at the start of every epoch."""
         network = modules["network"]
         if self.settings.average and step:
             decay = min(self.settings.average, step / (step + 10))  # the first steps forget faster

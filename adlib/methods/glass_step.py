@@ -88,7 +88,7 @@ def losses(network: Network, normal, blended, labels, noise, settings, trace: li
         to_centre_u, to_centre_v = (u - centre).norm(dim=1), (v - centre_v).norm(dim=1)
         r_t = torch.cat([to_centre_v[~anomalous], to_centre_u]).quantile(s.radius)
         r_f = to_centre_v[anomalous].quantile(s.radius) if anomalous.any() else torch.zeros(())
-        low = r_t if sphere else torch.tensor(0.5)  # a fixed radius about each token's own normal feature (1.5)
+        low = r_t if sphere else u.new_tensor(0.5)  # a fixed radius about each token's own normal feature
 
     # -- global anomaly synthesis: a walk without gradients, then the same walk as one differentiable expression ------
     n_ascent = s.n_ascent if s.mining else 0
