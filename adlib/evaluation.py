@@ -29,7 +29,7 @@ class Evaluation:
         metrics: image and pixel metrics as fractions; None where they are undefined (no defects, no masks).
         seconds_per_image: scoring time without and with reading the files.
         anomaly_maps: at input size, in the order of `scores`.
-        masks: the same; empty where there are none or at original resolution.
+        masks: the same; all false where the data have none, an empty list at original resolution.
         bounds: at original resolution, how far each pixel metric may be from the exact one.
     """
 
@@ -77,7 +77,7 @@ def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size:
     found = metrics.image_metrics(np.array(image_scores), table.label.to_numpy())
     if not has_masks:
         found |= dict.fromkeys(PIXEL_METRICS)
-        masks = []
+        masks = [np.zeros(anomaly_map.shape, dtype=bool) for anomaly_map in anomaly_maps]
     elif resolution == "input":
         masks = [method.resize.mask(mask) for mask in masks]
         found |= metrics.pixel_metrics(anomaly_maps, masks)

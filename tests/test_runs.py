@@ -115,6 +115,8 @@ def test_missing_masks_leave_the_image_metrics(small_table, run):
     result = evaluation.evaluate(method, test)
     assert result.metrics["image_auroc"] == 1.0
     assert result.metrics["pixel_auroc"] is None
+    assert len(result.masks) == len(test)  # pictures can be drawn all the same
+    assert not any(mask.any() for mask in result.masks)
 
 
 def test_full_resolution_agrees_with_input_resolution(small_table, run):
