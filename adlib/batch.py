@@ -29,6 +29,7 @@ METHOD_NOTEBOOKS = {
     "ulsad": "14_ulsad",
     "dfr": "14b_dfr",
     "contrastive": "12_contrastive",
+    "unified": "13_unified",
 }
 # Notebooks that a batch runs once, before and after the methods'.
 SINGLE_NOTEBOOKS = ("00_start_here", "01_data", "02_pseudo_anomalies", "03_evaluation")

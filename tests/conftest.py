@@ -106,4 +106,5 @@ SMALL_SETTINGS = {
         "n_styles": 2,
         "hold_out": 0.34,
     },
+    "unified": TINY | {"k": 2, "width": 8},
 }

@@ -26,6 +26,7 @@ METHODS = {
     "ulsad": ("adlib.methods.ulsad", "ULSAD"),
     "dfr": ("adlib.methods.dfr", "DFR"),
     "contrastive": ("adlib.methods.contrastive", "Contrastive"),
+    "unified": ("adlib.methods.unified", "Unified"),
 }
 
 
