@@ -166,7 +166,7 @@ class Unified(FewShot):
         with torch.no_grad():
             context = self._remember(described, copies, n_images=len(images))
             usual = self._usual(described, copies, context, len(images))
-        return [memory._replace(usual=usual) for memory in context]
+        return [memory._replace(usual=usual.clone()) for memory in context]
 
     def _usual(self, described, copies, context, n_images: int) -> torch.Tensor:
         """Mean image logit of the support images against the others, or of the copies of a single one against it."""
