@@ -1,15 +1,15 @@
 """Relative normality on categories that training has never seen: four detectors, one backbone, the same supports.
 
-    python benchmarks/few_shot.py --data ../shared/data [--seeds 3] [--steps 300] [--out results/few_shot.csv]
+    python benchmarks/few_shot.py --data ../shared/data [--seeds 0 1 2] [--steps 300] [--out results/few_shot.csv]
 
 For each fold the trained models see the normal images of some categories with pseudo-anomalies; the table holds the
-*other* categories only. Every number but the last is a mean over seeds (support and training). `pooled` puts the
-scores of all held-out images into one AUROC: one threshold for all products.
+*other* categories only. Every number is a mean over seeds (support and training). `pooled` puts the scores of all
+held-out images into one AUROC: one threshold for all products. `--out` collects the scores of every image; runs of
+other folds and seeds add theirs, and the table is made of all that is there.
 """
 
 import argparse
 import hashlib
-import itertools
 import sys
 import time
 from pathlib import Path
@@ -94,7 +94,7 @@ def main() -> pd.DataFrame:
     parser.add_argument("--data", type=Path, help="folder with magnetic_tile, mvtec_ad, mvtec_ad_samples")
     parser.add_argument("--size", type=int, default=192, help="network input, pixels")
     parser.add_argument("--k", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--normals", type=int, default=24, help="normal images of a training category, at most")
     parser.add_argument("--styles", type=int, default=9, help="styles of pseudo-anomaly of a training category")
@@ -112,7 +112,9 @@ def main() -> pd.DataFrame:
     training = {"steps": arguments.steps, "episodes": 3, "rows": 512, "validate_every": max(1, arguments.steps // 2)}
     changes = parse_overrides(arguments.set)
     own = {name: changes.pop(name) for name in list(changes) if name not in FewShot.Settings.__dataclass_fields__}
-    backbones, rows, pooled = {}, [], []
+    backbones, parts = {}, []
+    if arguments.out and arguments.out.is_file():
+        parts.append(pd.read_csv(arguments.out))
 
     def cached(method):
         method.backbone = backbones.setdefault(method.backbone.fingerprint, Cached(method.backbone))
@@ -128,7 +130,7 @@ def main() -> pd.DataFrame:
         )
         print(f"fold {fold}: pools of {', '.join(trained_on)} in {time.perf_counter() - started:.0f} s", flush=True)
         tests = {name: load(name, arguments.data, arguments.n_test) for name in held_out}
-        for seed in range(arguments.seeds):
+        for seed in arguments.seeds:
             base = common | {"k": arguments.k, "seed": seed, "n_calibration": 2}
             # A CNN: neither centred nor normalised, see adlib.support.describe; the anchor keeps lengths in play.
             relative = base | {"centre": False, "layer_norm": False, "anchor": 1.0, "image_score": "top"} | changes
@@ -153,29 +155,31 @@ def main() -> pd.DataFrame:
                     k = min(arguments.k, len(train))
                     normal = choose_support(train, k, seed)[0] if name == "patchcore" else train
                     scores, found = evaluate(method.fit(normal), test)
-                    rows.append({"method": name, "category": category, "seed": seed, **found})
-                    pooled.append((name, seed, scores, test.label.to_numpy()))
+                    run = {"method": name, "category": category, "seed": seed, "label": test.label, "score": scores}
+                    parts.append(pd.DataFrame(run | found).reset_index(drop=True))
                 seconds = time.perf_counter() - started
-                shown = ", ".join(f"{r['category']} {r['image_auroc']:.3f}" for r in rows[-len(tests) :])
+                shown = ", ".join(
+                    f"{r['category']} {r['image_auroc']:.3f}" for r in (part.iloc[0] for part in parts[-len(tests) :])
+                )
                 print(f"  seed {seed} {name:>17}: {shown}  ({seconds:.0f} s)", flush=True)
-    table = pd.DataFrame(rows)
-    summary = table.groupby(["method", "category"], sort=False).image_auroc.mean().unstack("category")
-    summary["mean"] = summary.mean(1)
-    summary["sd over seeds"] = table.groupby(["method", "seed"]).image_auroc.mean().groupby("method").std()
-    summary["pixel AUROC"] = table.groupby("method").pixel_auroc.mean()
-    summary["pixel AP"] = table.groupby("method").pixel_ap.mean()
-    for name, group in itertools.groupby(sorted(pooled, key=lambda p: p[:2]), key=lambda p: p[0]):
-        by_seed = [list(runs) for _, runs in itertools.groupby(group, key=lambda p: p[1])]
-        values = [
-            roc_auc_score(np.concatenate([r[3] for r in runs]), np.concatenate([r[2] for r in runs]))
-            for runs in by_seed
-        ]
-        summary.loc[name, ["pooled", "pooled sd"]] = np.mean(values), np.std(values)
-    print(summary.round(3).to_string())
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        summary.round(4).to_csv(arguments.out)
-    return summary
+            if arguments.out:
+                arguments.out.parent.mkdir(parents=True, exist_ok=True)
+                pd.concat(parts).to_csv(arguments.out, index=False, float_format="%.5g")
+    table = summarise(pd.concat(parts))
+    print(table.round(3).to_string())
+    return table
+
+
+def summarise(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row a method: image AUROC a held-out category, their mean, pixel metrics, and the pooled AUROC."""
+    runs = scores.drop_duplicates(["method", "category", "seed"])
+    table = runs.groupby(["method", "category"], sort=False).image_auroc.mean().unstack("category")
+    table["mean"] = table.mean(1)
+    table["sd over seeds"] = runs.groupby(["method", "seed"]).image_auroc.mean().groupby("method").std()
+    table[["pixel AUROC", "pixel AP"]] = runs.groupby("method")[["pixel_auroc", "pixel_ap"]].mean()
+    pooled = scores.groupby(["method", "seed"])[["label", "score"]].apply(lambda g: roc_auc_score(g.label, g.score))
+    table["pooled"], table["pooled sd"] = pooled.groupby("method").mean(), pooled.groupby("method").std()
+    return table
 
 
 if __name__ == "__main__":
