@@ -9,7 +9,7 @@ all rows taken so far, again and again. Written down plainly, every step reads e
 
     repeat: take the row of largest anchor distance; lower all anchor distances to the distance to that row
 
-`farthest_first` gives the rows of this rule, in its order, and leaves most of the reading out. How is told there.
+`farthest_first` gives the rows of this rule, in its order, without reading every row at every step.
 """
 
 import sys
@@ -31,10 +31,7 @@ EXTRA = 4  # neighbours searched beyond k, so that rounding in the search cannot
 # A round of `farthest_first`: these change its speed, never its result.
 POOL = 2048  # rows looked at, at least
 POOL_SHARE = 8  # at most 1/8 of all rows, where that is more
-TAKEN = (
-    16,
-    64,
-)  # rows to take: after fewer the pool doubles (overhead prevails), after more it halves (blocks too small)
+TAKEN = 16, 64  # rows to take: after fewer the pool doubles (less overhead), after more it halves (less to search)
 
 
 # -- nearest neighbours ------------------------------------------------------------------------------------------------
@@ -166,8 +163,9 @@ def select(
         n_select: rows to keep, 1 to N.
         sampler: "approximate_greedy" (PatchCore's code), "greedy", "random", or "none" (all rows, whatever
             `n_select` says).
-        projection_dim: width of the random projection in which the greedy samplers measure distance; None for the
-            features' own space.
+        projection_dim: width of the random projection in which the greedy samplers measure distance (PatchCore's
+            code: 128); None for the features' own space, which covers it better and pays up to a few hundred
+            dimensions.
         n_start: random rows that initialise the approximate rule (all, where there are fewer).
         rng: source of the projection, the starting rows and the random sampler.
 
@@ -325,8 +323,8 @@ def farthest_first(points, n_select: int, anchors: np.ndarray) -> np.ndarray:
 
     1. *Lazy anchors.* An anchor only ever falls, so an old one is an upper bound. A round brings only the rows with
        the largest bounds (the pool) up to date and takes rows from them as long as their anchors stay above the bound
-       of every row left outside: no row outside can then be the farthest. A row whose bound never comes near the
-       covering radius is never looked at again, and those are most rows.
+       of every row left outside: no row outside can then be the farthest. A row whose bound has fallen below the
+       final covering radius is never looked at again.
     2. *Blocks.* A row that enters the pool meets all rows taken since its last visit in one matrix product, instead
        of one row a step.
     3. *A cheap filter before an exact distance.* The product in float32 has a known error bound. Only where it cannot
@@ -338,7 +336,8 @@ def farthest_first(points, n_select: int, anchors: np.ndarray) -> np.ndarray:
         anchors: (N,) float64, initial anchor distances; not changed.
 
     Returns:
-        int64 row numbers in order of selection; it ends early when all remaining rows equal a row taken.
+        int64 row numbers in order of selection; it ends early when all anchors are zero, that is when the rows
+        left are copies of rows taken (or of a lone starting row).
     """
     points = _as_rows(points)
     squared_norms = np.einsum("nd,nd->n", points, points)  # (N,)
@@ -351,9 +350,8 @@ def farthest_first(points, n_select: int, anchors: np.ndarray) -> np.ndarray:
     while len(chosen) < n_select and bounds.max() > 0:
         pool, limit = _largest(bounds, pool_size)
         stale = pool[seen[pool] < len(chosen)]
-        stale = stale[
-            np.argsort(seen[stale], kind="stable")
-        ]  # so that rows of one block have about as much to catch up
+        # Sorted, so that the rows of one block have about as much to catch up with.
+        stale = stale[np.argsort(seen[stale], kind="stable")]
         for part in _blocks(len(stale), BLOCK // 2):
             rows = stale[part]
             _lower(points, squared_norms, bounds, rows, chosen[seen[rows[0]] :])
