@@ -180,6 +180,8 @@ def test_training_starts_at_the_detector_and_leaves_the_backbone(train, fitted, 
     method = FewShot(**SMALL | {"learning_rate": 0.0})
     method.train_episodes(None, pools=[pool, pool], validation_pools=[pool]).fit(train)
     np.testing.assert_array_equal(method.score(query).map, fitted.score(query).map)
+    assert method.history.selected_step == 0  # nothing was better than the untrained detector
+    assert method.history.validation.step.tolist() == [0, 1, 2]
 
     trained = FewShot(**SMALL | {"learning_rate": 0.01, "selection": "last"})
     trained.train_episodes(None, pools=[pool, pool], validation_pools=[pool]).fit(train)

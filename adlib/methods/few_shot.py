@@ -14,9 +14,11 @@ The original has nothing to train. `train_episodes` adds the smallest thing that
 of each stage that starts at zero: untrained, it *is* the detector above, so that a gain is due to training alone.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -302,6 +304,8 @@ class FewShot:
             return {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
 
         fixed = episodes.fixed_episodes(validation_pools, s.shots, s.seed)
+        untrained = {name: copy.deepcopy(module.state_dict()) for name, module in self.modules.items()}
+        before = episodes.validation_scores(fixed, self._episode_cells) if fixed else None
         parameters = [p for module in self.modules.values() for p in module.parameters()]
         optimizer = torch.optim.AdamW(parameters, s.learning_rate, weight_decay=s.weight_decay)
         self.history = training.train(
@@ -320,6 +324,14 @@ class FewShot:
             progress=f"{self.name} episodes",
         )
         self.trained_on = sorted(pool.category for pool in pools)
+        if before and s.selection == "synthetic" and before["score"] >= self.history.validation.score.max():
+            # Step 0 is a candidate like any other: training that does not help must not be kept.
+            for name, module in self.modules.items():
+                module.load_state_dict(untrained[name])
+            self.history.selected_step = 0
+        if before:
+            first = pd.DataFrame([{"step": 0, "seconds": 0.0, **before}])
+            self.history.validation = pd.concat([first, self.history.validation], ignore_index=True)
         return self
 
     def _episode_cells(self, episode) -> torch.Tensor:
