@@ -177,6 +177,18 @@ def test_after_a_projection_the_distance_lies_between_r_and_twice_r(noise):
     assert ((scale > 1) == (before < 0.5)).float().mean() > 0.95
 
 
+@pytest.mark.parametrize("hidden", [3, 4, 40])
+def test_one_step_is_the_gradient_that_autograd_finds(hidden):
+    torch.manual_seed(0)
+    discriminator = glass_step.Discriminator(2, hidden).train()
+    true, noisy, trace = torch.randn(30, 2), torch.randn(30, 2).requires_grad_(), []
+    logits = discriminator(torch.cat([true, noisy]))[30:]
+    gradient = torch.autograd.grad(torch.nn.functional.softplus(-logits).mean(), noisy)[0]
+    expected = noisy + 0.1 * gradient / (gradient.norm(dim=1, keepdim=True) + 1e-10)
+    glass_step.ascend(discriminator, true, noisy.detach() - true, None, torch.tensor(0.5), 2, 0.1, 5, trace=trace)
+    torch.testing.assert_close(trace[1]["tokens"], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_ascent_without_faithful_statistics_leaves_them_alone():
     torch.manual_seed(0)
     discriminator = glass_step.Discriminator(6, 5).train()

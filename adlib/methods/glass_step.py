@@ -161,8 +161,8 @@ def ascend(
     and every fifth time clips |g - o| to [r, 2r]. All of it can be followed through h = W g alone: a step moves h by
     step_size (W W') e / |d|, where |d|^2 = e' (W W') e. With s the sum of the step_size e / |d| since the last
     projection, g - o has moved by W' s, and its squared length has grown by (W' s)' (2 (g - o) + W' s), which is
-    s' (h + h_before - 2 W o). So a pass needs one product with the H x H matrix W W' where the original needs four
-    with W, and u passes through W once for all passes.
+    s' (h + h_before - 2 W o). So a pass needs one product with the H x H matrix W W' (or two with W, where H is more
+    than twice D) for half of the tokens, where the original needs two with W for all; u passes through W once.
 
     Args:
         true: (N, D) normal tokens u, which share the batch statistics.
@@ -179,7 +179,7 @@ def ascend(
         return []
     n, weight, norm = len(true), discriminator.linear.weight, discriminator.norm
     out = discriminator.out.weight[0]  # (H,)
-    gram = weight @ weight.T  # (H, H)
+    gram = weight @ weight.T if weight.shape[0] <= 2 * weight.shape[1] else None  # (H, H)
     ones = true.new_ones(n)
     h_true = discriminator.linear(true)  # (N, H)
     # Normalisation takes means away anyway; without them sums of squares lose no digits.
@@ -213,7 +213,7 @@ def ascend(
         direction = gain * out
         torch.addcmul((mean * slant - mean_back) * direction, slope.mul_(back[:, None]), direction, out=e)
         e.addcmul_(h, -slant * direction)  # (N, H), e
-        torch.mm(e, gram, out=y)  # (N, H), W d
+        torch.mm(e, gram, out=y) if gram is not None else torch.mm(e @ weight, weight.T, out=y)  # (N, H), W d
         length = (torch.mul(y, e, out=slope) @ out.new_ones(len(out))).clamp_(min=0).sqrt_()  # |d|
         t = (step_size / (length + TINY))[:, None]
         h.addcmul_(y, t)
