@@ -45,14 +45,14 @@ class PatchCoreSettings:
     target_dim: int | None = 1024  # length of an embedding
     coreset: float = 0.1  # share of patches that is kept, in (0, 1]
     sampler: str = "approximate_greedy"  # approximate_greedy, greedy, random, none
-    projection_dim: int = 128  # width of the selection space
+    projection_dim: int | None = 128  # width of the selection space; None: select among the embeddings themselves
     n_start: int = 10  # random rows that initialise the approximate rule
     k: int = 1  # neighbours that a patch score averages over
     squared: bool = True  # squared Euclidean distances, as the released code reports them
     image_score: str = "max"  # max, reweight (Eq. 7), top (mean of the highest 1 % of patches)
     b: int = 9  # neighbourhood of Eq. 7, bank rows
     sigma: float = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
-    search: str = "faiss"  # nearest-neighbour backend: faiss, torch
+    search: str = neighbours.DEFAULT_BACKEND  # faiss (torch on macOS, where both load one runtime twice), or torch
     batch_size: int = 8  # images a forward pass
     max_memory: float = 8.0  # GiB of embeddings held in memory; more go to a memory-mapped temporary file
     max_rows: int | None = None  # patches the coreset is chosen from, at random where there are more; None: all
@@ -64,15 +64,16 @@ class PatchCoreSettings:
         choice("sampler", self.sampler, neighbours.SAMPLERS)
         if not 0 < self.coreset <= 1:
             raise InputError(f"coreset {self.coreset} must be a share in (0, 1], for example 0.1")
-        for name in ("patch_stride", "k", "b", "n_start", "projection_dim", "batch_size"):
+        for name in ("patch_stride", "k", "b", "n_start", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 1")
         if self.patch_size != "auto" and (isinstance(self.patch_size, str) or self.patch_size % 2 != 1):
             raise InputError(
                 f"patch_size {self.patch_size!r} must be an odd number, so that a patch has a centre, or 'auto'"
             )
-        if self.max_rows is not None and self.max_rows < 1:
-            raise InputError(f"max_rows {self.max_rows} must be at least 1, or null for all patches")
+        for name in ("max_rows", "projection_dim"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} must be at least 1, or null for none")
         if self.sigma < 0:
             raise InputError(f"sigma {self.sigma} must not be negative")
 
@@ -115,11 +116,9 @@ class PatchCore:
         if s.patch_size == "auto":
             self.patch_size = choose_patch_size(table, s)
         embeddings, numbers, self.grid = self.collect_rows(table.image_path, rng)
-        if not np.isfinite(embeddings[:: max(1, len(embeddings) // 4096)]).all():
-            raise InputError(f"features of backbone {s.backbone!r} contain NaN; check its weights and the images")
         n_keep = max(1, int(len(embeddings) * s.coreset))
         if s.sampler == "none":
-            keep = np.arange(len(embeddings))
+            keep = np.arange(len(embeddings))  # NaN is refused here by the index, below by `select`
         else:
             keep = neighbours.select(embeddings, n_keep, s.sampler, s.projection_dim, s.n_start, rng)
         self.memory_bank = torch.from_numpy(np.ascontiguousarray(embeddings[keep]))  # (M, D)
