@@ -152,7 +152,8 @@ def train(
                     loss = sum(value for key, value in losses.items() if not key.startswith("_"))
                     if not torch.isfinite(loss):
                         kept = f"; the checkpoint of step {saved} is kept" if checkpoint and saved else ""
-                        raise TrainingError(f"{progress}: the loss became {float(loss.detach())} at step {step + 1}{kept}")
+                        value = float(loss.detach())
+                        raise TrainingError(f"{progress}: the loss became {value} at step {step + 1}{kept}")
                     accelerator.backward(loss)
                     if clip_norm is not None and accelerator.sync_gradients:
                         accelerator.clip_grad_norm_(parameters, clip_norm)
