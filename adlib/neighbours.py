@@ -1,8 +1,7 @@
 """Nearest neighbours and coresets: search a memory bank of patches, and choose the few rows worth keeping in it.
 
-    NearestNeighbours(backend).fit(memory_bank).query(x, k)     squared distances and row numbers
-    select(features, n_select, sampler, ..., rng=rng)           the coreset: row numbers in order of selection
-    select_from_stream(blocks, n_rows, n_select, max_rows, ...) the same from blocks that never meet in memory
+    NearestNeighbours(backend).fit(memory_bank).query(x, k)  squared distances and row numbers
+    select(features, n_select, sampler, ..., rng=rng)        the coreset: row numbers in order of selection
 
 A greedy coreset (farthest-first traversal; Gonzalez 1985, PatchCore section 3.2) takes the row that is farthest from
 all rows taken so far, again and again. Written down plainly, every step reads every row:
@@ -187,69 +186,6 @@ def select(
         return random(len(features), n_select, rng)
     points = features if projection_dim is None else project(features, projection_dim, rng)
     return _select_greedily(points, n_select, sampler, n_start, rng)
-
-
-def select_from_stream(
-    blocks,
-    n_rows: int,
-    n_select: int,
-    max_rows: int,
-    sampler: str = "approximate_greedy",
-    projection_dim: int | None = 128,
-    n_start: int = 10,
-    rng: np.random.Generator | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Choose rows from blocks of features that need never be in memory together.
-
-    Two levels: each block is thinned to its share of `max_rows` as it arrives, then the coreset is chosen from what
-    was kept. In the space in which rows are compared, every row of the stream lies within r1 + r2 of a chosen row,
-    where r1 is the largest covering radius of a block by what was kept of it, and r2 that of the kept rows by the
-    coreset (triangle inequality). With `max_rows` >= `n_rows` the first level keeps everything.
-
-    Args:
-        blocks: iterable of (n, d) float arrays or tensors.
-        n_rows: rows of all blocks together; the share of a block follows from it.
-        n_select: rows to keep in the end.
-        max_rows: rows held in memory, beside one block; at least `n_select`.
-        sampler, projection_dim, n_start, rng: as for `select` (all but "none"); one projection serves all blocks.
-
-    Returns:
-        the chosen rows (n_select, d) float32, and their int64 numbers in the stream, both in order of selection.
-    """
-    _check_sampler(sampler, SAMPLERS[:-1])
-    _check_n_select(n_select, n_rows)
-    if max_rows < n_select:
-        raise InputError(f"max_rows {max_rows} is less than n_select {n_select}; give at least as many")
-    if rng is None:
-        raise InputError("a stream is thinned with random numbers; pass rng=numpy.random.default_rng(seed)")
-    projection_seed = int(rng.integers(2**63))
-
-    def choose(features, n):
-        if sampler == "random":
-            return random(len(features), n, rng)
-        same_weights = np.random.default_rng(projection_seed)
-        points = features if projection_dim is None else project(features, projection_dim, same_weights)
-        return _select_greedily(points, n, sampler, n_start, rng)
-
-    kept, numbers, n_kept, n_seen = None, np.empty(min(max_rows, n_rows), np.int64), 0, 0
-    for block in blocks:
-        block = _as_rows(block)
-        _check_finite(block)
-        if kept is None:
-            kept = np.empty((len(numbers), block.shape[1]), np.float32)
-        if n_seen + len(block) > n_rows:
-            raise InputError(f"blocks hold more than n_rows {n_rows} rows; give their number")
-        share = len(numbers) * (n_seen + len(block)) // n_rows - n_kept
-        if share > 0:
-            rows = np.arange(len(block)) if share >= len(block) else choose(block, share)
-            kept[n_kept : n_kept + len(rows)] = block[rows]
-            numbers[n_kept : n_kept + len(rows)] = n_seen + rows
-            n_kept += len(rows)
-        n_seen += len(block)
-    if n_seen != n_rows:
-        raise InputError(f"blocks hold {n_seen} rows, but n_rows is {n_rows}; give their number")
-    chosen = choose(kept[:n_kept], min(n_select, n_kept))
-    return kept[chosen], numbers[chosen]
 
 
 def _select_greedily(points: np.ndarray, n_select: int, sampler: str, n_start: int, rng) -> np.ndarray:
