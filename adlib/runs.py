@@ -13,9 +13,7 @@ import hashlib
 import json
 import platform
 import random
-import resource
 import subprocess
-import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +25,7 @@ import torch
 from adlib import backbones, datasets, methods, profiles
 from adlib.errors import InputError
 from adlib.evaluation import Evaluation, at_threshold
+from adlib.memory import peak_memory_mib
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import as_dict, build
 from adlib.thresholds import Threshold
@@ -237,12 +236,6 @@ def source_files(method: str) -> tuple[Path, ...]:
                 place = package.parent / name.replace(".", "/")
                 waiting += [f for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()]
     return tuple(sorted(found))
-
-
-def peak_memory_mib() -> float:
-    """Return the largest resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def device_name() -> str:

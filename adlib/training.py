@@ -8,7 +8,8 @@ Three choices make it short and exact.
   held-out pseudo-anomalies, which the method computes in `validate`.
 - *One checkpoint file*, moved into place when complete, read with `weights_only=True`.
 
-Mixed precision, gradient accumulation and several processes are Hugging Face accelerate's.
+Mixed precision, gradient accumulation and several processes are Hugging Face accelerate's. With several processes
+each takes every n-th batch, so n processes make the step that one process makes of a batch n times as large.
 """
 
 import contextlib
@@ -22,10 +23,13 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
+from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
 from adlib.errors import InputError
+from adlib.memory import is_out_of_memory, peak_memory_mib
 from adlib.paths import atomic_path
 from adlib.settings import choice
 
@@ -45,6 +49,9 @@ class History:
         losses: one row an optimiser step: step, each loss term, total, learning_rate.
         validation: one row a validation: step, seconds since the start, and what `validate` returned.
         snapshots: (step, module states) pairs, for learning curves and the oracle column of the evaluation.
+        gradients: the gradient flow, one row a logged step and part of a module: step, part, mean, max (magnitudes).
+        memory: one row a logged step or validation: step, peak_mib of the process so far, cuda_peak_mib since the
+            row before (0 without a GPU).
         selected_step: the step whose weights were kept.
         seconds: wall time; loading_share: share of it spent waiting for batches.
     """
@@ -55,11 +62,63 @@ class History:
     selected_step: int = 0
     seconds: float = 0.0
     loading_share: float = 0.0
+    gradients: pd.DataFrame = field(default_factory=pd.DataFrame)
+    memory: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def write(self, folder) -> list[Path]:
+        """Write losses, validation, gradients and memory as CSV files into `folder`; return the files."""
+        written = []
+        for name in ("losses", "validation", "gradients", "memory"):
+            table = getattr(self, name)
+            if len(table):
+                written.append(Path(folder) / f"{name}.csv")
+                with atomic_path(written[-1]) as temporary:
+                    table.to_csv(temporary, index=False, float_format="%.6g")
+        return written
 
 
 def step_generator(seed: int, step: int) -> np.random.Generator:
     """Return the generator of a training step: the same for the same seed and step, whatever ran before."""
     return np.random.default_rng([seed, step])
+
+
+def weighted_rows(weights, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Draw the rows of a step with replacement, in proportion to `weights` (n,): weighted sampling.
+
+    Raises:
+        InputError: a weight is negative or not finite, or all are zero.
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+        raise InputError("sampling weights must be finite, not negative, and not all zero")
+    return step_generator(seed, step).choice(len(weights), batch_size, p=weights / weights.sum())
+
+
+def checkpointed(module: nn.Module, *inputs: torch.Tensor):
+    """Run a module without keeping its inner activations; they are computed again when the gradient needs them.
+
+    Gradients stay the same, memory falls, time rises by about a forward pass. The second pass leaves the running
+    statistics of batch normalisation alone, or they would count every batch twice.
+    """
+    if not torch.is_grad_enabled():
+        return module(*inputs)
+    contexts = (contextlib.nullcontext, lambda: _statistics_kept(module))
+    return recompute(module, *inputs, use_reentrant=False, context_fn=lambda: tuple(make() for make in contexts))
+
+
+@contextlib.contextmanager
+def _statistics_kept(module: nn.Module):
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    kept = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            if count is not None:
+                norm.num_batches_tracked.copy_(count)
 
 
 def train(
@@ -81,6 +140,8 @@ def train(
     accumulate: int = 1,
     clip_norm: float | None = None,
     workers: int = 1,
+    pin_memory: bool = False,
+    log_every: int = 0,
     progress: str = "train",
 ) -> History:
     """Train `modules` in place for `n_steps` optimiser steps.
@@ -103,16 +164,24 @@ def train(
         accumulate: micro-batches a step; their mean gradient is that of one large batch.
         clip_norm: largest norm of the gradient of all modules together.
         workers: threads that prepare batches ahead.
+        pin_memory: put the tensors of a batch into page-locked memory, from where a GPU copies faster; without a GPU
+            it does nothing.
+        log_every: steps between two rows of the gradient flow and of the memory in the history; 0 for none (memory
+            is also read at each validation).
         progress: label of the progress bar (only on a terminal).
 
     Raises:
         InputError: selection without a validation, a checkpoint of other modules.
-        TrainingError: a loss became NaN or infinite.
+        TrainingError: a loss became NaN or infinite, or memory ran out.
     """
     choice("selection", selection, SELECTIONS)
     choice("precision", precision, PRECISIONS)
     if selection == "synthetic" and validate is None:
         raise InputError("selection 'synthetic' needs held-out pseudo-anomalies; give a validation table to fit")
+    if accumulate < 1 or n_steps < 1:
+        raise InputError(f"accumulate {accumulate} and the number of steps {n_steps} must both be at least 1")
+    # accelerate keeps one state a Python process and refuses another precision; the processes' group outlives it.
+    AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = Accelerator(
         mixed_precision=precision, gradient_accumulation_steps=accumulate, cpu=not torch.cuda.is_available()
     )
@@ -124,7 +193,7 @@ def train(
     schedulers = schedulers or []
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
 
-    state = {"step": 0, "losses": [], "validation": [], "snapshots": [], "best": None}
+    state = {"step": 0, "losses": [], "validation": [], "snapshots": [], "best": None, "gradients": [], "memory": []}
     checkpoint = Path(checkpoint) if checkpoint else None
     if checkpoint and checkpoint.is_file():
         state = _restore(checkpoint, raw, optimizers, schedulers)
@@ -132,53 +201,70 @@ def train(
     saved = state["step"]
     first, total = state["step"] * accumulate, n_steps * accumulate
     shard, n_shards = accelerator.process_index, accelerator.num_processes
-    stream = _prefetch(lambda micro: make_batch(micro * n_shards + shard), range(first, total), workers)
+    pinned = pin_memory and torch.cuda.is_available()
+
+    def prepare_batch(micro):
+        batch = make_batch(micro * n_shards + shard)
+        return _pin(batch) if pinned else batch
+
+    stream = _prefetch(prepare_batch, range(first, total), workers)
     started, waiting = time.perf_counter(), 0.0
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices), contextlib.closing(stream):
         bar = tqdm(range(state["step"], n_steps), desc=progress, disable=None, unit="step", leave=False)
         for step in bar:
-            torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+            # One process draws as ever; further ones draw their own dropout and noise.
+            words = [seed, step, shard] if shard else [seed, step]
+            torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
             for module in modules.values():
                 module.train()
-            row = {"step": step + 1}
+            row, done = {"step": step + 1}, step + 1
+            logged = bool(log_every) and done % log_every == 0
+            kept = f"; the checkpoint of step {saved} is kept" if checkpoint and saved else ""
             for _ in range(accumulate):
                 before = time.perf_counter()
                 batch = next(stream)
                 waiting += time.perf_counter() - before
-                with accelerator.accumulate(*modules.values()):
+                with _memory_errors(progress, done, kept), accelerator.accumulate(*modules.values()):
                     with accelerator.autocast():
                         losses = compute_losses(modules, batch, step)
                     loss = sum(value for key, value in losses.items() if not key.startswith("_"))
-                    if not torch.isfinite(loss):
-                        kept = f"; the checkpoint of step {saved} is kept" if checkpoint and saved else ""
-                        value = float(loss.detach())
-                        raise TrainingError(f"{progress}: the loss became {value} at step {step + 1}{kept}")
+                    values = _values({**losses, "total": loss}, accelerator)
+                    if not np.isfinite(values["total"]):
+                        raise TrainingError(f"{progress}: the loss became {values['total']} at step {done}{kept}")
                     accelerator.backward(loss)
-                    if clip_norm is not None and accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(parameters, clip_norm)
+                    if accelerator.sync_gradients:
+                        if logged:
+                            accelerator.unscale_gradients()
+                            state["gradients"] += _gradient_flow(raw, done)
+                        if clip_norm is not None:
+                            accelerator.clip_grad_norm_(parameters, clip_norm)
                     for optimizer in optimizers:
                         optimizer.step()
                         optimizer.zero_grad(set_to_none=True)
-                for key, value in losses.items():
-                    row[key.lstrip("_")] = row.get(key.lstrip("_"), 0.0) + float(value.detach()) / accumulate
-                row["total"] = row.get("total", 0.0) + float(loss.detach()) / accumulate
+                for key, value in values.items():
+                    row[key] = row.get(key, 0.0) + value / accumulate
             row["learning_rate"] = optimizers[0].param_groups[0]["lr"]
             for scheduler in schedulers:
                 scheduler.step()
             state["losses"].append(row)
-            done = step + 1
-            if validate and (done == n_steps or (validate_every and done % validate_every == 0)):
+            validated = bool(validate) and (done == n_steps or bool(validate_every and done % validate_every == 0))
+            if validated:
                 found = _validate(validate, modules)
                 state["validation"].append({"step": done, "seconds": time.perf_counter() - started, **found})
                 if state["best"] is None or found["score"] > state["best"][1]:
                     state["best"] = [done, float(found["score"]), _states(raw)]
+            if logged or validated:
+                state["memory"].append(_memory(done))
             if snapshot_every and done % snapshot_every == 0:
                 state["snapshots"].append([done, _states(raw)])
             state["step"] = done
             if checkpoint and checkpoint_every and (done % checkpoint_every == 0 or done == n_steps):
-                _save(checkpoint, state, raw, optimizers, schedulers)
+                if accelerator.is_main_process:
+                    _save(checkpoint, state, raw, optimizers, schedulers)
                 saved = done
+    if precision != "no":  # what accelerate put around the modules for mixed precision ends with the training
+        raw = {name: accelerator.unwrap_model(module, keep_fp32_wrapper=False) for name, module in modules.items()}
     for module in raw.values():
         module.eval()
     selected = n_steps
@@ -194,7 +280,62 @@ def train(
         selected,
         round(seconds, 3),
         round(waiting / seconds, 4) if seconds else 0.0,
+        pd.DataFrame(state["gradients"]),
+        pd.DataFrame(state["memory"]),
     )
+
+
+def _values(losses: dict, accelerator) -> dict[str, float]:
+    """The loss terms as numbers, averaged over the processes."""
+    values = {key.lstrip("_"): value.detach().float() for key, value in losses.items()}
+    if accelerator.num_processes > 1:
+        together = accelerator.reduce(torch.stack(list(values.values())).to(accelerator.device), "mean")
+        values = dict(zip(values, together, strict=True))
+    return {key: float(value) for key, value in values.items()}
+
+
+def _gradient_flow(modules, step: int) -> list[dict]:
+    """Mean and largest magnitude of the gradient in each part (child) of each module."""
+    rows = []
+    for name, module in modules.items():
+        parts = list(module.named_children()) or [("", module)]
+        for part, child in parts:
+            found = [p.grad.detach().abs() for p in child.parameters() if p.grad is not None]
+            if found:
+                mean = float(sum(g.sum() for g in found)) / sum(g.numel() for g in found)
+                largest = max(float(g.max()) for g in found)
+                rows.append({"step": step, "part": f"{name}.{part}".rstrip("."), "mean": mean, "max": largest})
+    return rows
+
+
+def _memory(step: int) -> dict:
+    cuda = 0.0
+    if torch.cuda.is_available():
+        cuda = torch.cuda.max_memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
+    return {"step": step, "peak_mib": round(peak_memory_mib(), 1), "cuda_peak_mib": round(cuda, 1)}
+
+
+@contextlib.contextmanager
+def _memory_errors(progress: str, step: int, kept: str):
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, TrainingError) or not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"{progress}: memory ran out at step {step}{kept}; lower batch_size or image_size, raise accumulate "
+            "(parts of a batch), or switch on gradient checkpointing"
+        ) from error
+
+
+def _pin(batch):
+    """Copy the tensors of a batch (tensor, tuple, list or dict of them) into page-locked memory."""
+    if isinstance(batch, torch.Tensor):
+        return batch.pin_memory()
+    if isinstance(batch, dict):
+        return {key: _pin(value) for key, value in batch.items()}
+    return type(batch)(_pin(value) for value in batch) if isinstance(batch, tuple | list) else batch
 
 
 def _validate(validate, modules) -> dict[str, float]:
@@ -248,7 +389,9 @@ def _restore(path: Path, modules, optimizers, schedulers) -> dict:
             optimizer.load_state_dict(saved)
         for scheduler, saved in zip(schedulers, content["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
-        return {key: content[key] for key in ("step", "losses", "validation", "snapshots", "best")}
+        return {"gradients": [], "memory": []} | {
+            key: value for key, value in content.items() if key not in ("modules", "optimizers", "schedulers")
+        }
     except Exception as error:  # torch, pickle and zip each raise their own; to the user they mean one thing
         reason = str(error).splitlines()[0][:100]
         raise InputError(
