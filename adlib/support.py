@@ -129,11 +129,6 @@ def describe(features: list[torch.Tensor], patch_size: int = 3, layer_norm: bool
     return described
 
 
-def to_rows(feature: torch.Tensor) -> torch.Tensor:
-    """(B, C, h, w) -> (B h w, C)."""
-    return feature.movedim(1, -1).flatten(0, 2)
-
-
 def nearest_similarity(query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
     """Largest cosine similarity of each query row to the memory.
 

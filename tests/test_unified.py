@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from adlib import episodes, images, support
+from adlib import episodes, images, patches, support
 from adlib.errors import InputError
 from adlib.methods.unified import Head, Unified, yardsticks
 
@@ -41,7 +41,7 @@ def test_untrained_it_is_the_ratio_detector(fitted, batch):
     # The same numbers from the definition, cell by cell, in float64.
     expected = 0.0
     for feature, memory in zip(described, fitted.context, strict=True):
-        rows = fitted.prepare(support.to_rows(feature), memory.mean, memory.level)
+        rows = fitted.prepare(patches.to_rows(feature), memory.mean, memory.level)
         z = torch.nn.functional.normalize(rows, dim=1).double()
         similarity, nearest = (z @ memory.rows.double().T).max(1)
         rho = (1 - similarity).clamp(min=0) / (memory.delta.double()[nearest] + 1e-3)

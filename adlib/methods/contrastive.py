@@ -28,8 +28,9 @@ from adlib.errors import InputError
 from adlib.images import Batch, Resize
 from adlib.methods import Scores, check_training_table
 from adlib.methods.patchcore import upsample_and_smooth
+from adlib.patches import to_rows
 from adlib.settings import as_dict, build, choice
-from adlib.support import below, check_fingerprint, describe, enlarge, read_images, score_normals, to_rows
+from adlib.support import below, check_fingerprint, describe, enlarge, read_images, score_normals
 
 
 @dataclass(frozen=True)

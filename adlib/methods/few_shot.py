@@ -28,6 +28,7 @@ from adlib.errors import InputError
 from adlib.images import Batch, Resize
 from adlib.methods import Scores, check_training_table
 from adlib.methods.patchcore import upsample_and_smooth
+from adlib.patches import to_rows
 from adlib.settings import as_dict, build, choice
 from adlib.support import (
     below,
@@ -47,7 +48,6 @@ from adlib.support import (
     save_modules,
     score_normals,
     support_ids,
-    to_rows,
     top_mean,
 )
 

@@ -25,6 +25,7 @@ from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches
 from adlib.methods import Scores, check_training_table
 from adlib.settings import as_dict, build, choice
+from adlib.support import check_fingerprint
 
 IMAGE_SCORES = ("max", "reweight", "top")
 
@@ -242,11 +243,7 @@ class PatchCore:
         """Read a fitted method; refuses a bank that was made by other backbone weights."""
         header, tensors = storage.read_model(path)
         method = cls(**header["settings"])
-        if header.get("backbone_fingerprint") != method.backbone.fingerprint:
-            raise InputError(
-                f"{path} was made with other weights of backbone {method.settings.backbone!r} than those found here; "
-                "its memory bank means nothing to them: use the same weights or train again"
-            )
+        check_fingerprint(header, method.backbone, path)
         try:
             method.memory_bank = tensors["memory_bank"]
             method.bank_image = tensors["bank_image"]

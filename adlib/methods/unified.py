@@ -27,8 +27,9 @@ from adlib.errors import InputError
 from adlib.images import Batch
 from adlib.methods.few_shot import FewShot, FewShotSettings, stage_contrast
 from adlib.methods.patchcore import upsample_and_smooth
+from adlib.patches import to_rows
 from adlib.settings import choice
-from adlib.support import check_support, distinct, enlarge, jittered, rotated, to_rows, top_mean
+from adlib.support import check_support, distinct, enlarge, jittered, rotated, top_mean
 
 LOG_2 = float(np.log(2))
 N_COPIES = 4  # changed copies of a single support image that give it a yardstick
