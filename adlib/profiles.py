@@ -8,6 +8,7 @@ A profile is a YAML file in `profiles/` with one schema:
     seeds: [0]
     only: {}            # method -> the categories it runs on, where not all
     methods:            # method -> changes to its default settings
+    studies:            # notebook of a study -> its settings; every profile knows the same ones
 """
 
 import yaml
@@ -17,7 +18,15 @@ from adlib.errors import InputError
 from adlib.paths import root
 from adlib.settings import choice
 
-KEYS = {"description": str, "datasets": dict, "discover": bool, "seeds": list, "only": dict, "methods": dict}
+KEYS = {
+    "description": str,
+    "datasets": dict,
+    "discover": bool,
+    "seeds": list,
+    "only": dict,
+    "methods": dict,
+    "studies": dict,
+}
 
 
 def names() -> list[str]:
@@ -54,3 +63,12 @@ def method_settings(profile: str, method: str, overrides: dict | None = None) ->
     changes = {**load(profile)["methods"].get(method, {}), **(overrides or {})}
     settings.build(methods.get(method).Settings, changes, owner=method)
     return changes
+
+
+def study_settings(profile: str, study: str, overrides: dict | None = None) -> dict:
+    """Return the settings of a study: the profile's, then `overrides` on top; unknown names are refused."""
+    known = load(profile)["studies"]
+    choice("study", study, known)
+    for name in overrides or {}:
+        choice(f"setting of {study}", name, known[study])
+    return {**known[study], **(overrides or {})}

@@ -1,0 +1,208 @@
+"""What the studies share: settings of one schema, honest contamination, corruptions that can be undone, scorers."""
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SMALL_SETTINGS
+
+from adlib import images, methods, profiles, studies
+from adlib.errors import InputError
+from adlib.methods.patchcore import PatchCore
+
+
+@pytest.fixture(scope="module")
+def train(small_table):
+    return small_table[small_table.split == "train"]
+
+
+@pytest.fixture(scope="module")
+def test_rows(small_table):
+    return small_table[small_table.split == "test"]
+
+
+@pytest.fixture(scope="module")
+def patchcore(train):
+    return PatchCore(**SMALL_SETTINGS["patchcore"]).fit(train)
+
+
+@pytest.fixture
+def study(small_tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
+    known = {"27_robustness": {"n_train": 4, "n_test": 5}}
+    profile = profiles.load("smoke") | {"studies": known}
+    monkeypatch.setattr("adlib.profiles.load", lambda _name: profile)
+    return lambda seed=0, **changes: studies.Study(
+        "27_robustness", "smoke", "mvtec", str(small_tree), "plate", seed, changes
+    )
+
+
+# -- settings and rows ------------------------------------------------------------------------------------------------
+
+
+def test_all_profiles_know_the_same_studies_and_settings():
+    known = {name: profiles.load(name)["studies"] for name in profiles.names()}
+    for name, found in known.items():
+        assert {s: sorted(v) for s, v in found.items()} == {s: sorted(v) for s, v in known["smoke"].items()}, name
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest_name(study):
+    with pytest.raises(InputError, match="did you mean 'n_train'"):
+        study(n_trian=3)
+    with pytest.raises(InputError, match="study"):
+        profiles.study_settings("smoke", "29_nothing")
+
+
+def test_measure_and_write_keep_rows_of_other_seeds(study, patchcore):
+    for seed in (0, 1, 0):  # the third run replaces the first
+        one = study(seed)
+        one.measure(patchcore, kind="none", amount=0)
+        file = one.write()
+    found = pd.read_csv(file)
+    assert file.name == "27_robustness_smoke.csv"
+    assert sorted(found.seed) == [0, 1]
+    assert set(found.category) == {"plate"}
+    assert found.image_auroc.tolist() == [1.0, 1.0]
+    assert list(found.columns[:5]) == ["dataset", "category", "seed", "kind", "amount"]
+    assert studies.percent(found).image_auroc.tolist() == [100.0, 100.0]
+
+
+def test_a_study_that_was_not_run_reads_as_an_empty_table(study):
+    assert len(studies.read("27_robustness", "paper")) == 0
+
+
+def test_subset_keeps_every_kind_in_order(test_rows):
+    some = studies.subset(test_rows, 4, seed=0)
+    assert some.defect.value_counts().to_dict() == {"good": 2, "hole": 2}
+    assert list(some.index) == sorted(some.index)
+    assert studies.subset(test_rows, None, seed=0) is test_rows
+    assert len(studies.subset(test_rows, 100, seed=0)) == len(test_rows)
+    assert set(studies.subset(test_rows, 1, seed=0).defect) == {"good", "hole"}
+
+
+# -- contamination ----------------------------------------------------------------------------------------------------
+
+
+def test_contaminating_images_leave_the_test_set_and_look_normal(train, test_rows):
+    reserve, rest = studies.reserve_defects(test_rows, 2, seed=0)
+    dirty = studies.contaminate(train, reserve, share=1 / 3)
+    assert len(dirty) == len(train)
+    assert set(dirty.image_path) & set(test_rows.image_path) == set(reserve.image_path)
+    assert not set(dirty.image_path) & set(rest.image_path)
+    methods.check_training_table(dirty)  # nobody noticed
+    assert set(studies.contaminate(train, reserve, share=1 / 6).image_path) & set(reserve.image_path) == {
+        reserve.image_path.iloc[0]
+    }
+    assert studies.contaminate(train, reserve, 0).image_path.tolist() == train.image_path.tolist()
+
+
+def test_contamination_needs_enough_defects(train, test_rows):
+    with pytest.raises(InputError, match="4 defective images are needed"):
+        studies.reserve_defects(test_rows, 4, seed=0)
+    reserve, _ = studies.reserve_defects(test_rows, 1, seed=0)
+    with pytest.raises(InputError, match="needs at most 1"):
+        studies.contaminate(train, reserve, 0.5)
+
+
+# -- corruptions ------------------------------------------------------------------------------------------------------
+
+
+def picture(seed=0):
+    noise = np.random.default_rng(seed).integers(40, 200, (48, 48, 3), dtype=np.uint8)
+    return cv2.GaussianBlur(noise, (0, 0), 3)
+
+
+@pytest.mark.parametrize("kind", studies.CORRUPTIONS)
+def test_no_amount_leaves_the_picture_and_more_changes_more(kind):
+    image, rng = picture(), np.random.default_rng
+    assert studies.corrupt(image, kind, 0, rng(0))[0] is image
+    amounts = {"blur": (1, 3), "jpeg": (60, 95), "rotation": (3, 12)}.get(kind, (0.05, 0.2))
+    small, large = (np.abs(studies.corrupt(image, kind, a, rng(0))[0] - image.astype(float)).mean() for a in amounts)
+    assert 0 < small < large
+    assert studies.corrupt(image, kind, amounts[0], rng(0))[0].dtype == np.uint8
+
+
+def test_light_and_jpeg_by_hand():
+    image, rng = np.full((8, 8, 3), 100, np.uint8), np.random.default_rng(0)
+    assert (studies.corrupt(image, "brighter", 0.5, rng)[0] == 150).all()
+    assert (studies.corrupt(image, "darker", 0.5, rng)[0] == 50).all()
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 200
+    assert studies.corrupt(red, "jpeg", 10, rng)[0][..., 0].mean() > 190  # the channels keep their order
+    with pytest.raises(InputError, match="must not be negative"):
+        studies.corrupt(image, "blur", -1, rng)
+    with pytest.raises(InputError, match="did you mean 'blur'"):
+        studies.corrupt(image, "blurr", 1, rng)
+
+
+@pytest.mark.parametrize(("kind", "amount"), [("shift", 0.1), ("rotation", 10)])
+def test_the_map_of_a_moved_picture_comes_back_to_its_place(kind, amount):
+    """A scorer whose map is the picture's own grey value: moved there and back, a blob is where it was."""
+
+    class Grey:
+        resize, settings = images.Resize(64), None
+
+        def score(self, batch):
+            grey = batch.mean(dim=1).numpy()
+            return methods.Scores(grey.max((1, 2)), grey)
+
+    blob = torch.zeros(2, 3, 64, 64)
+    blob[:, :, 20:30, 36:44] = 1
+    found = studies.Corrupted(Grey(), kind, amount).score(blob)
+    back = found.map[0] > 0.5
+    truth = blob[0, 0].numpy() > 0.5
+    assert (back & truth).sum() / (back | truth).sum() > 0.85
+    one = studies.Corrupted(Grey(), kind, amount).score(blob[:1])
+    np.testing.assert_array_equal(one.map[0], found.map[0])
+
+
+# -- scorers and shared features --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", studies.SCORERS)
+def test_every_scorer_calls_far_rows_more_anomalous(name):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(5, 2, (300, 6)).astype(np.float32)
+    score = studies.fit_scorer(name, rows)
+    near, far = score(rng.normal(5, 2, (50, 6))), score(rng.normal(25, 2, (50, 6)))
+    assert far.min() > np.median(near)
+    assert near.shape == (50,)
+
+
+def test_mahalanobis_and_nearest_neighbour_by_hand():
+    rows = np.array([[-1.0, 0], [1, 0], [0, -1], [0, 1]] * 50)
+    score = studies.fit_scorer("Mahalanobis", rows)
+    assert score(np.array([[2.0, 0]]))[0] == pytest.approx(4 * score(np.array([[1.0, 0]]))[0])
+    nearest = studies.fit_scorer("k-NN", rows)(np.array([[3.0, 0], [1, 0]]))
+    assert nearest == pytest.approx([2 / np.sqrt(0.5), 0])  # standard deviation of each column: sqrt(1/2)
+
+
+def test_another_scorer_sees_the_same_features(patchcore, test_rows):
+    batch = next(images.batches(test_rows.image_path, patchcore.resize, 7))
+    same = studies.WithScorer(patchcore, lambda rows: patchcore.index.query(rows, 1)[0][:, 0]).score(batch)
+    np.testing.assert_allclose(same.map, patchcore.score(batch).map, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(same.image, patchcore.score(batch).image, rtol=1e-5)
+
+
+def test_remembered_features_are_the_backbones_and_cost_one_pass(train, test_rows, patchcore):
+    shared = studies.RememberingBackbone(patchcore.backbone)
+    passes = []
+    patchcore.backbone.register_forward_hook(lambda _m, inputs, _out: passes.append(len(inputs[0])))
+    for share in (0.25, 0.5):
+        settings = SMALL_SETTINGS["patchcore"] | {"coreset": share, "n_calibration": 0}
+        again = studies.remembering(PatchCore(**settings), shared).fit(train)
+        batch = next(images.batches(test_rows.image_path, again.resize, 7))
+        again.score(batch)
+    assert sum(passes) == len(train) + len(test_rows)
+    plain = PatchCore(**settings).fit(train).score(batch)
+    np.testing.assert_allclose(again.score(batch).map, plain.map, rtol=1e-4, atol=1e-4 * plain.map.max())
+
+
+def test_time_breakdown_counts_features_and_the_rest(patchcore, test_rows):
+    found = studies.time_breakdown(patchcore, test_rows.image_path[:3])
+    assert set(found) == {"features_ms", "search_ms"}
+    assert found["features_ms"] > 0
+    assert found["search_ms"] >= 0
+    with pytest.raises(InputError, match="at least 2"):
+        studies.time_breakdown(patchcore, test_rows.image_path[:1])
