@@ -175,7 +175,8 @@ def collect(folder=None) -> tuple[pd.DataFrame, list[str]]:
 
     Returns:
         one row a run: method, dataset, category, profile, seed, the metrics, seconds, memory, `run` (its folder below
-        the results), sorted; and one line for every record that could not be read.
+        the results) and, as they stand in the record, protocol, parameters, n_images, table_hash and by_kind (None
+        where anomalies are of one kind), sorted; and one line for every record that could not be read.
     """
     folder = Path(folder) if folder else results_dir() / "runs"
     rows, damaged = [], []
@@ -194,6 +195,7 @@ def collect(folder=None) -> tuple[pd.DataFrame, list[str]]:
                 "fit_s": record["timing"].get("fit_s"),
                 "score_ms_per_image": record["timing"].get("score_ms_per_image"),
                 "peak_memory_mib": record["peak_memory_mib"],
+                **{key: record.get(key) for key in ("protocol", "parameters", "n_images", "table_hash", "by_kind")},
                 "run": file.parent.relative_to(folder).as_posix(),
             }
         )
@@ -278,7 +280,13 @@ def _problems(record) -> list[str]:
         for key, kinds in SCHEMA.items()
         if key in record and not isinstance(record[key], kinds)
     ]
-    return missing + wrong
+    if missing or wrong:
+        return missing + wrong
+    return [
+        f"metric {name!r} is {value!r}, not a fraction in [0, 1]"
+        for name, value in record["metrics"].items()
+        if value is not None and not (type(value) in (int, float) and 0 <= value <= 1)
+    ]
 
 
 def _relative(path: str) -> str:

@@ -96,6 +96,13 @@ def test_a_damaged_record_is_named_and_left_out(record, tmp_path, text):
     assert "bad/record.json" in damaged[0]
 
 
+def test_a_metric_that_is_no_fraction_is_damage(record, tmp_path):
+    for value in (90.2, "0.9", True, float("nan")):
+        (tmp_path / "record.json").write_text(json.dumps({**record, "metrics": {"image_auroc": value}}))
+        with pytest.raises(InputError, match="image_auroc"):
+            runs.read_record(tmp_path)
+
+
 def test_an_incomplete_record_is_not_written(record, tmp_path):
     with pytest.raises(InputError, match="seed"):
         runs.write_record(tmp_path, {k: v for k, v in record.items() if k != "seed"})
