@@ -86,13 +86,13 @@ class Spade:
         """Score images (B, 3, H, W) in [0, 1]."""
         images = batch.images if isinstance(batch, Batch) else batch
         pooled, grids = self.embed(images)
-        index = neighbours.NearestNeighbours("torch").fit(self.pooled.cpu())
+        index = neighbours.NearestNeighbours().fit(self.pooled.cpu())
         squared, nearest = index.query(pooled.cpu().numpy(), min(self.settings.n_nearest, len(self.pooled)))  # (B, K)
         rows = grids.flatten(2).mT.cpu().numpy()  # (B, P, D)
         cells = []
         for own, images_near in zip(rows, nearest, strict=True):
             gallery = self.gallery[torch.from_numpy(np.sort(images_near))].flatten(0, 1)  # (K P, D)
-            distances, _ = neighbours.NearestNeighbours("torch").fit(gallery.cpu()).query(own, 1)
+            distances, _ = neighbours.NearestNeighbours().fit(gallery.cpu()).query(own, 1)
             cells.append(np.sqrt(distances[:, 0]))
         cells = torch.from_numpy(np.stack(cells)).view(len(images), *grids.shape[2:])
         maps = upsample_and_smooth(cells, tuple(images.shape[-2:]), self.settings.sigma)
