@@ -237,6 +237,10 @@ def _package_file(name: str) -> Path:
 
 
 def _load_features(model: nn.Module, name: str, state: dict, path) -> None:
+    # Trunks inside a detector or a segmenter (torchvision): "backbone.body.layer1...", "backbone.layer1...".
+    for prefix in ("backbone.body.", "backbone."):
+        if any(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if "_conv_stem.weight" in state:
         state = efficientnet_lite_to_timm(state, name)
     elif name == "mobilenetv2_100" and "conv_stem.weight" not in state:

