@@ -177,6 +177,15 @@ def test_after_a_projection_the_distance_lies_between_r_and_twice_r(noise):
     assert ((scale > 1) == (before < 0.5)).float().mean() > 0.95
 
 
+@pytest.mark.parametrize("hypothesis_origin", [None, torch.ones(40, 6)])
+def test_the_walk_does_not_depend_on_the_size_of_its_blocks(monkeypatch, hypothesis_origin):
+    whole = walk(11, 0.4, hypothesis_origin=hypothesis_origin)[-1]
+    monkeypatch.setattr(glass_step, "BLOCK", 35)  # 7 rows of 5: the last block is a short one
+    blocks = walk(11, 0.4, hypothesis_origin=hypothesis_origin)[-1]
+    for one, other in zip(whole, blocks, strict=True):
+        torch.testing.assert_close(one["tokens"], other["tokens"])
+
+
 @pytest.mark.parametrize("hidden", [3, 4, 40])
 def test_one_step_is_the_gradient_that_autograd_finds(hidden):
     torch.manual_seed(0)
@@ -316,6 +325,25 @@ def test_a_bank_and_a_share_of_the_tokens_train_reproducibly(train, hypothesis):
     assert set(method.bank) <= {0, 1, 2}
 
 
+def test_several_processes_can_share_a_step(train, tmp_path):
+    """Through the wrapper of torch.distributed (a group of one) the gradients are those of the plain network."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        method = glass.Glass(**TINY).prepare(train)
+        wrapped, passes, gradients = torch.nn.parallel.DistributedDataParallel(method.network.train()), [], []
+        wrapped.register_forward_hook(lambda *_: passes.append(1))
+        for network in (method.network, wrapped):
+            torch.manual_seed(0)
+            method.network.zero_grad()
+            terms = method.losses({"network": network}, method.make_batch(0), 0)
+            sum(value for key, value in terms.items() if key[0] != "_").backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in method.network.parameters()]))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(passes) == 1
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_averaged_weights_are_the_running_mean_of_the_snapshots(train):
     method = glass.Glass(**TINY | {"average": 0.5, "snapshot_every": 1, "max_steps": 3}).fit(train)
     states = [s["network"]["adaptor.weight"] for _, s in method.history.snapshots]
@@ -382,7 +410,7 @@ def test_original_weights_give_the_original_scores(golden, tmp_path):
     mean, var = state["body.block1.1.running_mean"], state["body.block1.1.running_var"]
     h = (h - mean) / (var + 1e-5).sqrt() * state["body.block1.1.weight"] + state["body.block1.1.bias"]
     expected = (torch.nn.functional.leaky_relu(h, 0.2) @ state["tail.0.weight"].T)[:, 0]
-    torch.testing.assert_close(network(x).detach(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network.logits(x).detach(), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="width"):
         glass.Glass(**TINY).use_original(tmp_path / "ckpt.pth")
 

@@ -30,10 +30,10 @@ from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches, read_image, to_tensor
 from adlib.methods import Scores, check_training_table, glass_judge
 from adlib.methods.glass_step import Network
-from adlib.methods.glass_step import losses as step_losses
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.paths import atomic_path, data_dir
 from adlib.settings import as_dict, build, choice
+from adlib.support import check_fingerprint
 
 PAPER_WIDTH = 1536  # the width that the paper's noise was chosen for
 
@@ -334,10 +334,10 @@ class Glass:
 
     def losses(self, modules, batch, step: int):
         """Loss terms of a batch (`glass_step.losses`); the centre is renewed at the start of every epoch."""
-        network = modules["network"]
+        network = self.network  # `modules` holds it too, perhaps wrapped by accelerate
         if self.settings.average and step:
             decay = min(self.settings.average, step / (step + 10))  # the first steps forget faster
-            for mean, value in zip(*(modules[m].state_dict().values() for m in ("averaged", "network")), strict=True):
+            for mean, value in zip(*(m.state_dict().values() for m in (self.averaged, network)), strict=True):
                 mean.lerp_(value, 1 - decay) if mean.is_floating_point() else mean.copy_(value)
         normal, blended, labels = (part.to(self.device) for part in batch)
         if step % self.batches_per_epoch == 0:
@@ -349,7 +349,7 @@ class Glass:
         normal, blended, labels = normal.flatten(0, 1), blended.flatten(0, 1), labels.flatten()
         noise = torch.randn(normal.shape, device=self.device) * self.sigma_noise
         rows = some_rows(labels, self.settings.token_share) if self.settings.token_share < 1 else None
-        return step_losses(network, normal, blended, labels, noise, self.step_settings, rows=rows)
+        return modules["network"](normal, blended, labels, noise, self.step_settings, rows=rows)
 
     def _validation(self, table):
         """Return the function that rates the network on held-out pseudo-anomalies; their features are made once."""
@@ -382,7 +382,9 @@ class Glass:
     def _scores(self, tokens: torch.Tensor, size) -> Scores:
         """Scores of tokens (B, D, h, w)."""
         network = self.averaged.eval()
-        probabilities = network(patches.to_rows(tokens)).sigmoid().reshape(len(tokens), *tokens.shape[2:])  # (B, h, w)
+        probabilities = (
+            network.logits(patches.to_rows(tokens)).sigmoid().reshape(len(tokens), *tokens.shape[2:])
+        )  # (B, h, w)
         image = probabilities.flatten(1).amax(1).cpu().numpy()
         return Scores(image.astype(np.float32), upsample_and_smooth(probabilities, size, self.settings.sigma))
 
@@ -425,11 +427,7 @@ class Glass:
         """Read a fitted method; refuses weights that were trained on another backbone's features."""
         header, tensors = storage.read_model(path)
         method = cls(**header["settings"])
-        if header.get("backbone_fingerprint") != method.backbone.fingerprint:
-            raise InputError(
-                f"{path} was trained on other weights of backbone {method.settings.backbone!r} than those found here; "
-                "use the same weights or train again"
-            )
+        check_fingerprint(header, method.backbone, path)
         try:
             method.feature_factor = header["feature_factor"]
             method.verdict = glass_judge.Verdict(header["hypothesis"], header["why"])

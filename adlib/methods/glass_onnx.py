@@ -34,7 +34,7 @@ class Deployed(nn.Module):
         tokens = embed(self.backbone(images), *self.pooling) * self.factor  # (B, D, h, w)
         rows = tokens.permute(0, 2, 3, 1)  # (B, h, w, D)
         grid = rows.shape[1:3]
-        probabilities = self.network(rows.flatten(0, 2)).sigmoid().reshape(-1, 1, *grid)  # (B, 1, h, w)
+        probabilities = self.network.logits(rows.flatten(0, 2)).sigmoid().reshape(-1, 1, *grid)  # (B, 1, h, w)
         maps = F.interpolate(probabilities, size=self.size, mode="bilinear", align_corners=False)
         return probabilities.amax(dim=(1, 2, 3)), self.smooth(maps)[:, 0]
 

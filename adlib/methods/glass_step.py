@@ -18,6 +18,7 @@ from torch import nn
 
 TINY = 1e-10  # added to a norm before dividing
 CLAMP = 1e-5  # label smoothing of the focal loss
+BLOCK = 2**18  # numbers of a block of rows in the ascent: its buffers stay in the cache
 
 
 class Discriminator(nn.Module):
@@ -54,7 +55,14 @@ class Network(nn.Module):
         self.discriminator = Discriminator(width, hidden)
         self.register_buffer("centre", torch.zeros(n_positions, width))
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, *batch, **options) -> dict[str, torch.Tensor]:
+        """Return the losses of one batch (see `losses`).
+
+        The whole step is the forward pass, because that is what several processes wrap to share their gradients.
+        """
+        return losses(self, *batch, **options)
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return logits (N,) for pooled backbone features (N, D): the way of a test image."""
         return self.discriminator(self.adaptor(tokens))
 
@@ -164,6 +172,9 @@ def ascend(
     s' (h + h_before - 2 W o). So a pass needs one product with the H x H matrix W W' (or two with W, where H is more
     than twice D) for half of the tokens, where the original needs two with W for all; u passes through W once.
 
+    Batch normalisation ties all tokens together at two points of a pass: at the statistics and at their gradient.
+    Between the two everything goes block by block of rows, so that the work happens in the processor's cache.
+
     Args:
         true: (N, D) normal tokens u, which share the batch statistics.
         offset: (N, D) g - o at the start. origin: (N, D) the points o, or None for u itself.
@@ -177,64 +188,90 @@ def ascend(
     """
     if n_steps < 1:
         return []
-    n, weight, norm = len(true), discriminator.linear.weight, discriminator.norm
-    out = discriminator.out.weight[0]  # (H,)
-    gram = weight @ weight.T if weight.shape[0] <= 2 * weight.shape[1] else None  # (H, H)
-    ones = true.new_ones(n)
+    weight, norm, out = discriminator.linear.weight, discriminator.norm, discriminator.out.weight[0]  # out: (H,)
+    n, hidden = len(true), len(weight)
+    gram = weight @ weight.T if hidden <= 2 * weight.shape[1] else None  # (H, H)
     h_true = discriminator.linear(true)  # (N, H)
     # Normalisation takes means away anyway; without them sums of squares lose no digits.
     shift = h_true.mean(0)
     h_true -= shift
     h_origin = h_true if origin is None else discriminator.linear(origin).sub_(shift)
-    h = h_origin + offset @ weight.T  # (N, H), the walker
+    h = torch.addmm(h_origin, offset, weight.T)  # (N, H), the walker
     h_before, squared = h.clone(), offset.square().sum(1)  # both at the last projection; |g - o|^2
-    sum_true, squares_true = h_true.sum(0), h_true.square().sum(0)
-    pushed, segments, statistics = torch.zeros_like(h), [], []
-    y, slope, e = torch.empty_like(h), torch.empty_like(h), torch.empty_like(h)  # allocating is a third of the time
+    sums_true, sums = _sums(h_true), _sums(h)
+    pushed, scale, back = torch.zeros_like(h), offset.new_empty(n), offset.new_empty(n)
+    segments, statistics = [], []
+    size = max(1, BLOCK // hidden)
+    blocks = [slice(i, min(i + size, n)) for i in range(0, n, size)]
+    buffers = h.new_empty(2, min(size, n), hidden)  # allocating anew is a third of the original's time
     walker, start = true if origin is None else origin, offset
     for step in range(n_steps):
-        mean = (sum_true + ones @ h) / (2 * n)
-        variance = (squares_true + ones @ torch.mul(h, h, out=y)) / (2 * n) - mean.square()
+        mean, square = (sums_true + sums) / (2 * n)
+        variance = square - mean.square()
         statistics.append((mean + shift, variance))
         gain = norm.weight / (variance + norm.eps).sqrt()
         bias = norm.bias - mean * gain
-        torch.addcmul(bias, h, gain, out=y)  # (N, H), normalised
-        torch.gt(y, 0, out=slope).mul_(0.8).add_(0.2)  # slope of the leaky ReLU
-        F.leaky_relu_(y, 0.2)
-        logits = y @ out  # (N,)
         if trace is not None:
-            logits_true = F.leaky_relu(torch.addcmul(bias, h_true, gain), 0.2) @ out
-            trace.append({"tokens": walker + start + pushed @ weight, "logits": torch.cat([logits_true, logits])})
+            logits = [F.leaky_relu(torch.addcmul(bias, x, gain), 0.2) @ out for x in (h_true, h)]
+            trace.append({"tokens": walker + start + pushed @ weight, "logits": torch.cat(logits)})
         # Gradient of the mean of -log sigmoid(logit), back through activation and batch normalisation.
-        back = (logits.sigmoid() - 1) / n  # (N,)
-        mean_back = (back @ slope) / (2 * n)  # (H,)
-        mean_product = ((back @ y) / (2 * n) - norm.bias * mean_back) / norm.weight  # with the normalised h
-        slant = mean_product * gain / norm.weight
+        through = h.new_zeros(2, hidden)  # sums over tokens: the gradient after normalisation, and times its input
+        for block in blocks:
+            y, slope = buffers[:, : block.stop - block.start]
+            torch.addcmul(bias, h[block], gain, out=y)  # normalised
+            torch.gt(y, 0, out=slope).mul_(0.8).add_(0.2)  # slope of the leaky ReLU
+            y.mul_(slope)
+            back[block] = ((y @ out).sigmoid_() - 1) / n
+            through[0].addmv_(slope.T, back[block])
+            through[1].addmv_(y.T, back[block])
+        mean_back, mean_product = through / (2 * n)
+        slant = (mean_product - norm.bias * mean_back) / norm.weight * gain / norm.weight
         direction = gain * out
-        torch.addcmul((mean * slant - mean_back) * direction, slope.mul_(back[:, None]), direction, out=e)
-        e.addcmul_(h, -slant * direction)  # (N, H), e
-        torch.mm(e, gram, out=y) if gram is not None else torch.mm(e @ weight, weight.T, out=y)  # (N, H), W d
-        length = (torch.mul(y, e, out=slope) @ out.new_ones(len(out))).clamp_(min=0).sqrt_()  # |d|
-        t = (step_size / (length + TINY))[:, None]
-        h.addcmul_(y, t)
-        pushed.addcmul_(e, t)
-        if (step + 1) % every == 0:
-            h_before.add_(h).sub_(h_origin, alpha=2)
-            squared += (h_before.mul_(pushed)).sum(1)
-            distance = squared.clamp(min=0).sqrt()
-            scale = distance.clamp(low, 2 * low) / (distance + TINY)
-            squared *= scale.square()
-            h.sub_(h_origin).mul_(scale[:, None]).add_(h_origin)
-            h_before.copy_(h)
+        constant, tilt = (mean * slant - mean_back) * direction, slant * direction
+        projecting = (step + 1) % every == 0
+        sums.zero_()
+        for block in blocks:
+            y, e = buffers[:, : block.stop - block.start]
+            walking = h[block]
+            torch.addcmul(bias, walking, gain, out=y)
+            torch.gt(y, 0, out=e).mul_(0.8 * direction).add_(0.2 * direction)
+            torch.addcmul(constant, e, back[block, None], out=e).addcmul_(walking, tilt, value=-1)  # e
+            if gram is None:
+                d = e @ weight  # (block, D)
+                length = d.norm(dim=1, keepdim=True)
+                torch.mm(d, weight.T, out=y)  # W d
+            else:
+                torch.mm(e, gram, out=y)
+                length = torch.linalg.vecdot(y, e).clamp_(min=0).sqrt_()[:, None]  # |d|
+            t = step_size / (length + TINY)
+            walking.addcmul_(y, t)
+            pushed[block].addcmul_(e, t)
+            if projecting:
+                at_origin, before = h_origin[block], h_before[block]
+                grown = before.add_(walking).sub_(at_origin, alpha=2)
+                squared[block] += torch.linalg.vecdot(grown, pushed[block])
+                distance = squared[block].clamp(min=0).sqrt_()
+                scale[block] = distance.clamp(low, 2 * low) / (distance + TINY)
+                squared[block] *= scale[block].square()
+                walking.sub_(at_origin).mul_(scale[block, None]).add_(at_origin)
+                before.copy_(walking)
+            sums += _sums(walking, y)
+        if projecting:
             if trace is not None:
                 start = (start + pushed @ weight) * scale[:, None]
             segments.append((pushed, scale))
-            pushed = torch.zeros_like(h)
+            pushed, scale = torch.zeros_like(h), torch.empty_like(scale)
     if n_steps % every:
         segments.append((pushed, None))
     if all_statistics and norm.training:
         _update_running(norm, statistics, 2 * n)
     return segments
+
+
+def _sums(rows: torch.Tensor, buffer: torch.Tensor | None = None) -> torch.Tensor:
+    """Sums of rows (N, H) and of their squares: (2, H)."""
+    ones = rows.new_ones(len(rows))
+    return torch.stack([ones @ rows, ones @ torch.mul(rows, rows, out=buffer)])
 
 
 def _update_running(norm: nn.BatchNorm1d, statistics, n: int) -> None:
