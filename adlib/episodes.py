@@ -91,7 +91,14 @@ class Episode(NamedTuple):
 
 
 def build_pool(
-    table: pd.DataFrame, describe, resize: Resize, seed: int, foreign=(), n_normals: int = 24, n_styles: int = 9
+    table: pd.DataFrame,
+    describe,
+    resize: Resize,
+    seed: int,
+    foreign=(),
+    n_normals: int = 24,
+    n_styles: int = 9,
+    families: tuple[str, ...] = (),
 ) -> Pool:
     """Make the cached features of a category.
 
@@ -103,6 +110,7 @@ def build_pool(
         foreign: paths of normal images of *other* categories; a third of the styles paste from them, because what is
             normal there is anomalous here.
         n_normals: normal images, at most; n_styles: styles of pseudo-anomaly, each on `HOSTS` hosts.
+        families: of `adlib.synthesis`, one a style in turn; () for a mix of foreign patches, CutPaste, NSA, textures.
     """
     rng = np.random.default_rng(seed)
     chosen = table.iloc[np.sort(rng.permutation(len(table))[:n_normals])]
@@ -116,7 +124,7 @@ def build_pool(
     n_hosts = min(HOSTS, len(chosen))
     painted, masks, hosts, styles = [], [], [], []
     for s in range(n_styles):
-        style, paint = _draw_style(s, rng, resize, foreign, hosts_uint8)
+        style, paint = _draw_style(s, rng, resize, foreign, hosts_uint8, families)
         styles.append(style)
         hosts.append(rng.permutation(len(chosen))[:n_hosts])
         for i in hosts[-1]:
@@ -164,9 +172,12 @@ def _describe(images: torch.Tensor, describe, batch_size: int = 16) -> list[torc
     return [torch.cat(stage) for stage in zip(*parts, strict=True)]
 
 
-def _draw_style(number: int, rng, resize: Resize, foreign, own):
+def _draw_style(number: int, rng, resize: Resize, foreign, own, families=()):
     """Draw one style: its name and a function (image, product, rng) -> (image, mask, info)."""
     size = resize.hw
+    if families:
+        family, sources = families[number % len(families)], Sources(normals=own)
+        return family, lambda image, product, rng: synthesise(family, image, rng, product, sources)
     if number % 3 == 0 and len(foreign):
         path = str(rng.choice(np.asarray(foreign)))
         sources = Sources(normals=[resize.image(read_image(path))[0]])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from adlib import images, losses
+from adlib import episodes, images, losses
 from adlib.errors import InputError
 from adlib.methods.contrastive import Contrastive
 
@@ -97,6 +97,18 @@ def test_the_last_stage_can_be_trained_too(train, batch):
     last = method.backbone.model.feature_info.module_name()[-1]
     assert changed
     assert all(key.startswith(f"model.{last}") for key in changed)
+
+
+def test_training_defects_come_from_the_families_asked_for(train, fitted):
+    described = lambda x: [x[:, :1]]  # noqa: E731 - the picture itself as its feature
+    families = ("cutpaste", "perlin_dtd")
+    pool = episodes.build_pool(train, described, fitted.resize, 0, n_normals=4, n_styles=3, families=families)
+    assert pool.styles == ("cutpaste", "perlin_dtd", "cutpaste")
+    assert (pool.coverage.flatten(2).amax(2) > 0).all()
+    with pytest.raises(InputError, match="did you mean 'cutpaste'"):
+        Contrastive(**SMALL, families=("cutpast",))
+    one, other = (Contrastive(**SMALL, families=(name,)).fit(train).history.losses.total for name in families)
+    assert not np.allclose(one, other)
 
 
 def test_bad_settings_are_one_line():

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adlib import backbones, clustering, episodes, losses, storage, training
+from adlib import backbones, clustering, episodes, losses, storage, synthesis, training
 from adlib.datasets import hold_out
 from adlib.errors import InputError
 from adlib.images import Batch, Resize
@@ -60,6 +60,7 @@ class ContrastiveSettings:
     clean: float = 0.3  # share of images without a defect; they carry no loss, only the validation needs them
     n_normals: int = 64  # normal images that defects are painted on, at most
     n_styles: int = 24  # styles of defect, each on five images
+    families: tuple[str, ...] = ()  # of adlib.synthesis that the training defects come from; () for a mix
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     hold_out: float = 0.15  # share of the normals for validation, gate and threshold
@@ -80,6 +81,8 @@ class ContrastiveSettings:
         choice("loss", self.loss, losses.CONTRASTIVE)
         choice("positives", self.positives, ("support", "self"))
         choice("clustering", self.clustering, clustering.ALGORITHMS)
+        for family in self.families:
+            choice("family", family, synthesis.names("image"))
         choice("rule", self.rule, ("reference", "minority", "border"))
         if self.temperature <= 0 or not 0 <= self.gate_share <= 1 or not 0 <= self.clean < 1:
             raise InputError(
@@ -158,7 +161,8 @@ class Contrastive:
         train, held_out = (table, validation) if validation is not None else hold_out(table, s.hold_out, s.seed)
         # With a frozen encoder its features are made once; with a trained one the pool holds images.
         cached = (lambda x: [x]) if s.train_last_stage else self.features
-        pool = episodes.build_pool(train, cached, self.resize, s.seed, n_normals=s.n_normals, n_styles=s.n_styles)
+        sizes = {"n_normals": s.n_normals, "n_styles": s.n_styles}
+        pool = episodes.build_pool(train, cached, self.resize, s.seed, **sizes, families=s.families)
         checked = held_out if len(held_out) > 1 else train
         n_styles = max(4, s.n_styles // 3)
         validation_pool = episodes.build_pool(checked, cached, self.resize, s.seed + 1, n_styles=n_styles)
