@@ -2,7 +2,7 @@
 
 "Theirs" does in every step what the specification says: features of the frozen backbone, pooling, standardisation,
 both attentions with their full matrices, default memory format. "Ours" takes features and self-attention from the
-cache, accumulates attention in tiles and uses channels-last memory.
+cache, takes the attention loss and its gradient tile by tile, and uses channels-last memory and the fused Adam.
 Both start from the same weights and see the same images; the steps alternate.
 """
 
@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from adlib import backbones
-from adlib.methods import ulsad
+from adlib.methods import ulsad, ulsad_step
+from adlib.methods.reconstruction import to_grid, to_images
 
 SIZE, BATCH = 256, 8
 
@@ -54,23 +55,23 @@ def one_step(channels: int, repeats: int) -> list[dict]:
     )
     torch.manual_seed(0)
     grid = tuple(pooled.shape[-2:])
-    nets = ulsad.ReconstructionNet(channels, final_relu=False), ulsad.GlobalNet(channels, (SIZE, SIZE), grid)
+    nets = ulsad_step.ReconstructionNet(channels, final_relu=False), ulsad_step.GlobalNet(channels, (SIZE, SIZE), grid)
     their_nets = copy.deepcopy(nets)
     for net in nets:
         net.to(memory_format=torch.channels_last)
     stored = (images * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-    images = ulsad._to_images(stored, "cpu").contiguous()  # the same rounded pixels for both
+    images = to_images(stored, "cpu").contiguous()  # the same rounded pixels for both
     with torch.inference_mode():
         pooled = ulsad.pool_features(backbone(images), channels)
         features = ((pooled - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)).permute(0, 2, 3, 1).contiguous().numpy()
-        f = ulsad._to_grid(features, "cpu")
-        attended = ulsad.attend(f, f).permute(0, 2, 3, 1).contiguous().numpy()
+        f = to_grid(features, "cpu")
+        attended = ulsad_step.attend(f, f).permute(0, 2, 3, 1).contiguous().numpy()
     settings = ulsad.ULSADSettings()
 
     def our_losses():
-        f, attended_f = ulsad._to_grid(features, "cpu"), ulsad._to_grid(attended, "cpu")
-        x = ulsad._to_images(stored, "cpu")
-        return list(ulsad.losses(f, attended_f, nets[0](f), nets[1](x), settings).values())
+        f, attended_f = to_grid(features, "cpu"), to_grid(attended, "cpu")
+        x = to_images(stored, "cpu")
+        return list(ulsad_step.losses(f, attended_f, nets[0](f), nets[1](x), settings).values())
 
     def their_losses():
         return plain_losses(backbone, mean, std, *their_nets, images)
@@ -78,7 +79,8 @@ def one_step(channels: int, repeats: int) -> list[dict]:
     sides = {}
     for name, compute, modules in (("ours", our_losses, nets), ("theirs", their_losses, their_nets)):
         parameters = [p for net in modules for p in net.parameters()]
-        sides[name] = (compute, torch.optim.Adam(parameters, 2e-4, weight_decay=2e-5), [], [])
+        optimizer = torch.optim.Adam(parameters, 2e-4, weight_decay=2e-5, fused=name == "ours" or None)
+        sides[name] = (compute, optimizer, [], [])
     for _ in range(repeats + 1):
         for compute, optimizer, seconds, values in sides.values():
             started = time.perf_counter()
@@ -112,7 +114,10 @@ def memory(image_counts=(100, 200, 400, 800), channels: int = 96, width: int = 1
     """
     grid = (SIZE // 8) ** 2
     with torch.device("meta"):
-        nets = ulsad.ReconstructionNet(channels), ulsad.GlobalNet(channels, (SIZE, SIZE), (SIZE // 8, SIZE // 8))
+        nets = (
+            ulsad_step.ReconstructionNet(channels),
+            ulsad_step.GlobalNet(channels, (SIZE, SIZE), (SIZE // 8, SIZE // 8)),
+        )
     kept = sum(p.numel() for net in nets for p in net.parameters()) * 4 / 2**20
     rows = []
     for n in image_counts:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adlib import images
 from adlib.errors import InputError
-from adlib.methods import ulsad
+from adlib.methods import reconstruction, ulsad, ulsad_maps, ulsad_step
 from adlib.methods.ulsad import ULSAD, ULSADSettings
 
 SMALL = TINY | {"channels": 24, "n_steps": 3, "batch_size": 4}
@@ -64,11 +64,31 @@ def test_channel_statistics_match_the_original(golden):
 def test_attention_matches_the_original_and_the_plain_form(golden, case):
     file = golden("ulsad/attention")
     f, g = torch.from_numpy(file[f"F_{case}"]), torch.from_numpy(file[f"G_{case}"])
-    np.testing.assert_allclose(ulsad.attend(f, f), file[f"self_{case}"], atol=1e-5)
-    np.testing.assert_allclose(ulsad.attend(g, f), file[f"cross_{case}"], atol=1e-5)
+    np.testing.assert_allclose(ulsad_step.attend(f, f), file[f"self_{case}"], atol=1e-5)
+    np.testing.assert_allclose(ulsad_step.attend(g, f), file[f"cross_{case}"], atol=1e-5)
     q, kv = g.flatten(2).transpose(1, 2), f.flatten(2).transpose(1, 2)
     plain = torch.softmax(q @ kv.transpose(1, 2) / f.shape[1] ** 0.5, dim=-1) @ kv
-    np.testing.assert_allclose(ulsad.attend(g, f).flatten(2).transpose(1, 2), plain, atol=1e-5)
+    np.testing.assert_allclose(ulsad_step.attend(g, f).flatten(2).transpose(1, 2), plain, atol=1e-5)
+
+
+def test_the_attention_loss_is_the_plain_one_for_any_tile(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    f, g = torch.randn(2, 2, 12, 5, 7, generator=generator)  # 35 tokens an image
+    sa, found = ulsad_step.attend(f, f), []
+    for tile in (None, 8, 35, 100):
+        query = g.clone().requires_grad_()
+        if tile is None:
+            q, kv = (x.flatten(2).transpose(1, 2) for x in (query, f))
+            answer = torch.softmax(q @ kv.transpose(1, 2) / 12**0.5, dim=-1) @ kv
+            loss = ulsad_step.dissimilarity(sa, answer.transpose(1, 2).reshape(f.shape), 0.5).mean()
+        else:
+            monkeypatch.setattr(ulsad_step, "TILE", tile)
+            loss = ulsad_step.attention_loss(query, f, sa, 0.5)
+        (3 * loss).backward()
+        found.append((loss.item(), query.grad))
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-6)
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("case", range(4))
@@ -80,7 +100,7 @@ def test_losses_and_gradients_match_the_original(golden, case):
     direction, *others = (float(x) for x in file[f"lambda_{case}"])
     # The file varies the two global weights apart; the paper and its settings have one for both.
     parts = [
-        ulsad.losses(f, ulsad.attend(f, f), r, g, ULSADSettings(direction=direction, direction_global=other))
+        ulsad_step.losses(f, ulsad_step.attend(f, f), r, g, ULSADSettings(direction=direction, direction_global=other))
         for other in others
     ]
     found = [parts[0]["local"], parts[1]["attention"], parts[0]["local_global"]]
@@ -99,15 +119,15 @@ def test_losses_and_gradients_match_the_original(golden, case):
 def test_maps_quantiles_and_scores_match_the_original(golden, case):
     file = golden(f"ulsad/maps_{case}")
     f = (torch.from_numpy(file["F_raw"]) - torch.from_numpy(file["mean"])) / torch.from_numpy(file["std"])
-    small = ulsad.small_maps(f, torch.from_numpy(file["R"]), torch.from_numpy(file["G"]))
-    raw = ulsad.enlarge(small, tuple(file["output_size"]), pad=bool(file["pad_maps"]))
-    blurred = ulsad.smooth(raw, 4.0)
+    small = ulsad_maps.small_maps(f, torch.from_numpy(file["R"]), torch.from_numpy(file["G"]))
+    raw = ulsad_maps.enlarge(small, tuple(file["output_size"]), pad=bool(file["pad_maps"]))
+    blurred = ulsad_maps.smooth(raw, 4.0)
     assert_relative(blurred[:1, 0], file["local_raw_map"], 5e-5)
     assert_relative(blurred[:1, 1], file["global_raw_map"], 5e-5)
     assert_relative(blurred[:1].mean(axis=1), file["combined_raw"], 5e-5)
-    quantiles = ulsad.map_quantiles(blurred[file["labels"] == 0])
+    quantiles = ulsad_maps.map_quantiles(blurred[file["labels"] == 0])
     assert_relative(quantiles.ravel(), file["quantiles"], 5e-5)
-    maps = ulsad.smooth(ulsad.normalise(raw, quantiles), 4.0)
+    maps = ulsad_maps.smooth(ulsad_maps.normalise(raw, quantiles), 4.0)
     assert_relative(maps[1:2, 0], file["local_map"], 5e-5)
     assert_relative(maps[1:2, 1], file["global_map"], 5e-5)
     assert_relative(maps[1:2].mean(axis=1), file["combined"], 5e-5)
@@ -116,7 +136,7 @@ def test_maps_quantiles_and_scores_match_the_original(golden, case):
 
 def test_the_reconstruction_net_matches_the_original(golden):
     file = golden("ulsad/reconstruction_net")
-    net = ulsad.ReconstructionNet(8)
+    net = ulsad_step.ReconstructionNet(8)
     assert shapes(net) == [shape for _, shape, _ in json.loads(str(file["parameter_list"]))]
     fill(net)
     x = torch.from_numpy(file["input"])
@@ -129,7 +149,7 @@ def test_the_reconstruction_net_matches_the_original(golden):
 
 def test_the_global_net_matches_the_original(golden):
     file = golden("ulsad/global_net")
-    net = ulsad.GlobalNet(6, (256, 256), (32, 32))
+    net = ulsad_step.GlobalNet(6, (256, 256), (32, 32))
     assert shapes(net) == [shape for _, shape, _ in json.loads(str(file["parameter_list"]))]
     fill(net)
     b, k, y, x = np.ogrid[:3, :3, :256, :256]
@@ -141,8 +161,8 @@ def test_the_global_net_matches_the_original(golden):
 
 def test_the_networks_have_the_papers_sizes():
     with torch.device("meta"):
-        assert sum(p.numel() for p in ulsad.ReconstructionNet(384).parameters()) == 65_487_744
-        assert sum(p.numel() for p in ulsad.GlobalNet(384, (256, 256), (32, 32)).parameters()) == 1_030_720
+        assert sum(p.numel() for p in ulsad_step.ReconstructionNet(384).parameters()) == 65_487_744
+        assert sum(p.numel() for p in ulsad_step.GlobalNet(384, (256, 256), (32, 32)).parameters()) == 1_030_720
 
 
 # -- hand-computed cases ----------------------------------------------------------------------------------------------
@@ -151,20 +171,20 @@ def test_the_networks_have_the_papers_sizes():
 def test_dissimilarity_by_hand():
     a = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
     b = torch.tensor([4.0, -3.0]).view(1, 2, 1, 1)  # as long, at a right angle
-    assert ulsad.dissimilarity(a, b, 0).item() == 25  # (1 + 49) / 2
-    assert ulsad.dissimilarity(a, b, 0.5).item() == pytest.approx(25.5)
-    assert ulsad.dissimilarity(a, 2 * a, 0.5).item() == pytest.approx(12.5)  # same direction: magnitude only
-    assert ulsad.dissimilarity(a, 0 * a, 0.5).item() == pytest.approx(13)  # a zero vector has cosine 0
+    assert ulsad_step.dissimilarity(a, b, 0).item() == 25  # (1 + 49) / 2
+    assert ulsad_step.dissimilarity(a, b, 0.5).item() == pytest.approx(25.5)
+    assert ulsad_step.dissimilarity(a, 2 * a, 0.5).item() == pytest.approx(12.5)  # same direction: magnitude only
+    assert ulsad_step.dissimilarity(a, 0 * a, 0.5).item() == pytest.approx(13)  # a zero vector has cosine 0
 
 
 def test_attention_of_equal_tokens_returns_them():
     features = torch.tensor([1.0, -2.0, 0.5]).view(1, 3, 1, 1).expand(1, 3, 4, 5)
-    np.testing.assert_allclose(ulsad.attend(torch.randn(1, 3, 4, 5), features), features, rtol=1e-5)
+    np.testing.assert_allclose(ulsad_step.attend(torch.randn(1, 3, 4, 5), features), features, rtol=1e-5)
 
 
 def test_flat_normal_maps_are_shifted_not_divided_by_zero():
-    quantiles = ulsad.map_quantiles(np.full((3, 2, 4, 4), 2.0, np.float32))
-    found = ulsad.normalise(np.full((1, 2, 4, 4), 3.0, np.float32), quantiles)
+    quantiles = ulsad_maps.map_quantiles(np.full((3, 2, 4, 4), 2.0, np.float32))
+    found = ulsad_maps.normalise(np.full((1, 2, 4, 4), 3.0, np.float32), quantiles)
     np.testing.assert_array_equal(found, np.ones((1, 2, 4, 4)))
 
 
@@ -179,8 +199,8 @@ def test_whitened_normal_residuals_have_mean_square_one():
     mixing = rng.normal(size=(2, 3, 3))
     residual = np.einsum("bmchw,mcd->bmdhw", rng.normal(size=(20, 2, 3, 8, 8)), mixing).astype(np.float32) + 1
     residual = torch.from_numpy(residual)
-    mean, matrix = ulsad.whitening(residual, ridge=0, prior=1e6)  # so strong a prior: one mean for all positions
-    maps = ulsad.whitened_maps(residual, mean, matrix)
+    mean, matrix = ulsad_maps.whitening(residual, ridge=0, prior=1e6)  # so strong a prior: one mean for all positions
+    maps = ulsad_maps.whitened_maps(residual, mean, matrix)
     assert maps.shape == (20, 2, 8, 8)
     np.testing.assert_allclose(maps.mean(dim=(0, 2, 3)), [1, 1], rtol=1e-4)
     # One vector by hand: (r - mean)^T cov^-1 (r - mean) / 3
@@ -194,23 +214,23 @@ def test_an_area_sums_what_no_cell_shows():
     features, nothing = torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16)
     features[0, 0, 8, 8] = 1.0  # one part, here
     features[1, 0, 7, 9] = 1.0  # or there
-    far = ulsad.residuals(features, torch.zeros(2, 2, 16, 16), nothing, "features", area=2.0)[:, 1, 0]
+    far = ulsad_maps.residuals(features, torch.zeros(2, 2, 16, 16), nothing, "features", area=2.0)[:, 1, 0]
     np.testing.assert_allclose(far.sum(dim=(1, 2)), [1, 1], rtol=5e-3)  # averaging keeps the amount
     assert far[0, 8, 8] == pytest.approx(1 / (2 * np.pi * 4), rel=0.01)  # the peak of the Gaussian
-    moved = ulsad.residuals(features, torch.zeros(2, 2, 16, 16), nothing, "features")[:, 1, 0]
+    moved = ulsad_maps.residuals(features, torch.zeros(2, 2, 16, 16), nothing, "features")[:, 1, 0]
     assert (far[0] - far[1]).abs().max() < 0.05 * (moved[0] - moved[1]).abs().max()  # the place hardly matters
 
 
 def test_level_and_border_rule():
     maps = torch.ones(10, 2, 8, 8)
     maps[:, :, 0] = 5.0  # a loud upper border
-    level = ulsad.level_of(maps, prior=10)
+    level = ulsad_maps.level_of(maps, prior=10)
     overall = (7 + 5) / 8
     np.testing.assert_allclose(level[:, 0, 0], (5 + overall) / 2)  # ten images and a prior of ten
     np.testing.assert_allclose(level[:, 4, 4], (1 + overall) / 2)
-    assert ulsad.peaks_at_the_border(maps[:, 0])
+    assert ulsad_maps.peaks_at_the_border(maps[:, 0])
     maps[:6, :, 4, 4] = 9.0
-    assert not ulsad.peaks_at_the_border(maps[:, 0])
+    assert not ulsad_maps.peaks_at_the_border(maps[:, 0])
 
 
 @given(st.integers(2, 30), st.integers(1, 30), st.integers(0, 3))
@@ -218,7 +238,9 @@ def test_an_epoch_shows_every_image_once(n_images, batch_size, seed):
     batch_size = min(batch_size, n_images)
     n_steps = n_images // batch_size
     for epoch in range(2):
-        rows = [ulsad.epoch_rows(n_images, batch_size, seed, epoch * n_steps + step) for step in range(n_steps)]
+        rows = [
+            reconstruction.epoch_rows(n_images, batch_size, seed, epoch * n_steps + step) for step in range(n_steps)
+        ]
         shown = np.concatenate(rows)
         assert len(shown) == n_steps * batch_size == len(set(shown.tolist()))
 

@@ -24,15 +24,17 @@ from adlib import backbones, storage, training
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches, to_tensor
 from adlib.methods import Scores
-from adlib.methods.ulsad import (
+from adlib.methods.reconstruction import (
     allocate,
-    check_fingerprint,
     epoch_rows,
     split_normals,
     synthetic_images,
     synthetic_score,
+    to_grid,
+    train_options,
 )
 from adlib.settings import as_dict, build, choice
+from adlib.support import below, check_fingerprint
 
 VGG_RELUS = tuple(f"relu{block}_{i}" for block, n in ((1, 2), (2, 2), (3, 4), (4, 4)) for i in range(1, n + 1))
 THRESHOLD_IMAGES = ("train", "held_out")
@@ -263,7 +265,7 @@ class DFR:
         batch_size = min(s.batch_size, len(train))
 
         def compute_losses(modules, batch, _step):
-            f = self._to_device(batch)
+            f = to_grid(batch, self.device)
             return {"reconstruction": F.mse_loss(modules["auto_encoder"](f), f)}
 
         self.history = training.train(
@@ -272,15 +274,11 @@ class DFR:
             lambda step: features[epoch_rows(len(train), batch_size, s.seed, step)],
             compute_losses,
             s.n_steps or s.epochs * max(1, len(train) // batch_size),
-            seed=s.seed,
             validate=(lambda: self._validate(synthetic)) if synthetic else None,
-            validate_every=s.validate_every,
-            selection=s.selection,
-            snapshot_every=s.snapshot_every,
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
-            precision=s.precision,
             progress="dfr",
+            **train_options(s),
         )
         self._calibrate()
         shown = features if s.threshold_images == "train" else self._held_out
@@ -310,9 +308,6 @@ class DFR:
             self.auto_encoder = FeatureAutoEncoder(self.channels, self.latent, self.settings.batch_norm)
         self.auto_encoder.to(self.device, memory_format=torch.channels_last).eval()
 
-    def _to_device(self, features: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(features)).to(self.device).permute(0, 3, 1, 2)  # (B, C, h, w)
-
     def _calibrate(self) -> None:
         maps = self._maps(self._held_out)
         self.normal_scores = self.normal_map_maxima = maps.max(axis=(1, 2))
@@ -340,7 +335,7 @@ class DFR:
         """Maps (N, H, W) of cached features (N, h, w, C)."""
         size = self.settings.batch_size
         parts = [features[i : i + size] for i in range(0, len(features), size)]
-        return np.concatenate([self._enlarged(self._to_device(part)) for part in parts])
+        return np.concatenate([self._enlarged(to_grid(part, self.device)) for part in parts])
 
     def _enlarged(self, features: torch.Tensor) -> np.ndarray:
         with torch.inference_mode():
@@ -367,13 +362,11 @@ class DFR:
         """Read a fitted method; refuses a network that was trained on features of other backbone weights."""
         header, tensors = storage.read_model(path)
         method = cls(**header["settings"])
-        check_fingerprint(path, header, method.backbone)
+        check_fingerprint(header, method.backbone, path)
         try:
             method.latent, method.segmentation_threshold = header["latent"], header["segmentation_threshold"]
             method._build()
-            prefix = "auto_encoder."
-            weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            method.auto_encoder.load_state_dict(weights)
+            method.auto_encoder.load_state_dict(below("auto_encoder.", tensors))
             method.normal_scores = method.normal_map_maxima = tensors["normal_scores"].numpy()
         except (KeyError, RuntimeError, TypeError):
             raise InputError(f"{path} is incomplete or of other settings; train the model again") from None

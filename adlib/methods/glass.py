@@ -31,6 +31,7 @@ from adlib.images import Batch, Resize, batches, read_image, to_tensor
 from adlib.methods import Scores, check_training_table, glass_judge
 from adlib.methods.glass_step import Network
 from adlib.methods.patchcore import upsample_and_smooth
+from adlib.methods.reconstruction import allocate
 from adlib.paths import atomic_path, data_dir
 from adlib.settings import as_dict, build, choice
 from adlib.support import check_fingerprint
@@ -149,7 +150,7 @@ class Glass:
             if features is None:
                 self.grid = tuple(grid.shape[2:])
                 shape = (len(paths), grid.shape[2] * grid.shape[3], grid.shape[1])
-                features = _allocate(shape, self.settings.max_memory)
+                features = allocate(shape, self.settings.max_memory)
             block = grid.flatten(2).transpose(1, 2).cpu().numpy()  # (B, L, D)
             features[filled : filled + len(block)] = block
             filled += len(block)
@@ -521,12 +522,3 @@ def pooling_kernels(channels, patch_size: int, pretrain_dim: int, target_dim: in
         first = F.adaptive_avg_pool1d(torch.eye(layer * patch_size**2), pretrain_dim)  # (C p p, pretrain)
         kernels.append((first @ second_part).T.reshape(target_dim, layer, patch_size, patch_size).contiguous())
     return tuple(kernels)
-
-
-def _allocate(shape: tuple[int, ...], max_memory: float) -> np.ndarray:
-    """Allocate float32 of `shape`; above `max_memory` GiB as a memory-mapped file that goes with its last user."""
-    if 4 * int(np.prod(shape)) <= max_memory * 2**30:
-        return np.empty(shape, dtype=np.float32)
-    import tempfile
-
-    return np.memmap(tempfile.TemporaryFile(), dtype=np.float32, shape=shape)

@@ -20,22 +20,41 @@ worth its while: `context`, `whiten`, `global_residual`, `area`, `position_wise`
 paper's method as it is; the study in notebook 24 shows what each of them does.
 """
 
-import itertools
-import tempfile
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from adlib import backbones, metrics, storage, training
-from adlib.datasets import hold_out
+from adlib import backbones, storage, training
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches
-from adlib.methods import Scores, check_training_table
+from adlib.methods import Scores
+from adlib.methods.reconstruction import (
+    allocate,
+    epoch_rows,
+    split_normals,
+    synthetic_images,
+    synthetic_score,
+    to_grid,
+    to_images,
+    train_options,
+)
+from adlib.methods.ulsad_maps import (
+    enlarge,
+    level_of,
+    map_quantiles,
+    normalise,
+    peaks_at_the_border,
+    residuals,
+    small_maps,
+    smooth,
+    whitened_maps,
+    whitening,
+)
+from adlib.methods.ulsad_step import GlobalNet, ReconstructionNet, attend, losses
 from adlib.settings import as_dict, build, choice
+from adlib.support import below, check_fingerprint
 
 MAPS = ("both", "local", "global")
 GLOBAL_RESIDUALS = ("imitation", "features")
@@ -44,7 +63,6 @@ FUSIONS = ("mean", "max")
 POSITION_WISE = ("off", "on", "auto")
 IMAGE_SCORES = ("max", "top")
 QUANTILES_FROM = ("chosen_weights", "none")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -158,243 +176,6 @@ def channel_statistics(blocks) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), std.astype(np.float32)
 
 
-# -- the two networks -------------------------------------------------------------------------------------------------
-
-
-class ReconstructionNet(nn.Module):
-    """Feature reconstruction network: C features in, 2 C out; the first half predicts them, the second the global net.
-
-    Three convolutions down to a quarter of the grid, three transposed ones up again; batch normalisation after each.
-    """
-
-    def __init__(self, channels: int, final_relu: bool = True):
-        super().__init__()
-        c = channels
-        self.layers = nn.Sequential(
-            *_block(nn.Conv2d(c, 2 * c, 3, 2, 1)),  # 1/2 of the grid
-            *_block(nn.Conv2d(2 * c, 4 * c, 3, 2, 1)),  # 1/4
-            *_block(nn.Conv2d(4 * c, 4 * c, 3, 1, 1), relu=False),
-            *_block(nn.ConvTranspose2d(4 * c, 2 * c, 4, 2, 1)),  # 1/2
-            *_block(nn.ConvTranspose2d(2 * c, c, 4, 2, 1)),  # 1
-            *_block(nn.ConvTranspose2d(c, 2 * c, 5, 1, 2), relu=final_relu),
-        )
-        for layer in self.layers:
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.xavier_uniform_(layer.weight, gain=nn.init.calculate_gain("leaky_relu"))
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) -> (B, 2 C, h, w)."""
-        return self.layers(features)
-
-
-class GlobalNet(nn.Module):
-    """Image -> features (B, C, h, w) through a bottleneck of a single cell with 64 numbers.
-
-    Whatever is drawn here had to pass that cell: not the place of every grain, but which parts there are and where.
-    The decoder's sizes are those of the paper at 256 pixels (grid 32), in proportion for other grids.
-    """
-
-    def __init__(self, channels: int, image_size: tuple[int, int], grid: tuple[int, int]):
-        super().__init__()
-        widths = (3, 32, 32, 64, 64, 64)
-        self.encoder = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in itertools.pairwise(widths))
-        coarse = tuple(n // 32 for n in image_size)  # what five halvings leave
-        self.to_cell = nn.Conv2d(64, 64, coarse)
-        self.sizes = [tuple(max(1, n * part // 32) for n in grid) for part in (3, 8, 15, 31, 63)]
-        self.decoder = nn.ModuleList(nn.Conv2d(64, 64, 4, 1, 2) for _ in self.sizes)
-        self.smooth = nn.Conv2d(64, 64, 3, 1, 1)
-        self.out = nn.Conv2d(64, channels, 3, 1, 1)
-        self.grid = tuple(grid)
-        widths = [32, 32, 64, 64, 64, 64, *[64] * len(self.sizes), 64]
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width, eps=1e-4, affine=False) for width in widths)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (B, 3, H, W) in [0, 1] -> (B, C, h, w)."""
-        norms = iter(self.norms)
-        x = (images - self.mean) / self.std
-        for convolution in (*self.encoder, self.to_cell):
-            x = F.relu(next(norms)(convolution(x)))
-        for size, convolution in zip(self.sizes, self.decoder, strict=True):
-            x = F.relu(next(norms)(convolution(F.interpolate(x, size=size, mode="bilinear"))))
-        x = F.interpolate(x, size=self.grid, mode="bilinear")
-        return self.out(F.relu(next(norms)(self.smooth(x))))
-
-
-def _block(convolution, relu: bool = True) -> list[nn.Module]:
-    return [convolution, nn.BatchNorm2d(convolution.out_channels), *([nn.ReLU(inplace=True)] if relu else [])]
-
-
-# -- losses -----------------------------------------------------------------------------------------------------------
-
-
-def dissimilarity(a: torch.Tensor, b: torch.Tensor, direction: float = 0.5) -> torch.Tensor:
-    """d(a, b) = ||a - b||^2 / C + direction (1 - cos(a, b)) at every position.
-
-    Args:
-        a, b: features (B, C, h, w).
-        direction: weight of the angle; 0 leaves the magnitude.
-
-    Returns:
-        float tensor (B, h, w). Norms below 1e-8 count as 1e-8, so that a zero vector has cosine 0.
-    """
-    d = (a - b).square().mean(dim=1)
-    return d + direction * (1 - F.cosine_similarity(a, b, dim=1, eps=1e-8)) if direction else d
-
-
-def attend(query: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """softmax(Q F^T / sqrt(C)) F over all h w tokens of an image, without learned projections.
-
-    Never holds the (h w, h w) matrix: the softmax is accumulated tile by tile (`scaled_dot_product_attention`).
-
-    Args:
-        query: (B, C, h, w), one query a position.
-        features: (B, C, h, w), keys and values.
-
-    Returns:
-        float tensor (B, C, h, w).
-    """
-    q, kv = (x.flatten(2).transpose(1, 2)[:, None].contiguous() for x in (query, features))  # (B, 1, h w, C)
-    attended = F.scaled_dot_product_attention(q, kv, kv)[:, 0]  # (B, h w, C)
-    return attended.transpose(1, 2).reshape(query.shape)
-
-
-def losses(features, attended, reconstructed, from_image, settings) -> dict[str, torch.Tensor]:
-    """The three terms of the loss, each the mean over images and positions; their sum is minimised.
-
-    Args:
-        features: standardised features F (B, C, h, w).
-        attended: their self-attention, `attend(F, F)`; constant, so it may be computed once.
-        reconstructed: R (B, 2 C, h, w), output of the reconstruction network.
-        from_image: G (B, C, h, w), output of the global network. It is never matched to F itself: only what the
-            image's own features say when asked with it must be the same (attention loss).
-        settings: `direction`, `direction_global`, `attention_loss`, `local_global_loss`.
-    """
-    s, c = settings, features.shape[1]
-    terms = {"local": dissimilarity(features, reconstructed[:, :c], s.direction).mean()}  # L_pl
-    if s.attention_loss:
-        answered = attend(from_image, features)
-        terms["attention"] = dissimilarity(attended, answered, s.direction_global).mean()  # L_pg
-    if s.local_global_loss:
-        terms["local_global"] = dissimilarity(from_image, reconstructed[:, c:], s.direction_global).mean()  # L_lg
-    return terms
-
-
-# -- maps -------------------------------------------------------------------------------------------------------------
-
-
-def small_maps(features, reconstructed, from_image) -> torch.Tensor:
-    """Local and global map on the feature grid: d(F, R_l) and d(G, R_g), both with direction 0.5 -> (B, 2, h, w)."""
-    c = features.shape[1]
-    local = dissimilarity(features, reconstructed[:, :c])
-    return torch.stack([local, dissimilarity(from_image, reconstructed[:, c:])], dim=1)
-
-
-def residuals(features, reconstructed, from_image, global_residual: str = "imitation", area: float = 0.0):
-    """The residual vectors whose length makes the maps -> (B, 2, C, h, w), local and global.
-
-    Args:
-        features, reconstructed, from_image: F, R and G.
-        global_residual: `imitation` G - R_g (paper), or `features` F - G.
-        area: standard deviation in cells of a Gaussian that averages the global residual. A part may lie anywhere in
-            its place, so no single cell tells that one is missing; but the *sum* over the place does.
-    """
-    c = features.shape[1]
-    far = from_image - reconstructed[:, c:] if global_residual == "imitation" else features - from_image
-    if area:
-        reach = min(int(3 * area + 0.5), min(far.shape[-2:]) - 1)
-        weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).to(far) / area) ** 2)
-        weights = (weights / weights.sum()).expand(c, 1, 1, -1)
-        padded = F.pad(far, (reach,) * 4, mode="reflect")
-        far = F.conv2d(F.conv2d(padded, weights, groups=c), weights.transpose(2, 3), groups=c)
-    return torch.stack([features - reconstructed[:, :c], far], dim=1)
-
-
-def whitening(normal: torch.Tensor, ridge: float = 0.01, prior: float = 10.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and whitening matrix of residuals, so that ||(r - mean) W||^2 / C is about 1 for normal images.
-
-    The plain d weighs every channel alike. But a channel whose residual is always small tells more when it is large,
-    and channels that err together tell one thing, not many. Dividing by the covariance accounts for both.
-
-    Args:
-        normal: residuals (N, M, C, h, w) of normal images, for M maps.
-        ridge: added to the diagonal of the covariance, as a share of its mean.
-        prior: the mean at every position is drawn to the mean of all positions by so many images.
-
-    Returns:
-        mean (M, C, h, w) and matrix (M, C, C), float32.
-    """
-    mean = level_of(normal, prior)  # (M, C, h, w)
-    matrices = []
-    for i in range(len(mean)):  # one map at a time: residuals of many images are large
-        rows = (normal[:, i] - mean[i]).transpose(0, 1).flatten(1)  # (C, N h w)
-        covariance = (rows @ rows.T).double() / rows.shape[1]
-        scale = covariance.diagonal().mean().clamp_min(1e-12)
-        values, vectors = torch.linalg.eigh(covariance + ridge * scale * torch.eye(len(covariance)).to(covariance))
-        matrices.append((vectors / values.clamp_min(1e-12).sqrt()).float())
-    return mean, torch.stack(matrices)
-
-
-def whitened_maps(residual: torch.Tensor, mean: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Residuals (B, M, C, h, w) -> squared length in units of the normal covariance, per channel (B, M, h, w)."""
-    rows = (residual - mean).flatten(3).transpose(2, 3)  # (B, M, h w, C)
-    return (rows @ matrix).square().mean(dim=3).unflatten(2, residual.shape[-2:])
-
-
-def level_of(normal: torch.Tensor, prior: float = 10.0) -> torch.Tensor:
-    """Mean of N normal images at every position, drawn to the mean over positions by `prior` images.
-
-    (N, ..., h, w) -> (..., h, w).
-    """
-    overall = normal.mean(dim=(0, -2, -1))[..., None, None]
-    return (normal.sum(dim=0) + prior * overall) / (len(normal) + prior)
-
-
-def peaks_at_the_border(maps: torch.Tensor, cells: int = 2) -> bool:
-    """Tell whether most normal maps (N, h, w) have their maximum in the outer ring of `cells` cells.
-
-    The padding of the backbone makes features there unlike any others, in every image in the same way.
-    """
-    height, width = maps.shape[-2:]
-    peak = maps.flatten(1).argmax(dim=1)
-    row, column = peak // width, peak % width
-    edge = torch.minimum(torch.minimum(row, height - 1 - row), torch.minimum(column, width - 1 - column))
-    return bool((edge < cells).float().mean() > 0.5)
-
-
-def enlarge(maps: torch.Tensor, size: tuple[int, int], pad: bool = False) -> np.ndarray:
-    """Maps (B, M, h, w) -> float32 array (B, M, H, W): zero padded if asked, then bilinear."""
-    maps = F.pad(maps, (4, 4, 4, 4)) if pad else maps
-    return F.interpolate(maps.float(), size=size, mode="bilinear").cpu().numpy()
-
-
-def smooth(maps: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur maps (..., H, W) with a Gaussian cut off at 4 sigma, edges mirrored without repeating the border."""
-    if sigma == 0:
-        return maps
-    width = 2 * int(4 * sigma + 0.5) + 1
-    flat = maps.reshape(-1, *maps.shape[-2:])
-    blurred = [cv2.GaussianBlur(m, (width, width), sigma, borderType=cv2.BORDER_REFLECT_101) for m in flat]
-    return np.stack(blurred).reshape(maps.shape)
-
-
-def map_quantiles(blurred_maps: np.ndarray, quantiles=(0.9, 0.995)) -> np.ndarray:
-    """Quantiles of all pixels of normal maps (N, M, H, W), blurred but not normalised -> float32 (M, 2)."""
-    pixels = np.moveaxis(blurred_maps, 1, 0).reshape(blurred_maps.shape[1], -1)
-    return np.quantile(pixels, quantiles, axis=1).T.astype(np.float32)
-
-
-def normalise(maps: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
-    """0.1 (map - q_a) / (q_b - q_a), for maps (B, M, H, W) and quantiles (M, 2): two maps on one scale.
-
-    Where both quantiles are equal the normal maps are flat and say nothing about scale: the map is only shifted.
-    """
-    low, high = (quantiles[:, i].reshape(1, -1, 1, 1) for i in (0, 1))
-    span = np.where(high > low, (high - low) / 0.1, 1.0).astype(np.float32)
-    return (maps - low) / span
-
-
 # -- the method -------------------------------------------------------------------------------------------------------
 
 
@@ -475,27 +256,23 @@ class ULSAD:
             return features[rows], None if attended is None else attended[rows], images[rows]
 
         def compute_losses(modules, batch, _step):
-            f, attended_f = (None if x is None else _to_grid(x, self.device) for x in batch[:2])
+            f, attended_f = (None if x is None else to_grid(x, self.device) for x in batch[:2])
             reconstructed = modules["reconstruction"](f)  # (B, 2 C, h, w)
-            from_image = modules["global"](_to_images(batch[2], self.device))  # (B, C, h, w)
+            from_image = modules["global"](to_images(batch[2], self.device))  # (B, C, h, w)
             return losses(f, attended_f, reconstructed, from_image, s)
 
         self._sample = features[:N_SAMPLE], images[:N_SAMPLE]
         self.history = training.train(
             modules,
-            [torch.optim.Adam(parameters, s.learning_rate, weight_decay=s.weight_decay)],
+            [torch.optim.Adam(parameters, s.learning_rate, weight_decay=s.weight_decay, fused=True)],
             make_batch,
             compute_losses,
             s.n_steps or s.epochs * max(1, len(train) // batch_size),
-            seed=s.seed,
             validate=(lambda: self._validate(synthetic)) if synthetic else None,
-            validate_every=s.validate_every,
-            selection=s.selection,
-            snapshot_every=s.snapshot_every,
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
-            precision=s.precision,
             progress="ulsad",
+            **train_options(s),
         )
         self._score_held_out()
         return self
@@ -533,7 +310,7 @@ class ULSAD:
         attended = allocate(features.shape, self.settings.max_memory)
         with torch.inference_mode():
             for i in range(len(features)):
-                f = _to_grid(features[i : i + 1], self.device)
+                f = to_grid(features[i : i + 1], self.device)
                 attended[i] = attend(f, f)[0].permute(1, 2, 0).cpu().numpy()
         return attended
 
@@ -577,7 +354,7 @@ class ULSAD:
         """Standardised features, images, masks and labels of a fixed set of pseudo-anomalies."""
         images, masks, labels = synthetic_images(held_out, self.settings, self.resize)
         size = self.settings.batch_size
-        parts = [self._pool(_to_images(images[i : i + size], self.device)) for i in range(0, len(images), size)]
+        parts = [self._pool(to_images(images[i : i + size], self.device)) for i in range(0, len(images), size)]
         features = torch.cat(parts).permute(0, 2, 3, 1).cpu().numpy()  # (N, h, w, C)
         return (features - self.channel_mean.numpy()) / self.channel_std.numpy(), images, masks, labels
 
@@ -611,7 +388,7 @@ class ULSAD:
         """Yield (F, R, G), a batch at a time, of cached features (N, h, w, C) and images (N, H, W, 3)."""
         size = self.settings.batch_size
         for i in range(0, len(features), size):
-            f, x = _to_grid(features[i : i + size], self.device), _to_images(images[i : i + size], self.device)
+            f, x = to_grid(features[i : i + size], self.device), to_images(images[i : i + size], self.device)
             with torch.inference_mode():
                 yield f, self.reconstruction_net(f), self.global_net(x)
 
@@ -672,12 +449,11 @@ class ULSAD:
         """Read a fitted method; refuses networks that were trained on features of other backbone weights."""
         header, tensors = storage.read_model(path)
         method = cls(**header["settings"])
-        check_fingerprint(path, header, method.backbone)
+        check_fingerprint(header, method.backbone, path)
         method._build()
         try:
             for name, net in (("reconstruction", method.reconstruction_net), ("global", method.global_net)):
-                prefix = f"{name}."
-                net.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+                net.load_state_dict(below(f"{name}.", tensors))
             for name in ("residual_mean", "residual_matrix")[: 2 * method.settings.whiten]:
                 setattr(method, name, tensors[name].to(method.device))
             method.level = tensors["level"].to(method.device)
@@ -687,79 +463,3 @@ class ULSAD:
         except (KeyError, RuntimeError):
             raise InputError(f"{path} is incomplete or of other settings; train the model again") from None
         return method
-
-
-# -- shared by ULSAD and DFR ------------------------------------------------------------------------------------------
-
-
-def split_normals(table, validation, share: float, seed: int):
-    """Return (train, held_out): `table` and `validation`, or a seeded split of `table` with at least 2 held out.
-
-    Raises:
-        InputError: an anomalous or a test image in either, or too few normal images to train on and to hold out.
-    """
-    check_training_table(table)
-    if validation is not None:
-        check_training_table(validation)
-        if len(validation) < 2 or len(table) < 2:
-            raise InputError(
-                f"{len(table)} training and {len(validation)} validation images; at least 2 of each are needed"
-            )
-        return table, validation
-    if len(table) < 4:
-        raise InputError(f"{len(table)} normal training images; at least 4 are needed: 2 to train on, 2 to hold out")
-    return hold_out(table, max(share, 2 / len(table)), seed)
-
-
-def epoch_rows(n_images: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Return the images of a step: every epoch is a new shuffle that follows from the seed; a short rest is dropped."""
-    epoch, place = divmod(step, max(1, n_images // batch_size))
-    order = training.step_generator(seed, epoch).permutation(n_images)
-    return order[place * batch_size : (place + 1) * batch_size]
-
-
-def check_fingerprint(path, header: dict, backbone) -> None:
-    """Refuse a model that was trained on the features of other backbone weights."""
-    if header.get("backbone_fingerprint") != backbone.fingerprint:
-        raise InputError(
-            f"{path} was made with other weights of backbone {backbone.name!r} than those found here; "
-            "use the same weights or train again"
-        )
-
-
-def synthetic_images(held_out, settings, resize) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return images uint8 (N, H, W, 3), masks bool (N, H, W) and labels (N,): held-out normals, every other damaged."""
-    from adlib.synthesis import SyntheticSplit
-
-    number = min(2 * len(held_out), settings.n_synthetic)
-    split = SyntheticSplit(held_out, number=number, seed=settings.seed, resize=resize)
-    items = [split[i] for i in range(len(split))]
-    return (
-        np.stack([item.image for item in items]),
-        np.stack([item.mask for item in items]),
-        np.array([item.label for item in items]),
-    )
-
-
-def synthetic_score(scores, maps, masks, labels) -> dict[str, float]:
-    """What selection "synthetic" maximises: the mean of image AUROC and pixel AP on the pseudo-anomalies."""
-    image_auroc = metrics.image_metrics(scores, labels)["image_auroc"]
-    pixel_ap = metrics.pixel_metrics(list(maps), list(masks))["pixel_ap"]
-    return {"score": (image_auroc + pixel_ap) / 2, "image_auroc": image_auroc, "pixel_ap": pixel_ap}
-
-
-def allocate(shape, max_memory: float) -> np.ndarray:
-    """Allocate float32 of `shape`; above `max_memory` GiB as a memory-mapped file that goes with its last user."""
-    if 4 * np.prod(shape, dtype=np.int64) <= max_memory * 2**30:
-        return np.empty(shape, dtype=np.float32)
-    return np.memmap(tempfile.TemporaryFile(), dtype=np.float32, shape=tuple(shape), mode="w+")
-
-
-def _to_grid(features: np.ndarray, device) -> torch.Tensor:
-    """(B, h, w, C) -> (B, C, h, w), the same bytes in channels-last order."""
-    return torch.from_numpy(np.ascontiguousarray(features)).to(device).permute(0, 3, 1, 2)
-
-
-def _to_images(images: np.ndarray, device) -> torch.Tensor:
-    """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
