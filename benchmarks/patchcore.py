@@ -9,7 +9,6 @@ Both sides' scores go through the same metrics. Batches are each library's own d
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -143,10 +142,6 @@ def main(data_root: str = "", category: str = "brick", repeats: int = 3) -> list
     return rows
 
 
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", choices=("ours", "theirs"))
@@ -157,6 +152,7 @@ if __name__ == "__main__":
         print(json.dumps(main(options.data_root, options.category), indent=2))
         sys.exit()
     from adlib import datasets
+    from adlib.memory import peak_memory_mib
 
     torch.set_num_threads(2)
     layout = "mvtec" if options.data_root else "demo"
@@ -164,10 +160,10 @@ if __name__ == "__main__":
     if options.side == "theirs":
         import anomalib.engine
         import anomalib.models  # noqa: F401 - imports are left out of the time and the growth of memory
-    before = peak_mib()
+    before = peak_memory_mib()
     outcome = {"ours": ours, "theirs": theirs}[options.side](sample_table)
-    outcome |= {"total_s": outcome["fit_s"] + outcome["predict_s"], "peak_mib": peak_mib()}
-    outcome |= {"growth_mib": peak_mib() - before}
+    outcome |= {"total_s": outcome["fit_s"] + outcome["predict_s"], "peak_mib": peak_memory_mib()}
+    outcome |= {"growth_mib": peak_memory_mib() - before}
     outcome |= {
         "n_train": int((sample_table.split == "train").sum()),
         "n_test": int((sample_table.split == "test").sum()),
