@@ -1,0 +1,220 @@
+"""GLASS on small features: accuracy against steps and time, and what each remedy is worth. Real categories, no GPU.
+
+    python benchmarks/glass_accuracy.py --data-root DIR --dataset mvtec_ad --category screw --textures DTD_DIR
+
+The features of all images are computed once (and kept in `--cache`); then each variant trains its head on them. Every
+look writes two kinds of numbers: `held_*` on normal images kept from training, half of them damaged by families that
+the training never uses (CutPaste, its scar, NSA), and the test set's. Variants are chosen by the first kind alone; the
+second tells what the choice was worth. Rows go to results/studies/glass_accuracy.csv.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from adlib import datasets, images, metrics, synthesis
+from adlib.methods.glass import Glass, optimizers, some_rows, token_labels
+from adlib.methods.glass_step import Network
+from adlib.methods.patchcore import upsample_and_smooth
+from adlib.paths import atomic_path, results_dir
+
+HELD_OUT_FAMILIES = ("cutpaste", "cutpaste_scar", "nsa")
+N_BLENDED, SIZE, GRID, WIDTH = 240, 256, (32, 32), 152
+PAPER_NOISE = 0.015 * 1536**0.5  # length of the paper's noise
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train; the first is the paper's on features as they are, but for its width."""
+
+    name: str
+    lr: float = 1e-4  # of the adaptor; the discriminator's is twice that
+    norm: float | None = None  # mean length of a token; None: as they are
+    prepare: str = "none"  # none, standardise (every channel to deviation 1), whiten (all principal components)
+    noise: float = PAPER_NOISE  # length of the noise on a global anomaly
+    families: str = "glass_las"  # or "mixed"
+    average: float = 0.0  # decay of the running mean of the weights
+    hidden: int = 128
+    token_share: float = 0.25
+    steps: int = 250
+    looks: tuple[int, ...] = (50, 100, 150, 250)
+
+
+PAPER = Variant("paper's rate, features as they are")
+FAST = replace(PAPER, name="rate x 10", lr=1e-3)
+VARIANTS = (
+    PAPER,
+    FAST,
+    replace(FAST, name="rate x 10, length 10, averaged", norm=10.0, average=0.97),
+    replace(FAST, name="rate x 10, length 1, averaged", norm=1.0, average=0.97),
+    replace(FAST, name="rate x 10, standardised, averaged", prepare="standardise", average=0.97),
+    replace(FAST, name="rate x 10, whitened, averaged", prepare="whiten", average=0.97),
+    replace(
+        FAST, name="rate x 10, whitened, noise x 5, averaged", prepare="whiten", noise=5 * PAPER_NOISE, average=0.97
+    ),
+    replace(FAST, name="rate x 10, length 10, four families, averaged", norm=10.0, families="mixed", average=0.97),
+)
+SETTINGS = SimpleNamespace(
+    hypothesis="manifold", mining=True, n_ascent=5, step_size=0.004, project_every=5, radius=0.75, p=0.5,
+    all_statistics=True,
+)  # fmt: skip
+
+
+# -- features ---------------------------------------------------------------------------------------------------------
+
+
+def prepare(table, textures: str, every: int) -> dict:
+    """Tokens (float16), labels and masks of training, held-out and test images; `every` n-th of a large category."""
+    train, test = table[(table.split == "train") & (table.label == 0)], table[table.split == "test"]
+    attributes = table.attrs
+    train, held = datasets.hold_out(train.iloc[::every], 0.2, 0)
+    test = pd.concat([test[test.label == label].iloc[:: -(-every * 2 // 3)] for label in (0, 1)])
+    train.attrs.update(attributes)
+    method = Glass(
+        backbone="tf_efficientnet_lite0", image_size=SIZE, resize="stretch", scale=None, pretrain_dim=None,
+        target_dim=None, hidden=128, hypothesis="manifold", textures=textures, bank=N_BLENDED,
+    )  # fmt: skip
+
+    def features(pictures):
+        blocks = [method.embed(images.to_tensor(pictures[i : i + 8])) for i in range(0, len(pictures), 8)]
+        return torch.cat(blocks).flatten(2).transpose(1, 2).half().numpy()  # (n, L, D)
+
+    def read(paths):
+        return [method.resize.image(images.read_image(path))[0] for path in paths]
+
+    masks = [images.read_mask(p) if isinstance(p, str) else np.zeros((SIZE, SIZE), bool) for p in test.mask_path]
+    found = {
+        "test": features(read(test.image_path)),
+        "test_labels": test.label.to_numpy(),
+        "test_masks": np.stack([method.resize.mask(mask) for mask in masks]),
+    }
+    split = synthesis.SyntheticSplit(
+        held, HELD_OUT_FAMILIES, number=4 * len(held), share=0.5, seed=0, resize=method.resize
+    )
+    items = [split[i] for i in range(len(split))]
+    clean = [k for k, item in enumerate(items) if not item.label][: len(held)]  # each image once
+    items = [items[k] for k in clean] + [item for item in items if item.label]
+    found["held"] = features([item.image for item in items])
+    found["held_labels"] = np.array([item.label for item in items])
+    found["held_masks"] = np.stack([item.mask for item in items])
+    method.prepare(train)
+    found["train"] = method.features.astype(np.float16)
+    for name, families in (("glass_las", ("glass_las",)), ("mixed", ("glass_las", "perlin_dtd", "memseg", "splice"))):
+        pictures, labels = [], []
+        for k in range(N_BLENDED):
+            rng, family = np.random.default_rng([7, k]), families[k % len(families)]
+            picture, mask = method.blend(k % len(train), rng, family)
+            pictures.append(picture)
+            labels.append(token_labels(mask, GRID))
+        found[name], found[f"{name}_labels"] = features(pictures), np.stack(labels)
+    return found
+
+
+def transform(tokens: np.ndarray, v: Variant):
+    """Fit `v.prepare` and `v.norm` to training tokens (n, L, D); return the function that applies them."""
+    rows = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
+    mean, matrix = np.zeros(rows.shape[1]), np.eye(rows.shape[1])
+    if v.prepare != "none":
+        mean = rows.mean(0)
+        values, vectors = np.linalg.eigh(np.cov(rows.T))
+        matrix = (
+            np.diag(1 / rows.std(0)) if v.prepare == "standardise" else vectors / np.sqrt(values + 1e-3 * values.mean())
+        )
+    if v.norm:
+        matrix = matrix * v.norm / np.sqrt((((rows[::13] - mean) @ matrix) ** 2).sum(-1)).mean()
+    mean, matrix = (torch.from_numpy(part).float() for part in (mean, matrix))
+    return lambda part: (torch.from_numpy(part.astype(np.float32)) - mean) @ matrix
+
+
+# -- one variant ------------------------------------------------------------------------------------------------------
+
+
+def measure(network, tokens, labels, masks, apply, prefix: str) -> dict:
+    """Image AUROC of the largest token and of the smoothed map's maximum, pixel AUROC, AUPRO."""
+    with torch.no_grad():
+        found = [network.logits(apply(part).flatten(0, 1)).sigmoid() for part in np.array_split(tokens, 8)]
+    grid = torch.cat(found).reshape(-1, *GRID)
+    maps = upsample_and_smooth(grid, (SIZE, SIZE), 4.0)
+    pixel = metrics.pixel_metrics(list(maps), list(masks))
+    image = metrics.image_metrics(grid.flatten(1).amax(1).double().numpy(), labels)["image_auroc"]
+    smooth = metrics.image_metrics(maps.max(axis=(1, 2)), labels)["image_auroc"]
+    values = {"image_auroc": image, "map_image_auroc": smooth} | {k: pixel[k] for k in ("pixel_auroc", "aupro_30")}
+    return {f"{prefix}{key}": round(float(value), 4) for key, value in values.items()}
+
+
+def run(data: dict, v: Variant, seed: int) -> list[dict]:
+    """Train one variant; one row a look."""
+    apply, (blended, labels) = transform(data["train"], v), (data[v.families], data[f"{v.families}_labels"])
+    n = len(data["train"])
+    torch.manual_seed(seed)
+    network = Network(WIDTH, v.hidden, GRID[0] * GRID[1]).train()
+    averaged = Network(WIDTH, v.hidden, GRID[0] * GRID[1])
+    averaged.load_state_dict(network.state_dict())
+    both, rng = optimizers(network, v.lr, 2 * v.lr), np.random.default_rng(seed)
+    centre, seconds, rows = apply(data["train"].mean(0)), 0.0, []
+    for step in range(1, v.steps + 1):
+        started = time.process_time()
+        chosen = rng.choice(len(blended), 8, replace=False)
+        if step % 50 == 1:
+            with torch.no_grad():
+                network.centre.copy_(network.adaptor(centre))
+        x, y = apply(data["train"][chosen % n]).flatten(0, 1), torch.from_numpy(labels[chosen]).flatten()
+        noise = torch.randn_like(x) * v.noise / WIDTH**0.5
+        terms = network(x, apply(blended[chosen]).flatten(0, 1), y, noise, SETTINGS, rows=some_rows(y, v.token_share))
+        sum(value for key, value in terms.items() if key[0] != "_").backward()
+        for optimizer in both:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        decay = min(v.average, step / (step + 10))
+        for mean, value in zip(averaged.state_dict().values(), network.state_dict().values(), strict=True):
+            mean.lerp_(value, 1 - decay) if mean.is_floating_point() else mean.copy_(value)
+        seconds += time.process_time() - started
+        if step in v.looks:
+            row = {"variant": v.name, "seed": seed, "step": step, "cpu_s": round(seconds, 1)}
+            for prefix, part in (("held_", "held"), ("", "test")):
+                row |= measure(
+                    averaged.eval(), data[part], data[f"{part}_labels"], data[f"{part}_masks"], apply, prefix
+                )
+            rows.append(row)
+    return rows
+
+
+def load(options) -> dict:
+    """Tokens of a category, from the cache where they are."""
+    file = Path(options.cache) / f"glass_{options.category}.npz" if options.cache else None
+    if file and file.is_file():
+        return dict(np.load(file))
+    table = datasets.load(options.dataset, options.data_root, options.category)
+    data = prepare(table, options.textures, options.every)
+    if file:
+        np.savez(file, **data)
+    return data
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", required=True)
+    parser.add_argument("--dataset", default="mvtec_ad")
+    parser.add_argument("--category", required=True)
+    parser.add_argument("--textures", default="")
+    parser.add_argument("--every", type=int, default=1, help="take each n-th training image of a large category")
+    parser.add_argument("--cache", default="", help="folder to keep the features in")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of variants")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    file = results_dir() / "studies" / "glass_accuracy.csv"
+    tokens = load(options)
+    for number in range(len(VARIANTS)) if options.only is None else options.only:
+        for seed in options.seeds:
+            rows = [{"category": options.category} | row for row in run(tokens, VARIANTS[number], seed)]
+            print(pd.DataFrame(rows).to_string(header=seed == options.seeds[0], index=False), flush=True)
+            table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+            with atomic_path(file) as temporary:
+                pd.concat([table, pd.DataFrame(rows)]).to_csv(temporary, index=False)

@@ -1,0 +1,58 @@
+"""Learning curves: each snapshot as evaluated alone, the backbone asked once, and three ways to choose."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from conftest import SMALL_SETTINGS
+
+from adlib import curves, evaluation
+from adlib.errors import InputError
+from adlib.methods.glass import Glass
+from adlib.methods.ulsad import ULSAD
+
+
+@pytest.mark.parametrize(("cls", "name"), [(Glass, "glass"), (ULSAD, "ulsad")])
+def test_the_curve_is_each_snapshot_evaluated_alone(small_table, cls, name):
+    method = cls(**SMALL_SETTINGS[name] | {"snapshot_every": 1}).fit(small_table[small_table.split == "train"])
+    test = small_table[small_table.split == "test"]
+    alone = []
+    for _, states in method.history.snapshots:
+        method.use_snapshot(states)
+        alone.append(evaluation.evaluate(method, test).metrics)
+    forward, calls = method.backbone.forward, []
+    method.backbone.forward = lambda images: calls.append(len(images)) or forward(images)
+    curve = curves.snapshot_metrics(method, test)
+    assert sum(calls) == len(test)  # not once a snapshot
+    assert list(curve.step) == [step for step, _ in method.history.snapshots]
+    assert curve.seconds.is_monotonic_increasing
+    for key in curves.METRICS:
+        assert list(curve[key]) == [row[key] for row in alone]
+
+
+def test_nothing_is_kept_without_room():
+    calls = []
+    backbone = SimpleNamespace(forward=lambda images: calls.append(1) or [images * 2])
+    for room, expected in ((1.0, 1), (0.0, 2)):
+        calls.clear()
+        with curves.remembered(backbone, room):
+            for _ in range(2):
+                assert torch.equal(backbone.forward(torch.ones(1, 3, 4, 4))[0], torch.full((1, 3, 4, 4), 2.0))
+        assert len(calls) == expected
+
+
+def test_three_ways_to_choose():
+    curve = pd.DataFrame(
+        {"step": [10, 20, 30], "image_auroc": [0.9, 0.8, 0.7], "pixel_auroc": [0.7, 0.9, 0.6], "aupro_30": [0, 0, 0]}
+    )
+    history = SimpleNamespace(validation=pd.DataFrame({"step": [10, 20, 30], "score": [0.6, 0.5, 0.4]}))
+    assert curves.selections(curve, history) == {"last": 2, "synthetic": 0, curves.ORACLE: 1}
+    history.validation = pd.DataFrame({"step": [5], "score": [1.0]})
+    assert "synthetic" not in curves.selections(curve, history)
+
+
+def test_a_method_without_snapshots_is_named(small_table):
+    method = SimpleNamespace(history=SimpleNamespace(snapshots=[]))
+    with pytest.raises(InputError, match="snapshot_every"):
+        curves.snapshot_metrics(method, small_table)
