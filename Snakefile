@@ -3,33 +3,41 @@
 #     snakemake --cores 2 --config profile=smoke
 #     snakemake --executor slurm --jobs 20 --config profile=paper data_root=/data     (with the Slurm plugin)
 
-from adlib import batch, runs
+from adlib import batch, methods, runs
 from adlib.paths import results_dir
 
 PROFILE = config.get("profile", "smoke")
 DATA_ROOT = config.get("data_root", "")
 RESULTS = results_dir()
 JOBS = {job.folder: job for job in batch.plan(PROFILE, DATA_ROOT)}
-RECORDS = [f"{RESULTS}/runs/{folder}/record.json" for folder in JOBS]
-TABLES = f"{RESULTS}/notebooks/{PROFILE}/{batch.TABLES_NOTEBOOK}.ipynb"
+RECORDS = {folder: f"{RESULTS}/runs/{folder}/record.json" for folder in JOBS}
 
 
 def job_of(wildcards):
     return JOBS[f"{wildcards.profile}/{wildcards.method}/{wildcards.run}"]
 
 
+def sources(*names):
+    return sorted({str(file) for name in names if name in methods.METHODS for file in runs.source_files(name)})
+
+
+def records_of_study(name):
+    """Study 20 puts PatchCore's records on MVTec AD beside the paper's figures; the others read none."""
+    read = [job for job in JOBS.values() if (job.method, job.dataset) == ("patchcore", "mvtec_ad")]
+    return [RECORDS[job.folder] for job in read] if name == "20_patchcore_paper" else []
+
+
 rule all:
     input:
-        RECORDS,
-        batch.single_outputs(PROFILE),
-        TABLES,
+        list(RECORDS.values()),
+        batch.once_outputs(PROFILE),
 
 
 # torch uses every core, so runs follow one another on one machine; a cluster runs them side by side.
 rule method:
     input:
         lambda w: f"notebooks/{batch.METHOD_NOTEBOOKS[w.method]}.ipynb",
-        lambda w: [str(file) for file in runs.source_files(w.method)],
+        lambda w: sources(w.method),
         lambda w: f"profiles/{w.profile}.yaml",
     output:
         f"{RESULTS}/runs/{{profile}}/{{method}}/{{run}}/record.json",
@@ -37,30 +45,53 @@ rule method:
     params:
         command=lambda w: job_of(w).command(f"{RESULTS}/runs/{w.profile}/{w.method}/{w.run}"),
     threads: workflow.cores
+    priority: 2
     shell:
         "adlib {params.command:q}"
 
 
-rule notebook:
+rule story:
     input:
         "notebooks/{name}.ipynb",
     output:
         f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
     wildcard_constraints:
-        name="(?!90_)[^/]+",
+        name="|".join(batch.SINGLE_NOTEBOOKS),
     threads: workflow.cores
+    priority: 1
     shell:
         "adlib notebook {wildcards.name} --out {output}"
 
 
-rule tables:
+rule study:
     input:
-        "notebooks/90_tables.ipynb",
-        "adlib/tables.py",
-        RECORDS,
+        "notebooks/{name}.ipynb",
+        "adlib/studies.py",
+        lambda w: sources(*batch.STUDY_NOTEBOOKS[w.name]),
+        lambda w: f"profiles/{w.profile}.yaml",
+        lambda w: records_of_study(w.name),
     output:
-        TABLES,
+        f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
+    wildcard_constraints:
+        name="|".join(batch.STUDY_NOTEBOOKS),
+    params:
+        command=lambda w, output: batch.study_command(w.name, w.profile, list(JOBS.values()), output[0]),
+    threads: workflow.cores
+    shell:
+        "adlib {params.command:q}"
+
+
+rule records:
+    input:
+        "notebooks/{name}.ipynb",
+        lambda w: batch.RECORD_NOTEBOOKS[w.name],
+        list(RECORDS.values()),
+    output:
+        f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
+    wildcard_constraints:
+        name="|".join(batch.RECORD_NOTEBOOKS),
     params:
         root=DATA_ROOT,
+    threads: workflow.cores
     shell:
-        "adlib notebook 90_tables --set profile={PROFILE} --set data_root={params.root:q} --out {output}"
+        "adlib notebook {wildcards.name} --set profile={PROFILE} --set data_root={params.root:q} --out {output}"

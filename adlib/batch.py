@@ -31,9 +31,23 @@ METHOD_NOTEBOOKS = {
     "contrastive": "12_contrastive",
     "unified": "13_unified",
 }
-# Notebooks that a batch runs once, before and after the methods'.
+# Notebooks that tell a story on the demo data: a batch of the smoke profile runs them once.
 SINGLE_NOTEBOOKS = ("00_start_here", "01_data", "02_pseudo_anomalies", "03_evaluation")
+# Studies, with the methods they fit: a batch runs each once, on the demo data or on the first category that it found.
+STUDY_NOTEBOOKS = {
+    "20_patchcore_paper": ("patchcore",),
+    "21_backbones": ("patchcore",),
+    "22_pretrainings": ("patchcore",),
+    "23_scorers": ("patchcore",),
+    "24_ulsad_ablations": ("ulsad",),
+    "25_pagmfr_ablations": ("pagmfr",),
+    "26_synthesis_families": ("glass", "contrastive", "pagmfr"),
+    "27_robustness": ("patchcore",),
+    "28_training_data": ("patchcore",),
+}
+# Notebooks that read run records and fit nothing: they come last, and again when a record has changed.
 TABLES_NOTEBOOK = "90_tables"
+RECORD_NOTEBOOKS = {TABLES_NOTEBOOK: "adlib/tables.py", "91_figures": "adlib/figures.py"}
 TYPES = {"str": str, "int": int, "float": (float, int), "bool": bool, "dict": dict, "list": list}
 
 
@@ -246,11 +260,26 @@ def reproduce(profile: str, data_root: str = "", cores: int | None = None) -> in
     return 0
 
 
-def single_outputs(profile: str) -> list[str]:
-    """Return the executed copies of the notebooks that run once a batch (they tell a story on the demo data)."""
-    names = [name for name in SINGLE_NOTEBOOKS if (root() / "notebooks" / f"{name}.ipynb").is_file()]
+def outputs(names, profile: str) -> list[str]:
+    """Return the executed copies that a batch leaves of those notebooks of `names` that exist."""
     folder = results_dir() / "notebooks" / profile
-    return [str(folder / f"{name}.ipynb") for name in names] if profile == "smoke" else []
+    return [str(folder / f"{name}.ipynb") for name in names if (root() / "notebooks" / f"{name}.ipynb").is_file()]
+
+
+def once_outputs(profile: str) -> list[str]:
+    """Return the executed copies of all notebooks that a batch runs once."""
+    stories = SINGLE_NOTEBOOKS if profile == "smoke" else ()
+    return outputs([*stories, *STUDY_NOTEBOOKS, *RECORD_NOTEBOOKS], profile)
+
+
+def study_command(name: str, profile: str, jobs: list[Job], out: str) -> list[str]:
+    """The `adlib notebook` command line of a study: its own defaults on demo data, else a profile's first category."""
+    parameters = {"profile": profile}
+    if profile != "smoke":
+        parameters |= {key: getattr(jobs[0], key) for key in ("dataset", "data_root", "category")}
+    # JSON is YAML with quotes: a category called 01 stays text.
+    pairs = [f"{key}={json.dumps(value)}" for key, value in parameters.items()]
+    return ["notebook", name, *(part for pair in pairs for part in ("--set", pair)), "--out", out]
 
 
 @contextlib.contextmanager
@@ -269,8 +298,7 @@ def _only_batch():
 
 def _times(jobs: list[Job], profile: str) -> dict:
     files = [results_dir() / "runs" / job.folder / "record.json" for job in jobs]
-    files += [Path(name) for name in single_outputs(profile)]
-    files.append(results_dir() / "notebooks" / profile / f"{TABLES_NOTEBOOK}.ipynb")
+    files += [Path(name) for name in once_outputs(profile)]
     return {str(file): file.stat().st_mtime_ns if file.exists() else None for file in files}
 
 

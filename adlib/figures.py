@@ -11,7 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import sklearn.metrics
 
+from adlib import metrics
 from adlib.paths import atomic_path, figures_dir
 
 PALETTE = "colorblind"
@@ -124,25 +126,49 @@ def score_histogram(scores: pd.DataFrame, threshold: float | None = None, title:
     return figure
 
 
-def compare_maps(images, rows: dict, titles=None, scale=(0, 1), size: float = 1.8, title: str = ""):
-    """Show the same images (H, W, 3) above several rows of maps, {row label: maps (H, W)}, on one colour scale."""
-    shape = (1 + len(rows), len(images))
+def compare_maps(images, rows: dict, titles=None, scale=(0, 1), size: float = 1.8, title: str = "", masks=None):
+    """Show the same images (H, W, 3) above several rows of maps, {row label: maps (H, W)}, on one colour scale.
+
+    A map that is None leaves a grey field: that run does not exist. With `masks` the truth comes below the images.
+    """
+    first = 1 if masks is None else 2
+    shape = (first + len(rows), len(images))
     figure, axes = plt.subplots(*shape, figsize=(shape[1] * size, shape[0] * size + 0.4), squeeze=False)
     for column, image in enumerate(images):
         axes[0, column].imshow(image)
         if titles is not None:
             axes[0, column].set_title(titles[column], fontsize="small")
-    for row, (label, maps) in enumerate(rows.items(), start=1):
+        if masks is not None:
+            axes[1, column].imshow(masks[column], cmap="gray", vmin=0, vmax=1)
+    if masks is not None:
+        axes[0, 0].set_ylabel("image")
+        axes[1, 0].set_ylabel("truth")
+    for row, (label, maps) in enumerate(rows.items(), start=first):
         axes[row, 0].set_ylabel(label)
         for axis, anomaly_map in zip(axes[row], maps, strict=True):
-            shown = axis.imshow(anomaly_map, vmin=scale[0], vmax=scale[1])
+            if anomaly_map is None:
+                axis.set(facecolor="0.92", box_aspect=1)
+            else:
+                shown = axis.imshow(anomaly_map, vmin=scale[0], vmax=scale[1])
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         sns.despine(ax=axis, left=True, bottom=True)
-    figure.colorbar(shown, ax=axes[1:], label="score", fraction=0.02, pad=0.01)
+    figure.colorbar(shown, ax=axes[first:], label="score", fraction=0.02, pad=0.01)
     if title:
         figure.suptitle(title)
     return figure
+
+
+def in_units_of_normals(maps, labels) -> np.ndarray:
+    """Bring maps (n, H, W) of any method to one scale for display: 0 their median, 1 the highest pixel on a normal.
+
+    What is brighter than 1 on a defect would be seen at a threshold that leaves every normal test image alone. It looks
+    at test labels, so it is for pictures only.
+    """
+    maps, normal = np.asarray(maps, np.float32), np.asarray(labels) == 0
+    low = float(np.median(maps[normal] if normal.any() else maps))
+    high = float(maps[normal].max() if normal.any() else maps.max())
+    return (maps - low) / max(high - low, 1e-12)
 
 
 def scores_by_category(axis, scores: pd.DataFrame, title: str = "") -> None:
@@ -152,3 +178,130 @@ def scores_by_category(axis, scores: pd.DataFrame, title: str = "") -> None:
     sns.stripplot(scores, x="score", y="category", hue=kind, palette=palette, size=3, dodge=True, ax=axis)
     axis.set(title=title, xlabel="image score, one scale for all", ylabel="")
     axis.get_legend().set_title("")
+
+
+def curves(found: dict, title: str = ""):
+    """ROC and precision-recall of images and PRO of pixels, one line a method.
+
+    Args:
+        found: {label: (scores table with `label` and `score`, maps (n, H, W) or None, masks (n, H, W))}; maps may be of
+            a subset of the images and smaller than the network's input.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
+    colors = sns.color_palette(PALETTE, len(found)) if len(found) <= 10 else sns.color_palette("husl", len(found))
+    styles = ["-", "--", ":", "-."]
+    for i, (label, (scores, maps, masks)) in enumerate(found.items()):
+        style = {"color": colors[i], "linestyle": styles[i % 4], "linewidth": 1.4}
+        false_alarms, recall, _ = sklearn.metrics.roc_curve(scores.label, scores.score)
+        axes[0].plot(100 * false_alarms, 100 * recall, label=label, **style)
+        precision, recall, _ = sklearn.metrics.precision_recall_curve(scores.label, scores.score)
+        axes[1].plot(100 * recall, 100 * precision, **style)
+        if maps is not None and masks.any():
+            false_alarms, overlap = metrics.pro_curve(list(maps), list(masks), limit=0.3)
+            axes[2].plot(100 * false_alarms, 100 * overlap, **style)
+    axes[0].plot([0, 100], [0, 100], color="0.7", linewidth=1)
+    axes[0].set(title="ROC of images", xlabel="false alarms, %", ylabel="defects found, %")
+    axes[1].set(title="precision and recall of images", xlabel="defects found, %", ylabel="precision, %", ylim=(0, 103))
+    axes[2].set(
+        title="PRO up to 30 % false positives", xlabel="normal pixels above, %", ylabel="overlap, %", xlim=(0, 30)
+    )
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def score_histograms(found: dict, columns: int = 4, title: str = ""):
+    """Image scores of several methods, {label: (scores table, threshold or None)}, each in units of its threshold."""
+    rows = -(-len(found) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, 1.9 * rows), squeeze=False)
+    for axis in axes.flat[len(found) :]:
+        axis.set_axis_off()
+    for axis, (label, (scores, threshold)) in zip(axes.flat, found.items(), strict=False):
+        unit = threshold if threshold else float(scores.score[scores.label == 0].max())
+        low, high = np.quantile(scores.score / unit, [0, 1])
+        bins = np.linspace(low, high, 24)
+        for kind, color in ((0, NORMAL), (1, ANOMALOUS)):
+            axis.hist(scores.score[scores.label == kind] / unit, bins=bins, color=color, alpha=0.65)
+        if threshold:
+            axis.axvline(1, color="black", linestyle="--", linewidth=1)
+        axis.set(title=label)
+    figure.supxlabel("image score, 1 is the threshold from held-out normals", fontsize="small")
+    figure.supylabel("images", fontsize="small")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=color, alpha=0.65) for color in (NORMAL, ANOMALOUS)]
+    figure.legend(handles, ["normal", "defective"], loc="outside right upper", frameon=False)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def time_accuracy_memory(records: pd.DataFrame, metric: str = "image_auroc", title: str = ""):
+    """One mark a method: milliseconds an image, accuracy (mean over its runs), peak memory as area."""
+    grouped = records.groupby("method").agg(
+        ms=("score_ms_per_image", "mean"),
+        value=(metric, "mean"),
+        memory=("peak_memory_mib", "max"),
+        runs=("run", "size"),
+    )
+    figure, axis = plt.subplots(figsize=(6.4, 3.6))
+    colors = sns.color_palette("husl", len(grouped))
+    for color, row in zip(colors, grouped.itertuples(), strict=True):
+        axis.scatter(
+            row.ms, 100 * row.value, s=row.memory / 6, color=color, alpha=0.75, edgecolor="black", linewidth=0.5
+        )
+        axis.annotate(
+            row.Index, (row.ms, 100 * row.value), xytext=(7, 5), textcoords="offset points", fontsize="x-small"
+        )
+    axis.set(xscale="log", xlabel="ms an image (log)", ylabel=f"{metric}, % (mean of a method's runs)", title=title)
+    axis.margins(0.15, 0.2)
+    axis.text(0.99, 0.02, "area: peak memory of the process", transform=axis.transAxes, ha="right", fontsize="x-small")
+    return figure
+
+
+def learning_curves(found: dict, title: str = ""):
+    """Held-out and test scores over the steps of a training, {label: {column: list}} with a column `step`.
+
+    The test line is an oracle: nothing was selected by it.
+    """
+    figure, axes = plt.subplots(1, len(found), figsize=(4.2 * len(found), 2.8), squeeze=False, sharey=True)
+    for axis, (label, curve) in zip(axes[0], found.items(), strict=True):
+        curve = pd.DataFrame(curve)
+        names = [name for name in curve if name.endswith(("auroc", "score")) and curve[name].notna().any()]
+        for name, marker in zip(names, "osD^v<>", strict=False):
+            axis.plot(curve.step, 100 * curve[name].astype(float), marker=marker, markersize=4, label=name)
+        axis.set(title=label, xlabel="step", ylabel="percent")
+        axis.legend(fontsize="x-small")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def radar(found: dict, title: str = ""):
+    """Image AUROC of each kind of defect against all normal test images, one closed line a method.
+
+    Args:
+        found: {label: scores table with `score`, `label`, `defect`}, all of the same category.
+    """
+    values = {label: auroc_by_defect(scores) for label, scores in found.items()}
+    kinds = list(next(iter(values.values())).index)
+    angles = np.linspace(0, 2 * np.pi, len(kinds), endpoint=False)
+    figure, axis = plt.subplots(figsize=(5.6, 3.8), subplot_kw={"projection": "polar"})
+    colors = sns.color_palette(PALETTE, len(values)) if len(values) <= 10 else sns.color_palette("husl", len(values))
+    for i, (label, value) in enumerate(values.items()):
+        closed = np.append(value.to_numpy(), value.iloc[0])
+        style = {"color": colors[i], "linestyle": ["-", "--", ":", "-."][i % 4]}
+        axis.plot(np.append(angles, angles[0]), 100 * closed, label=label, linewidth=1.6, **style)
+    axis.set_xticks(angles, kinds)
+    axis.set_ylim(min(50, *(100 * v.min() for v in values.values())), 100)
+    axis.set_rlabel_position(180 / len(kinds))
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
+    figure.suptitle(title or "image AUROC by kind of defect, %")
+    return figure
+
+
+def auroc_by_defect(scores: pd.DataFrame) -> pd.Series:
+    """Image AUROC of each kind of defect against all normal images, as fractions, by name of the defect."""
+    normal = scores[scores.label == 0]
+    kinds = sorted(scores.defect[scores.label == 1].unique())
+    both = {kind: pd.concat([normal, scores[scores.defect == kind]]) for kind in kinds}
+    return pd.Series({kind: sklearn.metrics.roc_auc_score(b.label, b.score) for kind, b in both.items()})

@@ -1,6 +1,6 @@
 """The run record: one folder a run, with everything that is needed to trace a number or to make it again.
 
-    results/runs/<profile>/<method>/<dataset>-<category>-seed<k>/{record.json, scores.csv, notebook.ipynb}
+    results/runs/<profile>/<method>/<dataset>-<category>-seed<k>/{record.json, scores.csv, maps.npz, notebook.ipynb}
 
 Tables and figures read records and nothing else.
 """
@@ -15,9 +15,11 @@ import platform
 import random
 import subprocess
 import time
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -53,6 +55,7 @@ SCHEMA = {
     "notebook": (str,),
     "created": (str,),
 }
+MAPS_SIDE, MAPS_IMAGES = 128, 200  # pixels, images
 VERSIONED = ("adlib", "torch", "torchvision", "timm", "faiss-cpu", "numpy", "scipy", "pandas", "scikit-learn")
 
 
@@ -142,6 +145,7 @@ class Run:
         scores = evaluation.scores.assign(image_path=[_relative(p) for p in evaluation.scores.image_path])
         with atomic_path(self.out_dir / "scores.csv") as temporary:
             scores.to_csv(temporary, index=False, float_format="%.6g")
+        write_maps(self.out_dir, evaluation)
         write_record(self.out_dir, record)
         return record
 
@@ -153,6 +157,44 @@ def write_record(directory, record: dict) -> None:
         raise InputError(f"record for {directory} is incomplete: {problems[0]}")
     with atomic_path(Path(directory) / "record.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def write_maps(directory, evaluation: Evaluation) -> None:
+    """Write `maps.npz` for figures: anomaly maps and masks, made smaller; git ignores it, metrics never read it.
+
+    At most `MAPS_IMAGES` images, evenly spaced, at most `MAPS_SIDE` pixels a side; one byte range for all maps.
+    """
+    n = len(evaluation.anomaly_maps)
+    chosen = np.unique(np.linspace(0, n - 1, min(n, MAPS_IMAGES)).round().astype(int))
+    height, width = evaluation.anomaly_maps[0].shape
+    factor = min(1.0, MAPS_SIDE / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    maps = np.stack([cv2.resize(evaluation.anomaly_maps[i], size, interpolation=cv2.INTER_AREA) for i in chosen])
+    low, high = float(maps.min()), float(maps.max())
+    levels = np.rint((maps - low) * (65535 / max(high - low, 1e-12))).astype(np.uint16)
+    masks = np.zeros(maps.shape, bool)
+    if evaluation.masks:  # at original resolution there are none
+        soft = (cv2.resize(np.float32(evaluation.masks[i]), size, interpolation=cv2.INTER_AREA) for i in chosen)
+        masks = np.stack([mask >= 0.5 for mask in soft])
+    with atomic_path(Path(directory) / "maps.npz") as temporary:
+        np.savez_compressed(temporary, levels=levels, low=low, high=high, masks=masks, rows=chosen)
+
+
+def read_maps(directory) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Read what `write_maps` wrote; None where a run has left no maps (they are not committed).
+
+    Returns:
+        maps float32 (n, h, w); masks bool (n, h, w); rows int (n,), their rows in `scores.csv`.
+    """
+    file = Path(directory) / "maps.npz"
+    if not file.is_file():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            low, high = float(found["low"]), float(found["high"])
+            return (low + found["levels"].astype(np.float32) * ((high - low) / 65535), found["masks"], found["rows"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        raise InputError(f"{file} is damaged; delete it and run again") from None
 
 
 def read_record(directory) -> dict:

@@ -1,6 +1,12 @@
 """Records on disk, content hashes, batches and strict notebook parameters."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -8,8 +14,9 @@ import pandas as pd
 import pytest
 from conftest import SMALL_SETTINGS
 
-from adlib import batch, datasets, evaluation, methods, runs, tables, thresholds
+from adlib import batch, datasets, evaluation, methods, runs, thresholds
 from adlib.errors import InputError
+from adlib.settings import parse_overrides
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +60,34 @@ def test_scores_csv_lets_the_image_metrics_be_computed_again(run, record):
     bad, good = scores.score[scores.label == 1], scores.score[scores.label == 0]
     assert (bad.to_numpy()[:, None] > good.to_numpy()[None]).mean() == record["metrics"]["image_auroc"]
     assert scores.image_path[0].startswith("plate/test/")
+
+
+def test_maps_for_figures_come_back_smaller_and_nearly_the_same(run, record, tmp_path, monkeypatch):
+    maps, masks, rows = runs.read_maps(run.out_dir)
+    assert maps.shape == masks.shape == (7, 64, 64)
+    assert rows.tolist() == list(range(7))
+    assert masks.any(axis=(1, 2)).tolist() == (pd.read_csv(run.out_dir / "scores.csv").label == 1).tolist()
+
+    rng = np.random.default_rng(0)
+    found = evaluation.Evaluation(
+        None, {}, {}, list(rng.random((9, 40, 20), np.float32)), list(rng.random((9, 40, 20)) > 0.5)
+    )
+    monkeypatch.setattr("adlib.runs.MAPS_SIDE", 40)
+    monkeypatch.setattr("adlib.runs.MAPS_IMAGES", 3)
+    runs.write_maps(tmp_path, found)
+    maps, masks, rows = runs.read_maps(tmp_path)
+    assert rows.tolist() == [0, 4, 8]
+    np.testing.assert_allclose(maps, np.stack(found.anomaly_maps)[rows], atol=1e-4)
+    np.testing.assert_array_equal(masks, np.stack(found.masks)[rows])
+    monkeypatch.setattr("adlib.runs.MAPS_SIDE", 20)
+    runs.write_maps(tmp_path, found)
+    assert runs.read_maps(tmp_path)[0].shape == (3, 20, 10)
+
+    (tmp_path / "maps.npz").write_bytes(b"PK broken")
+    with pytest.raises(InputError, match=r"maps\.npz is damaged"):
+        runs.read_maps(tmp_path)
+    (tmp_path / "maps.npz").unlink()
+    assert runs.read_maps(tmp_path) is None  # maps are not committed
 
 
 def test_content_hash_follows_settings_seed_and_data(small_table, tmp_path):
@@ -244,46 +279,54 @@ def test_smoke_plan_is_the_demo_data():
     assert {job.category for job in jobs} == set(datasets.categories("demo", None))
 
 
-# -- tables -----------------------------------------------------------------------------------------------------------
+def test_every_notebook_is_part_of_the_batch():
+    """A notebook that no rule runs would rot unseen."""
+    known = {*batch.METHOD_NOTEBOOKS.values(), *batch.SINGLE_NOTEBOOKS, *batch.STUDY_NOTEBOOKS, *batch.RECORD_NOTEBOOKS}
+    there = {file.stem for file in (batch.root() / "notebooks").glob("*.ipynb") if file.name[0] != "."}
+    assert there <= known
+    once = {Path(name).stem for name in batch.once_outputs("smoke")}
+    assert once == there - set(batch.METHOD_NOTEBOOKS.values())
+    assert {Path(name).stem for name in batch.once_outputs("laptop")} == once - set(batch.SINGLE_NOTEBOOKS)
 
 
-def rows(**columns):
-    base = {"profile": "p", "dataset": "d", "seed": 0, "fit_s": 1.0, "score_ms_per_image": 2.0, "peak_memory_mib": 3.0}
-    base |= dict.fromkeys(tables.METRICS)
-    n = len(next(iter(columns.values())))
-    return pd.DataFrame([base | {k: v[i] for k, v in columns.items()} for i in range(n)])
+def test_a_study_runs_on_its_own_defaults_or_on_the_first_category_found(small_tree):
+    smoke = batch.study_command("27_robustness", "smoke", batch.plan("smoke"), "o.ipynb")
+    assert smoke == ["notebook", "27_robustness", "--set", 'profile="smoke"', "--out", "o.ipynb"]
+    jobs = [batch.Job("laptop", "patchcore", "btad", str(small_tree), "01", 0)]
+    command = batch.study_command("27_robustness", "laptop", jobs, "o.ipynb")
+    chosen = parse_overrides([command[i + 1] for i, part in enumerate(command) if part == "--set"])
+    assert chosen == {"profile": "laptop", "dataset": "btad", "data_root": str(small_tree), "category": "01"}
 
 
-def test_table_by_category_by_hand():
-    records = rows(method=["a", "a", "b"], category=["x", "y", "x"], image_auroc=[0.9, 0.8, 0.95])
-    table = tables.by_category(records)
-    assert table.loc[("d", "x"), "a"] == 90.0
-    assert np.isnan(table.loc[("d", "y"), "b"])
-    assert table.loc[("mean", ""), "a"] == 85.0
-    assert np.isnan(table.loc[("mean", ""), "b"])  # no mean over fewer categories than the neighbour's
+def _dry_run(results) -> set[str]:
+    """What a batch of the smoke profile would make, by name, without making it."""
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(batch.root() / "Snakefile"),
+        "--dry-run",
+        "--nolock",
+    ]
+    command += ["--directory", str(results / "work"), "--cores", "2", "--config", "profile=smoke"]
+    environment = os.environ | {"ADLIB_RESULTS": str(results)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = re.findall(r"^ +output: (.+)$", done.stdout + done.stderr, flags=re.MULTILINE)
+    return {Path(name).stem for line in made for name in line.split(", ")}
 
 
-def test_mean_over_seeds_and_missing_runs():
-    records = rows(method=["a", "a"], category=["x", "x"], image_auroc=[0.9, 0.8], seed=[0, 1])
-    assert tables.overview(records).iloc[0]["image AUROC"] == pytest.approx(85.0)
-    expected = [{"profile": "p", "method": "a", "dataset": "d", "category": "x", "seed": s} for s in (0, 1, 2)]
-    assert tables.missing(records, expected) == ["p/a/d/x/2"]
-    assert len(tables.missing(pd.DataFrame(), expected)) == 3
-
-
-def test_ranks_are_shared_by_equal_values():
-    table = pd.DataFrame({"a": [90.0], "b": [90.0], "c": [80.0], "d": [np.nan]})
-    styles = tables.style_ranks(table)._compute().ctx
-    first = dict(styles[0, 0])
-    assert dict(styles[0, 1]) == first
-    assert dict(styles[0, 2])["color"] == "#0000c0"  # rank 3: two share rank 1
-    assert (0, 3) not in styles or not styles[0, 3]
-
-
-def test_tables_are_written_in_four_forms(tmp_path, monkeypatch):
+def test_a_changed_record_renews_only_what_reads_records(tmp_path, monkeypatch):
     monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
-    records = rows(method=["a", "b"], category=["x", "x"], image_auroc=[0.9, None])
-    files = tables.write(tables.by_category(records), "t")
-    assert [file.suffix for file in files] == [".csv", ".md", ".html", ".tex"]
-    assert pd.read_csv(files[0]).a.tolist() == [90.0, 90.0]
-    assert "| d | x | 90.00 |  |" in files[1].read_text()
+    (tmp_path / "work").mkdir()
+    for name in ("notebooks", "adlib", "profiles"):  # rules name their inputs by paths in the repository
+        (tmp_path / "work" / name).symlink_to(batch.root() / name)
+    folders = [tmp_path / "runs" / job.folder for job in batch.plan("smoke")]
+    files = [folder / name for folder in folders for name in ("record.json", "scores.csv")]
+    for file in [*files, *map(Path, batch.once_outputs("smoke"))]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    later = time.time() + 5
+    os.utime(folders[0] / "record.json", (later, later))
+    assert _dry_run(tmp_path) == {Path(name).stem for name in batch.outputs(batch.RECORD_NOTEBOOKS, "smoke")}

@@ -1,0 +1,110 @@
+"""Figures: the numbers behind them by hand, every function on small data, and the same bytes twice."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from adlib import figures
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    figures.use_style()
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def scores():
+    rng = np.random.default_rng(0)
+    defect = ["good"] * 8 + ["dent"] * 4 + ["hole"] * 4
+    label = [int(d != "good") for d in defect]
+    return pd.DataFrame({"score": rng.random(16) + label, "defect": defect, "label": label, "category": "plate"})
+
+
+@pytest.fixture
+def maps(scores):
+    rng = np.random.default_rng(1)
+    masks = np.zeros((len(scores), 12, 12), bool)
+    masks[scores.label == 1, 3:6, 4:8] = True
+    return rng.random(masks.shape) + masks, masks
+
+
+def test_auroc_by_defect_by_hand():
+    table = pd.DataFrame({"score": [1, 2, 3, 1.5, 4], "label": [0, 0, 0, 1, 1], "defect": ["good"] * 3 + ["a", "b"]})
+    assert figures.auroc_by_defect(table).to_dict() == pytest.approx({"a": 1 / 3, "b": 1.0})
+
+
+def test_units_of_normals_put_one_at_the_highest_normal_pixel():
+    maps = np.array([[[0.0, 2.0, 4.0]], [[1.0, 2.0, 10.0]]])
+    found = figures.in_units_of_normals(maps, [0, 1])
+    assert found[0].tolist() == [[-1.0, 0.0, 1.0]]  # median 2, highest 4
+    assert found[1].tolist() == [[-0.5, 0.0, 4.0]]
+    assert np.isfinite(figures.in_units_of_normals(np.ones((2, 1, 3)), [0, 1])).all()
+
+
+def test_curves_have_one_line_a_method_and_the_areas_of_the_metrics(scores, maps):
+    figure = figures.curves({"a": (scores, *maps), "b": (scores, None, maps[1])})
+    roc, _, pro = figure.axes
+    assert len(roc.lines) == 3  # two methods and chance
+    assert len(pro.lines) == 1  # b has no maps
+    x, y = roc.lines[0].get_data()
+    assert np.trapezoid(y, x) / 1e4 == pytest.approx(1.0)  # every defect scores above every normal
+    assert pro.lines[0].get_xdata().max() == pytest.approx(30)
+
+
+def test_histograms_are_in_units_of_the_threshold(scores):
+    figure = figures.score_histograms({"a": (scores, 0.5), "b": (scores, None), "c": (scores, 2.0)}, columns=2)
+    first, second, third, empty = figure.axes[:4]
+    assert [len(axis.lines) for axis in (first, second, third)] == [1, 0, 1]  # no threshold, no line
+    assert sum(patch.get_height() for patch in first.patches) == len(scores)
+    assert not empty.axison
+
+
+def test_time_accuracy_memory_is_one_mark_a_method():
+    base = {"peak_memory_mib": 600.0, "run": "x"}
+    rows = [
+        {"method": m, "score_ms_per_image": t, "image_auroc": a} | base
+        for m, t, a in (("a", 5, 0.9), ("a", 15, 0.7), ("b", 3, 0.5))
+    ]
+    figure = figures.time_accuracy_memory(pd.DataFrame(rows))
+    assert [tuple(c.get_offsets()[0]) for c in figure.axes[0].collections] == [(10.0, pytest.approx(80.0)), (3.0, 50.0)]
+
+
+def test_radar_closes_its_lines_and_keeps_values_below_a_half(scores):
+    upside_down = scores.assign(score=-scores.score)
+    axis = figures.radar({"a": scores, "b": upside_down}).axes[0]
+    angle, value = axis.lines[0].get_data()
+    assert value[0] == value[-1] == 100
+    assert len(angle) == 3
+    assert axis.get_ylim()[0] == 0  # b is at 0 %
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["dent", "hole"]
+
+
+def test_learning_curves_draw_what_was_measured():
+    found = {"a": {"step": [10, 20], "loss": [3.0, 2.0], "image_auroc": [0.5, 0.75], "pixel_auroc": [None, None]}}
+    (line,) = figures.learning_curves(found).axes[0].lines
+    assert line.get_ydata().tolist() == [50.0, 75.0]
+
+
+def test_compare_maps_shows_truth_and_leaves_a_missing_run_grey(maps):
+    images = [np.zeros((12, 12, 3), np.uint8)] * 2
+    figure = figures.compare_maps(images, {"a": list(maps[0][:2]), "b": [None, maps[0][1]]}, masks=list(maps[1][-2:]))
+    axes = np.array(figure.axes[:8]).reshape(4, 2)
+    assert [axis.get_ylabel() for axis in axes[:, 0]] == ["image", "truth", "a", "b"]
+    assert len(axes[3, 0].images) == 0
+    assert len(axes[3, 1].images) == 1
+
+
+def test_a_figure_is_written_as_picture_and_as_vectors_with_the_same_bytes(tmp_path, monkeypatch, scores):
+    monkeypatch.setenv("ADLIB_FIGURES", str(tmp_path))
+    written = []
+    for _ in range(2):
+        figures.save(figures.score_histogram(scores, 0.5), "x", vector=True)
+        written.append([(tmp_path / f"x.{suffix}").read_bytes() for suffix in ("png", "pdf")])
+    assert written[0] == written[1]
+    assert written[0][1].startswith(b"%PDF")
