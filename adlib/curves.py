@@ -1,19 +1,23 @@
 """Learning curves: every snapshot of a training evaluated on the test set, and who would choose which.
 
-    curve = snapshot_metrics(method, run.test)    step, seconds, metrics
+    curve = snapshot_metrics(method, run.test)        step, seconds, metrics
     chosen = selections(curve, method.history)        last, synthetic, oracle (best on test)
+    run.write(result, **as_record(curve, chosen))     into the run's record
+    recorded("glass", "laptop")                       out of the records again, all categories and seeds
 
 For pictures and for the column that is *not* the result: what a method returns was chosen before any test image was
 seen (`selection` in its settings).
 """
 
 import contextlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from adlib import evaluation
+from adlib import evaluation, runs
 from adlib.errors import InputError
+from adlib.paths import results_dir
 from adlib.support import pixel_hash
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro_30")
@@ -63,6 +67,46 @@ def selections(curve: pd.DataFrame, history) -> dict[str, int]:
             chosen["synthetic"] = int(np.nanargmax(held_out))
     chosen[ORACLE] = int((curve.image_auroc.fillna(0) + curve.pixel_auroc.fillna(0)).to_numpy().argmax())
     return chosen
+
+
+def as_record(curve: pd.DataFrame, chosen: dict[str, int]) -> dict:
+    """`learning_curve` and `selections` in JSON types, for `runs.Run.write`; what is undefined is None."""
+
+    def plain(value):
+        return None if pd.isna(value) else round(float(value), 6)
+
+    return {
+        "learning_curve": {name: [plain(value) for value in curve[name]] for name in curve},
+        "selections": {name: {key: plain(curve[key][i]) for key in curve} for name, i in chosen.items()},
+    }
+
+
+def recorded(method: str, profile: str, folder=None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Learning curves and selections of all records of a method below `results/runs` (or `folder`).
+
+    Returns:
+        curves (category, seed, step, seconds, metrics) and selections (category, seed, selection, step, metrics);
+        both empty where there is no record that holds them.
+    """
+    found, picked = [], []
+    folder = Path(folder) if folder else results_dir() / "runs"
+    for file in sorted((folder / profile / method).glob("*/record.json")):
+        record = runs.read_record(file.parent)
+        if "learning_curve" not in record:
+            continue
+        who = {"category": record["category"], "seed": record["seed"]}
+        found.append(pd.DataFrame(record["learning_curve"]).assign(**who))
+        picked += [who | {"selection": name} | values for name, values in record["selections"].items()]
+    return (pd.concat(found, ignore_index=True) if found else pd.DataFrame()), pd.DataFrame(picked)
+
+
+def over_seeds(table: pd.DataFrame, keys: list[str], columns=METRICS) -> pd.DataFrame:
+    """Mean and standard deviation in percent over the seeds ("85.1 ± 2.0"), one row a group of `keys`."""
+    grouped = 100 * table.groupby(keys, sort=False)[list(columns)].agg(["mean", "std"]).astype(float)
+    shown = {
+        name: [f"{m:.1f} ± {d:.1f}" if d == d else f"{m:.1f}" for m, d in grouped[name].to_numpy()] for name in columns
+    }
+    return pd.DataFrame(shown, index=grouped.index).assign(seeds=table.groupby(keys, sort=False).size())
 
 
 @contextlib.contextmanager

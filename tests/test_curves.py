@@ -1,5 +1,6 @@
 """Learning curves: each snapshot as evaluated alone, the backbone asked once, and three ways to choose."""
 
+import json
 from types import SimpleNamespace
 
 import pandas as pd
@@ -50,6 +51,25 @@ def test_three_ways_to_choose():
     assert curves.selections(curve, history) == {"last": 2, "synthetic": 0, curves.ORACLE: 1}
     history.validation = pd.DataFrame({"step": [5], "score": [1.0]})
     assert "synthetic" not in curves.selections(curve, history)
+
+
+def test_records_give_back_curves_and_spread_over_seeds(tmp_path, monkeypatch):
+    curve = pd.DataFrame({"step": [1, 2], "seconds": [0.5, 1.0], "image_auroc": [0.8, 0.9], "pixel_auroc": [0.7, 0.7]})
+    curve["aupro_30"] = float("nan")  # no masks
+    for seed, shift in ((0, 0.0), (1, 0.02)):
+        moved = curve.assign(image_auroc=curve.image_auroc + shift)
+        content = curves.as_record(moved, {"last": 1, curves.ORACLE: 0})
+        assert content["selections"]["last"]["aupro_30"] is None
+        folder = tmp_path / "laptop" / "glass" / f"x-seed{seed}"
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(json.dumps({"category": "x", "seed": seed} | content))
+    monkeypatch.setattr(curves.runs, "read_record", lambda folder: json.loads((folder / "record.json").read_text()))
+    found, picked = curves.recorded("glass", "laptop", tmp_path)
+    assert list(found.image_auroc) == pytest.approx([0.8, 0.9, 0.82, 0.92])
+    table = curves.over_seeds(picked, ["category", "selection"])
+    assert table.loc[("x", "last"), "image_auroc"] == "91.0 ± 1.4"
+    assert list(table.seeds) == [2, 2]
+    assert curves.recorded("ulsad", "laptop", tmp_path)[0].empty
 
 
 def test_a_method_without_snapshots_is_named(small_table):
