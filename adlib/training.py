@@ -13,6 +13,7 @@ each takes every n-th batch, so n processes make the step that one process makes
 """
 
 import contextlib
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,43 @@ def weighted_rows(weights, batch_size: int, seed: int, step: int) -> np.ndarray:
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
         raise InputError("sampling weights must be finite, not negative, and not all zero")
     return step_generator(seed, step).choice(len(weights), batch_size, p=weights / weights.sum())
+
+
+def warm_up_cosine(optimizer, n_steps: int, warm_up: float = 0.0, lowest: float = 0.0):
+    """Learning rate as a share of its start: rises over `warm_up * n_steps` steps, then a cosine falls to `lowest`."""
+    first = round(warm_up * n_steps)
+
+    def share(step: int) -> float:
+        if step < first:
+            return (step + 1) / (first + 1)
+        along = min(1.0, (step - first) / max(1, n_steps - first))
+        return lowest + (1 - lowest) * 0.5 * (1 + float(np.cos(np.pi * along)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
+# Settings that may change between two parts of one run; all others make another run.
+FREE_SETTINGS = (
+    "epochs", "max_steps", "checkpoint", "checkpoint_every", "max_memory", "workers", "pin_memory", "checkpointing",
+    "log_every",
+)  # fmt: skip
+
+
+def check_checkpoint(checkpoint: str | Path, settings: dict) -> None:
+    """Refuse to resume from a checkpoint of other settings; a small JSON file beside it says what it was made with."""
+    checkpoint = Path(checkpoint)
+    own = {key: value for key, value in settings.items() if key not in FREE_SETTINGS}
+    facts = checkpoint.with_name(checkpoint.name + ".json")
+    if checkpoint.is_file() and facts.is_file():
+        made_with = json.loads(facts.read_text())
+        for key, value in own.items():
+            if made_with.get(key) != value:
+                raise InputError(
+                    f"checkpoint {checkpoint} was made with {key} {made_with.get(key)!r}, these settings say "
+                    f"{value!r}; use the same or delete it to start anew"
+                )
+    with atomic_path(facts) as temporary:
+        temporary.write_text(json.dumps(own, indent=2))
 
 
 def checkpointed(module: nn.Module, *inputs: torch.Tensor):

@@ -1,5 +1,12 @@
 """The one loop: resume equals uninterrupted, accumulation equals a large batch, NaN stops with its step."""
 
+import itertools
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -184,3 +191,194 @@ def test_bad_input_is_refused(tmp_path):
     other = nn.Linear(3, 1)
     with pytest.raises(InputError, match=r"c\.pt does not belong"):
         run(other, torch.optim.Adam(other.parameters()), [], 1, checkpoint=tmp_path / "c.pt")
+
+
+# -- gradient flow, memory, sampling, checkpointing, several processes -------------------------------------------------
+
+
+def test_gradient_flow_is_the_gradient_of_each_part_before_clipping():
+    model, optimizer, _ = make()
+    history = run(model, optimizer, [], 4, log_every=2, clip_norm=1e-6)
+    assert history.gradients.step.unique().tolist() == [2, 4]
+    assert set(history.gradients.part) == {"model.0", "model.3", "model.4"}  # the parts that have parameters
+    again, _, _ = make()
+    x, y = batch_of(8)(0)
+    again.train()
+    nn.functional.mse_loss(again(x), y).backward()
+    expected = torch.cat([p.grad.abs().flatten() for p in again[4].parameters()])
+    first = run(*make()[:2], [], 1, log_every=1, clip_norm=1e-6).gradients.set_index("part").loc["model.4"]
+    assert first["mean"] == pytest.approx(expected.mean().item(), rel=1e-4)
+    assert first["max"] == pytest.approx(expected.max().item(), rel=1e-4)
+
+
+def test_memory_is_read_at_every_log_and_validation_and_survives_a_resume(tmp_path):
+    model, optimizer, _ = make()
+    options = {"log_every": 2, "validate": lambda: {"score": 0.0}, "validate_every": 3}
+    file = tmp_path / "c.pt"
+    run(model, optimizer, [], 3, **options, checkpoint=file, checkpoint_every=3)
+    model, optimizer, _ = make()
+    history = run(model, optimizer, [], 6, **options, checkpoint=file, checkpoint_every=3)
+    assert history.memory.step.tolist() == [2, 3, 4, 6]
+    assert (history.memory.peak_mib > 10).all()
+    assert history.memory.peak_mib.is_monotonic_increasing
+    written = history.write(tmp_path / "log")
+    assert [file.name for file in written] == ["losses.csv", "validation.csv", "gradients.csv", "memory.csv"]
+    assert len(pd.read_csv(written[0])) == 6
+
+
+def test_running_out_of_memory_is_one_line_that_names_the_knobs(tmp_path):
+    model, optimizer, _ = make()
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")):
+
+        def losses(modules, batch, step, error=error):
+            if step == 2:
+                raise error
+            return {"loss": modules["model"](batch[0]).square().mean()}
+
+        file = tmp_path / f"{type(error).__name__}.pt"
+        with pytest.raises(training.TrainingError) as caught:
+            training.train(
+                {"model": model}, [optimizer], batch_of(8), losses, 5, checkpoint=file, checkpoint_every=1, progress="x"
+            )
+        message = str(caught.value)
+        assert "\n" not in message
+        for word in ("step 3", "step 2 is kept", "batch_size", "accumulate", "checkpointing"):
+            assert word in message
+
+
+def test_other_runtime_errors_stay_what_they_are():
+    model, optimizer, _ = make()
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(model, optimizer, [], 1, make_batch=lambda _: (X[:, :3], Y))
+
+
+def test_weighted_rows_follow_the_weights():
+    weights = [0.0, 1.0, 3.0]
+    rows = np.concatenate([training.weighted_rows(weights, 50, 0, step) for step in range(40)])
+    assert (rows != 0).all()
+    assert (rows == 2).mean() == pytest.approx(0.75, abs=0.03)
+    np.testing.assert_array_equal(training.weighted_rows(weights, 8, 1, 5), training.weighted_rows(weights, 8, 1, 5))
+    for wrong in ([0, 0], [-1, 2], [float("nan"), 1]):
+        with pytest.raises(InputError, match="sampling weights"):
+            training.weighted_rows(wrong, 2, 0, 0)
+
+
+def test_checkpointing_gives_the_same_gradients_and_statistics_and_keeps_less():
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(layer for _ in range(6) for layer in (nn.Linear(32, 32), nn.BatchNorm1d(32), nn.Tanh()))
+        )
+        kept = []
+        x = torch.randn(256, 32, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            out = training.checkpointed(model, x) if enabled else model(x)
+        size = sum(kept)
+        out.square().mean().backward()
+        found.append((size, [p.grad for p in model.parameters()] + [x.grad], list(model.buffers())))
+    assert found[1][0] < 0.2 * found[0][0]
+    for a, b in zip(found[0][1] + found[0][2], found[1][1] + found[1][2], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    assert not training.checkpointed(nn.Linear(2, 2).requires_grad_(False), torch.ones(1, 2)).requires_grad
+
+
+def test_warm_up_and_cosine():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
+    scheduler = training.warm_up_cosine(optimizer, 100, 0.1, lowest=0.01)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:3] == pytest.approx([1 / 11, 2 / 11, 3 / 11])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.505)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_bf16_trains_close_to_full_precision_and_leaves_plain_modules_behind():
+    results = []
+    for precision in ("no", "bf16"):
+        model, optimizer, _ = make(lr=0.01)
+        history = run(model, optimizer, [], 20, precision=precision)
+        results.append(history.losses.total.iloc[-1])
+        assert model(X[:2]).dtype == torch.float32
+        assert "_original_forward" not in model.__dict__
+        assert next(model.parameters()).dtype == torch.float32
+    assert results[0] == pytest.approx(results[1], rel=0.1)
+
+
+def test_pinning_reaches_every_tensor_of_a_batch(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self + 1)
+    batch = {"a": [torch.zeros(1), (torch.zeros(1), "name")], "b": 3}
+    pinned = training._pin(batch)
+    assert float(pinned["a"][0]) == float(pinned["a"][1][0]) == 1
+    assert pinned["a"][1][1] == "name"
+    assert pinned["b"] == 3
+    if not torch.cuda.is_available():  # without a GPU the flag changes nothing
+        weight = []
+        for flag in (False, True):
+            model, optimizer, _ = make()
+            run(model, optimizer, [], 2, pin_memory=flag)
+            weight.append(weights(model))
+        assert torch.equal(*weight)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    file = tmp_path / "c.pt"
+    training.check_checkpoint(file, {"width": 4, "max_steps": 10})
+    file.touch()
+    training.check_checkpoint(file, {"width": 4, "max_steps": 20})  # longer is allowed
+    with pytest.raises(InputError, match="was made with width 4, these settings say 8"):
+        training.check_checkpoint(file, {"width": 8, "max_steps": 20})
+
+
+WORKER = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+torch.set_num_threads(1)
+import test_training as t
+from torch import nn
+torch.manual_seed(2)
+model = nn.Linear(6, 1)
+parts = lambda micro: (t.X[(micro % 4) * 8 : (micro % 4) * 8 + 8], t.Y[(micro % 4) * 8 : (micro % 4) * 8 + 8])
+history = t.run(model, torch.optim.SGD(model.parameters(), 0.01), [], 10, make_batch=parts, accumulate=2,
+                checkpoint={out!r} + "/c.pt", checkpoint_every=5)
+from accelerate.state import PartialState
+if PartialState().is_main_process:
+    torch.save({{"weights": t.weights(model), "loss": history.losses.total.tolist(),
+                "processes": PartialState().num_processes}}, {out!r} + "/found.pt")
+"""
+
+
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    # What torchrun and accelerate launch set for their processes, without the launcher's own start.
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(script)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        errors = worker.communicate(timeout=120)[1]
+        assert worker.returncode == 0, errors[-2000:]
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert found["processes"] == 2
+    torch.manual_seed(2)
+    model = nn.Linear(6, 1)
+    # Two processes with two parts of 8 each are one batch of 32.
+    history = run(model, torch.optim.SGD(model.parameters(), 0.01), [], 10, make_batch=lambda _: (X[:32], Y[:32]))
+    torch.testing.assert_close(found["weights"], weights(model), rtol=1e-5, atol=1e-6)
+    assert found["loss"] == pytest.approx(history.losses.total.tolist(), rel=1e-4)
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["step"] == 10
