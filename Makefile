@@ -2,6 +2,9 @@
 # make test         install, then lint, pytest and nbval
 # make bench        side-by-side speed ratios in an environment of their own
 # make notebooks    run the notebooks in place, as they are committed
+# make site         the static book in build/site, from results where there are any, else from the committed copies
+# make site-test    check every page of it in a headless Chromium
+# make student      copies of the notebooks for students in build/student: solutions taken out, self-checks kept
 
 PYTHON ?= python3
 PROFILE ?= smoke
@@ -16,7 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: install reproduce test lint notebooks bench clean
+.PHONY: install reproduce test lint notebooks bench site site-test student clean
 
 install: $(INSTALLED)
 
@@ -47,10 +50,23 @@ lint: install
 notebooks: install
 	@for file in notebooks/*.ipynb; do adlib notebook "$$(basename "$$file" .ipynb)" --refresh || exit 1; done
 
+$(VENV)/.site: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[site]"
+	@touch $@
+
+site: $(VENV)/.site
+	@adlib site --profile $(PROFILE) --out build/site
+
+site-test: site
+	@ADLIB_SITE=build/site $(BIN)/python -m pytest tests/test_site.py
+
+student: install
+	@adlib student build/student --force
+
 bench:
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/requirements.txt -e .
 	@.venv-bench/bin/python benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) .venv-bench .snakemake results/notebooks results/runs/smoke data/demo
+	rm -rf $(VENV) .venv-bench .snakemake build results/notebooks results/runs/smoke data/demo

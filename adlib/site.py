@@ -1,0 +1,293 @@
+"""The site: executed notebooks, result tables and run records as a static book that works from disk and offline.
+
+    build("smoke", "build/site")     -> build/site/index.html
+
+The hand-written pages, the style and the scripts are in `site/`; this module adds the pages that are made from results
+and calls Sphinx. Nothing is computed but the maps of the threshold page, and those only when they are out of date.
+"""
+
+import base64
+import html
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import nbformat
+import numpy as np
+import pandas as pd
+
+from adlib import datasets, evaluation, images, methods, profiles, runs, thresholds
+from adlib.errors import InputError
+from adlib.paths import atomic_path, results_dir, root
+from adlib.settings import build as build_settings
+
+# One plain object, one texture, one set with defects that no patch shows.
+THRESHOLD_CATEGORIES = ("gear", "brick", "tray")
+STEPS = 255  # of the quantised maps: one byte a pixel
+SHOWN_METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro_30": "AUPRO@0.3"}
+
+
+def build(profile: str = "smoke", out=None, categories=THRESHOLD_CATEGORIES) -> Path:
+    """Build the site and return its first page.
+
+    Args:
+        profile: whose executed notebooks are taken, where there are any.
+        out: folder of the site, default `build/site`; pages of an earlier build are replaced.
+        categories: demo categories of the threshold page; none leaves the page without maps.
+    """
+    missing = [name for name in ("sphinx", "myst_nb", "furo") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"the site needs {', '.join(missing)}: say `make site`, or pip install -e '.[site]'")
+    profiles.load(profile)
+    out = Path(out) if out else root() / "build" / "site"
+    source = out.with_name(f"{out.name}-source")
+    shutil.rmtree(source, ignore_errors=True)
+    for old in out.glob("*") if out.is_dir() else ():
+        if old.is_dir() and old.name != "threshold":  # maps are kept while they are up to date
+            shutil.rmtree(old)
+        elif old.is_file():
+            old.unlink()
+    shutil.copytree(root() / "site", source, ignore=shutil.ignore_patterns("conf.py", "_static", "__pycache__"))
+    for line in write_notebooks(profile, source / "notebooks"):
+        print(line)
+    write_tables(source / "tables")
+    for line in write_records(source / "records"):
+        print(f"left out: {line}", file=sys.stderr)
+    write_threshold_maps(out / "threshold", categories)
+    command = [sys.executable, "-m", "sphinx", "-q", "-d", str(source / ".doctrees"), "-c", str(root() / "site")]
+    if subprocess.run([*command, str(source), str(out)], check=False).returncode:
+        raise InputError(f"Sphinx could not build the site from {source}; its message is above")
+    return out / "index.html"
+
+
+# -- notebooks --------------------------------------------------------------------------------------------------------
+
+
+def write_notebooks(profile: str, folder: Path) -> list[str]:
+    """Copy every notebook: the executed copy of the profile, or else the committed one, and say why.
+
+    Solutions of exercises are folded in both.
+    """
+    folder.mkdir(parents=True)
+    lines = []
+    for file in sorted((root() / "notebooks").glob("[!.]*.ipynb")):
+        book = nbformat.read(file, as_version=4)
+        executed, reason = _executed_copy(results_dir() / "notebooks" / profile / file.name, book)
+        if reason:
+            lines.append(f"{file.stem}: the committed copy ({reason})")
+        book = executed or book
+        for cell in book.cells:
+            tags = cell.metadata.get("tags", [])
+            if "solution" in tags:
+                cell.metadata["tags"] = [*tags, "hide-input"]
+                cell.metadata["mystnb"] = {"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide"}
+        nbformat.write(book, folder / file.name)
+    return lines
+
+
+def _executed_copy(file: Path, committed):
+    """Return an executed notebook if its code is that of the committed one, or None; and the reason why not."""
+    if not file.is_file():
+        return None, f"there is no {file.parent.name}/{file.name} among the results"
+    try:
+        book = nbformat.read(file, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError, AttributeError, KeyError):
+        return None, f"{file.parent.name}/{file.name} is damaged"
+
+    def code(book):
+        injected = "injected-parameters"
+        return [c.source for c in book.cells if c.cell_type == "code" and injected not in c.metadata.get("tags", [])]
+
+    if code(book) != code(committed):
+        return None, f"{file.parent.name}/{file.name} was run from another version"
+    return book, ""
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def write_tables(folder: Path) -> None:
+    """Write a page for every table below `results/tables`, with its other formats to download."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted((results_dir() / "tables").glob("*.html")):
+        text = file.read_text()
+        found = re.findall(r"<style.*?</style>|<table.*?</table>", text, re.DOTALL)
+        if not any(part.startswith("<table") for part in found):
+            print(f"left out: {file} holds no table", file=sys.stderr)
+            continue
+        profile, _, name = file.stem.partition("_")
+        title = f"{name} ({profile})" if profile in profiles.names() else file.stem
+        lines = [f"# {title.replace('_', ' ')}", "", "```{raw} html", '<div class="scroll">']
+        lines += [_link_records(part) for part in found]
+        lines += ["</div>", "```", ""]
+        links = []
+        for suffix, name in (("csv", "CSV"), ("tex", "LaTeX"), ("md", "Markdown")):
+            if file.with_suffix(f".{suffix}").is_file():
+                shutil.copy(file.with_suffix(f".{suffix}"), folder / f"{file.stem}.{suffix}.txt")
+                links.append(f"{{download}}`{name} <{file.stem}.{suffix}.txt>`")
+        if links:
+            lines.append("The same table as " + ", ".join(links) + ".")
+        (folder / f"table_{file.stem}.md").write_text("\n".join(lines))
+
+
+def _link_records(table: str) -> str:
+    """Let links to record.json files lead to their pages."""
+    return re.sub(r'href="[^"]*?runs/([^"]+)/record\.json"', r'href="../records/\1.html"', table)
+
+
+# -- records ----------------------------------------------------------------------------------------------------------
+
+
+def write_records(folder: Path) -> list[str]:
+    """Write a page for every run record and one that lists them; return a line for each damaged one."""
+    table, damaged = runs.collect()
+    rows = []
+    for row in table.to_dict("records"):
+        run = row["run"]
+        place = folder / run
+        place.parent.mkdir(parents=True, exist_ok=True)
+        files = {}
+        for name in ("record.json", "scores.csv"):
+            file = results_dir() / "runs" / run / name
+            if file.is_file():
+                place.mkdir(exist_ok=True)
+                files[name] = f"{place.name}/{name}"
+                shutil.copy(file, place / name)
+        record = runs.read_record(results_dir() / "runs" / run)
+        place.with_name(f"{place.name}.md").write_text(record_page(record, files))
+        cells = {key: html.escape(str(row[key])) for key in ("profile", "method", "dataset", "category", "seed")}
+        cells |= {name: _percent(row.get(key)) for key, name in SHOWN_METRICS.items()}
+        rows.append(cells | {"record": f'<a href="{html.escape(run)}.html">record</a>'})
+    lines = ["# Run records", ""]
+    lines += ["One row a run: what was run, what came out (in percent), and the record with everything else.", ""]
+    if damaged:
+        lines += [":::{warning}", "Damaged records, left out of every table:", ""]
+        lines += [f"- `{Path(line.split()[0]).parent.name}`: {line.split(':', 1)[1].strip()}" for line in damaged]
+        lines += [":::", ""]
+    if rows:
+        head = "".join(f"<th>{name}</th>" for name in rows[0])
+        lines += ["```{raw} html", f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>']
+        lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row.values())}</tr>" for row in rows]
+        lines += ["</tbody></table></div>", "```"]
+    else:
+        lines += ["There are no records yet: `make reproduce` makes them."]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "index.md").write_text("\n".join(lines))
+    return damaged
+
+
+def record_page(record: dict, files: dict[str, str]) -> str:
+    """Return the Markdown page of a record: what one asks first, then the whole record as it is."""
+    place = f"{record['dataset']} / {record['category']}"
+    title = f"# {record['method']} on {place}, {record['profile']}, seed {record['seed']}"
+    lines = ["---", "orphan: true", "---", title, ""]
+    lines += ["Files: " + ", ".join(f"{{download}}`{name} <{path}>`" for name, path in files.items()) + ".", ""]
+    metrics = {name.replace("_", " "): _percent(value) for name, value in record["metrics"].items()}
+    sections = {"Metrics (percent)": metrics}
+    if record["threshold"]:
+        sections["Threshold, from held-out normal images"] = record["threshold"]
+    if record["at_threshold"]:
+        sections["Test images at this threshold"] = record["at_threshold"]
+    sections |= {"Protocol": record["protocol"], "Images": record["n_images"]}
+    sections["Time and memory"] = record["timing"] | {"peak_memory_mib": record["peak_memory_mib"]}
+    origin = ("notebook", "git_commit", "created", "device", "table_hash", "content_hash")
+    sections |= {"Parameters": record["parameters"], "Where it comes from": {key: record[key] for key in origin}}
+    sections["Versions"] = record["versions"]
+    for heading, values in sections.items():
+        lines += [f"## {heading}", "", "```{raw} html", '<table class="facts"><tbody>']
+        lines += [f"<tr><th>{html.escape(key)}</th><td>{_shown(value)}</td></tr>" for key, value in values.items()]
+        lines += ["</tbody></table>", "```", ""]
+    whole = html.escape(json.dumps(record, indent=2))
+    lines += ["## The whole record", "", "```{raw} html", '<details class="record"><summary>record.json</summary>']
+    lines += [f"<pre>{whole}</pre></details>", "```"]
+    return "\n".join(lines)
+
+
+def _shown(value) -> str:
+    """Return a value of a record as HTML: six digits are enough to read, the whole record has them all."""
+    if isinstance(value, float):
+        value = f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{html.escape(str(key))} {_shown(part)}" for key, part in value.items())
+    return "" if value is None else html.escape(value if isinstance(value, str) else json.dumps(value))
+
+
+def _percent(value) -> str:
+    return "" if value is None or pd.isna(value) else f"{100 * value:.2f}"
+
+
+# -- the maps of the threshold page -----------------------------------------------------------------------------------
+
+
+def write_threshold_maps(folder: Path, categories=THRESHOLD_CATEGORIES) -> None:
+    """Write `<category>.js` with the maps of PatchCore (smoke profile) on demo data, where it is not up to date."""
+    settings = profiles.method_settings("smoke", "patchcore") | {"seed": 0}
+    for category in categories:
+        table = datasets.load("demo", None, category)
+        wanted = runs.content_hash("patchcore", build_settings(methods.get("patchcore").Settings, settings), 0, table)
+        file = folder / f"{category}.js"
+        if file.is_file() and f'"hash": "{wanted}"' in file.read_text()[:200]:
+            continue
+        _write_script(file, "adlibMaps", {"hash": wanted, "category": category, **_threshold_maps(table, settings)})
+    _write_script(folder / "sets.js", "adlibSets", list(categories))
+
+
+def _threshold_maps(table: pd.DataFrame, settings: dict) -> dict:
+    method = methods.create("patchcore", **settings).fit(table[(table.split == "train") & (table.label == 0)])
+    test = table[table.split == "test"]
+    result = evaluation.evaluate(method, test)
+    threshold = thresholds.from_normals(method.normal_map_maxima, "quantile", false_alarm_rate=0.05)
+    maps = np.stack(result.anomaly_maps)  # (n, H, W)
+    quantised, levels = quantise(maps)
+    step = int(np.clip(np.searchsorted(levels, threshold.value, side="right"), 1, STEPS))
+    photos = [method.resize.image(images.read_image(path))[0] for path in test.image_path]
+    rows = zip(test.image_path, test.defect, test.label, photos, strict=True)
+    return {
+        "size": maps.shape[1],
+        "low": float(levels[0]),
+        "high": float(levels[-1]),
+        "threshold": step,
+        "images": [
+            {"name": Path(path).stem, "defect": defect, "label": int(label), "photo": _jpeg(photo)}
+            for path, defect, label, photo in rows
+        ],
+        "maps": _packed(quantised),
+        "masks": _packed(np.packbits(np.stack(result.masks))),
+    }
+
+
+def quantise(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Round maps down to one byte a pixel, on one scale for all.
+
+    Because of rounding *down*, a quantised pixel is at or above step k exactly where the pixel itself is at or above
+    the score of that step: thresholds at steps lose nothing.
+
+    Returns:
+        uint8 array of the shape of `maps`; float64 (256,), the score of each step.
+    """
+    maps = np.asarray(maps, dtype=np.float64)
+    levels = np.linspace(maps.min(), maps.max(), STEPS + 1)  # ends exact
+    return (np.searchsorted(levels, maps, side="right") - 1).clip(0, STEPS).astype(np.uint8), levels
+
+
+def _write_script(file: Path, function: str, data) -> None:
+    # A script, because a page from disk may not fetch a JSON file.
+    with atomic_path(file) as temporary:
+        temporary.write_text(f"{function}({json.dumps(data)});\n")
+
+
+def _packed(values: np.ndarray) -> str:
+    return base64.b64encode(zlib.compress(values.tobytes(), 9)).decode()
+
+
+def _jpeg(image: np.ndarray) -> str:
+    done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
+    if not done:
+        raise RuntimeError("an image could not be written as JPEG")
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

@@ -1,0 +1,370 @@
+"""The site: pages from results, sound links, a console without errors, and a threshold that moves.
+
+A small site of three notebooks is built here once. `make site-test` runs the same checks over the whole built site
+(`ADLIB_SITE=build/site`).
+"""
+
+import html.parser
+import json
+import os
+import shutil
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import browser
+import nbformat
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from adlib import site
+from adlib.errors import InputError
+from adlib.paths import root
+
+NOTEBOOKS = ("00_start_here", "10_patchcore", "14_ulsad")
+HERE = root()
+
+
+def small_root(folder: Path) -> Path:
+    """A repository with three notebooks and what the site needs beside them."""
+    for name in ("site", "profiles"):
+        shutil.copytree(HERE / name, folder / name)
+    (folder / "notebooks").mkdir()
+    for name in NOTEBOOKS:
+        shutil.copy(HERE / "notebooks" / f"{name}.ipynb", folder / "notebooks")
+    return folder
+
+
+RECORD = {
+    "method": "patchcore",
+    "dataset": "demo",
+    "category": "gear",
+    "profile": "smoke",
+    "parameters": {"coreset": 0.05, "note": "a|b <script>"},
+    "seed": 0,
+    "protocol": {"selection": "none"},
+    "metrics": {"image_auroc": 0.9375, "pixel_auroc": None, "aupro_30": None},
+    "threshold": {"value": 1.25, "rule": "quantile"},
+    "at_threshold": {"detection_rate_by_defect": {"dent": 0.5}},
+    "n_images": {"train": 40},
+    "timing": {"fit_s": 1.0, "score_ms_per_image": 2.0},
+    "peak_memory_mib": 100.0,
+    "device": "cpu",
+    "versions": {"torch": "2"},
+    "git_commit": None,
+    "table_hash": "0",
+    "content_hash": "0",
+    "notebook": "notebooks/10_patchcore.ipynb",
+    "created": "2026-01-01",
+}
+TABLE = """<!DOCTYPE html><html><head><style>#T1 td { color: #c00000; }</style></head><body>
+<table id="T1" class="adlib"><thead><tr><th></th><th>score</th></tr><tr><th>set</th><th></th></tr></thead><tbody>
+<tr><th rowspan="2">a</th><td><a href="../runs/smoke/patchcore/demo-gear-seed0/record.json">9.5</a></td></tr>
+<tr><td></td></tr><tr><th>b</th><td>10.25</td></tr><tr><th>c</th><td>-1</td></tr><tr><th>mean</th><td>0</td></tr>
+</tbody></table></body></html>"""
+
+
+@pytest.fixture(scope="module")
+def small_site(tmp_path_factory):
+    """A built site of three notebooks, one table, one record and one damaged record."""
+    for name in ("sphinx", "myst_nb", "furo"):
+        pytest.importorskip(name, reason="the site needs pip install -e '.[site]'")
+    folder = tmp_path_factory.mktemp("site")
+    results = folder / "results"
+    for name, text in (("demo-gear-seed0", json.dumps(RECORD)), ("demo-tray-seed0", "{")):
+        (results / "runs/smoke/patchcore" / name).mkdir(parents=True)
+        (results / "runs/smoke/patchcore" / name / "record.json").write_text(text)
+    (results / "tables").mkdir()
+    (results / "tables/smoke_scores.html").write_text(TABLE)
+    (results / "tables/smoke_scores.csv").write_text("set,score\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADLIB_ROOT", str(small_root(folder / "repository")))
+        patch.setenv("ADLIB_RESULTS", str(results))
+        site.build("smoke", folder / "out", categories=())
+    write_small_maps(folder / "out" / "threshold")
+    return folder / "out"
+
+
+def write_small_maps(folder: Path) -> None:
+    """Two good and two defective images of 8 x 8 pixels whose highest scores are 10, 60, 50 and 200."""
+    maps, masks = np.zeros((4, 8, 8), np.uint8), np.zeros((4, 8, 8), bool)
+    maps[:, 0, 0] = 10, 60, 50, 200
+    masks[2:, 0, :2] = True
+    picture = site._jpeg(np.full((8, 8, 3), 90, np.uint8))
+    kinds = (("good", 0), ("good", 0), ("dent", 1), ("hole", 1))
+    images = [{"name": str(i), "defect": d, "label": n, "photo": picture} for i, (d, n) in enumerate(kinds)]
+    packed = {"maps": site._packed(maps), "masks": site._packed(np.packbits(masks))}
+    data = {"category": "small", "size": 8, "low": 0.0, "high": 25.5, "threshold": 55, "images": images, **packed}
+    site._write_script(folder / "small.js", "adlibMaps", data)
+    site._write_script(folder / "sets.js", "adlibSets", ["small"])
+
+
+class Links(html.parser.HTMLParser):
+    """Collects what a page links to and what can be linked to in it."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.links, self.ids = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.ids.update(values[key] for key in ("id", "name") if values.get(key))
+        self.links += [(tag, values[key]) for key in ("href", "src") if values.get(key)]
+
+
+def check_links(folder: Path) -> None:
+    """Every link leads to a file of the site and to a place in it; nothing is loaded from another host."""
+    pages = {page: Links(page.read_text()) for page in folder.rglob("*.html")}
+    broken = []
+    for page, parsed in pages.items():
+        for tag, link in parsed.links:
+            url = urlsplit(link)
+            if url.scheme in ("http", "https", "mailto") or url.netloc:
+                if tag != "a":
+                    broken.append(f"{page.name} loads {link}")
+                continue
+            if url.scheme:  # data:
+                continue
+            target = (page.parent / unquote(url.path)).resolve() if url.path else page
+            if not target.is_file():
+                broken.append(f"{page.name}: {link} does not exist")
+            elif url.fragment and target in pages and unquote(url.fragment) not in pages[target].ids:
+                broken.append(f"{page.name}: nothing is called {link}")
+    assert len(pages) > 5
+    assert not broken, "\n".join(broken[:20])
+
+
+def check_console(tab: browser.Browser, folder: Path) -> None:
+    """Every page opens without an error in the console, without the network, and without scrolling sideways."""
+    found = []
+    for page in sorted(folder.rglob("*.html")):
+        tab.open(page.as_uri())
+        found += [f"{page.relative_to(folder)}: {error}" for error in tab.errors]
+        if tab.run("document.documentElement.scrollWidth > window.innerWidth"):
+            found.append(f"{page.relative_to(folder)} is wider than the window")
+    assert not found, "\n".join(found[:20])
+
+
+@pytest.fixture(scope="module")
+def tab():
+    """A headless Chromium."""
+    if not browser.find():
+        pytest.skip("no Chromium on this machine (set CHROMIUM to its path)")
+    with browser.Browser() as made:
+        yield made
+
+
+# -- the small site ---------------------------------------------------------------------------------------------------
+
+
+def test_links_of_the_small_site(small_site):
+    check_links(small_site)
+
+
+def test_a_table_links_to_the_page_of_its_record(small_site):
+    text = (small_site / "tables/table_smoke_scores.html").read_text()
+    assert 'href="../records/smoke/patchcore/demo-gear-seed0.html"' in text
+    assert "#T1 td { color: #c00000; }" in text
+
+
+def test_record_page_shows_the_record(small_site):
+    text = (small_site / "records/smoke/patchcore/demo-gear-seed0.html").read_text()
+    assert "<th>image auroc</th><td>93.75</td>" in text
+    assert "<th>pixel auroc</th><td></td>" in text
+    assert "a|b &lt;script&gt;" in text
+    assert "dent 0.5" in text
+
+
+def test_a_damaged_record_is_named_and_the_rest_is_shown(small_site):
+    text = (small_site / "records/index.html").read_text()
+    assert "demo-tray-seed0" in text
+    assert "not valid JSON" in text
+    assert 'href="smoke/patchcore/demo-gear-seed0.html"' in text
+
+
+def test_formulas_need_no_script(small_site):
+    text = (small_site / "notebooks/10_patchcore.html").read_text()
+    assert text.count("<math") > 5
+    assert "MathJax" not in text
+    assert "$$" not in text
+
+
+def test_solutions_are_folded(small_site):
+    text = (small_site / "notebooks/10_patchcore.html").read_text()
+    assert "Show the solution" in text
+    assert text.index("Show the solution") < text.index("farthest</span><span")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_console_of_the_small_site(small_site, tab, width, height):
+    tab.resize(width, height, phone=width < 500)
+    check_console(tab, small_site)
+
+
+def test_search_finds_a_notebook(small_site, tab):
+    tab.open(f"{(small_site / 'search.html').as_uri()}?q=coreset")
+    tab.wait_for("document.querySelectorAll('#search-results li a').length > 0")
+    assert "10_patchcore" in tab.run("document.querySelector('#search-results li a').href")
+    assert not tab.errors
+
+
+def test_tables_sort_by_number_and_keep_means_last(small_site, tab):
+    tab.open((small_site / "tables/table_smoke_scores.html").as_uri())
+    rows = "[...document.querySelectorAll('table.adlib tbody tr')].map(r => r.innerText.trim().split(/\\s+/).join(' '))"
+    click = "[...document.querySelectorAll('button.sort')].find(b => b.innerText.startsWith('score')).click()"
+    assert tab.run(rows) == ["a 9.5", "a", "b 10.25", "c -1", "mean 0"]
+    tab.run(click)
+    assert tab.run(rows) == ["c -1", "a 9.5", "b 10.25", "a", "mean 0"]
+    tab.run(click)
+    assert tab.run(rows) == ["b 10.25", "a 9.5", "c -1", "a", "mean 0"]
+    tab.run(click)
+    assert tab.run(rows) == ["a 9.5", "a", "b 10.25", "c -1", "mean 0"]
+
+
+COUNTS = "['n-found', 'n-false', 'recall', 'precision'].map(id => document.getElementById(id).textContent)"
+
+
+def set_threshold(tab, value):
+    tab.run(f"""(() => {{ const slider = document.getElementById("threshold"); slider.value = {value};
+        slider.dispatchEvent(new Event("input"));
+        return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))); }})()""")
+
+
+def test_moving_the_threshold_changes_what_is_counted(small_site, tab):
+    tab.open((small_site / "threshold.html").as_uri())
+    tab.wait_for("document.querySelectorAll('#cards figure').length === 4")
+    assert tab.run(COUNTS) == ["1 of 2", "1 of 2", "25.0 %", "50.0 %"]  # at 55: 60 is a false alarm, 50 is missed
+    set_threshold(tab, 50)
+    assert tab.run(COUNTS) == ["2 of 2", "1 of 2", "50.0 %", "66.7 %"]
+    set_threshold(tab, 61)
+    assert tab.run(COUNTS) == ["1 of 2", "0 of 2", "25.0 %", "100.0 %"]
+    assert tab.run("document.getElementById('threshold-value').textContent") == "6.10"
+    states = "[...document.querySelectorAll('#cards figure')].map(f => f.className)"
+    assert tab.run(states) == ["missed", "found", "passed", "passed"]
+    assert not tab.errors
+
+
+def test_the_threshold_moves_by_keyboard(small_site, tab):
+    tab.open((small_site / "threshold.html").as_uri())
+    tab.wait_for("document.querySelectorAll('#cards figure').length === 4")
+    tab.run("document.getElementById('threshold').focus()")
+    for _ in range(6):
+        tab.press("ArrowRight")
+    tab.wait_for("document.getElementById('threshold').value === '61'")
+    tab.wait_for("document.getElementById('n-false').textContent === '0 of 2'")
+
+
+def test_only_false_alarms_can_be_shown(small_site, tab):
+    tab.open((small_site / "threshold.html").as_uri())
+    tab.wait_for("document.querySelectorAll('#cards figure').length === 4")
+    tab.run("""(() => { const f = document.getElementById("filter"); f.value = "false-alarm";
+        f.dispatchEvent(new Event("change")); })()""")
+    tab.wait_for("[...document.querySelectorAll('#cards figure')].filter(f => !f.hidden).length === 1")
+
+
+# -- the whole site, where it is built --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole_site():
+    """The site that `make site` built, for `make site-test`."""
+    place = os.environ.get("ADLIB_SITE")
+    if not place:
+        pytest.skip("make site-test runs this over the whole site")
+    folder = Path(place).resolve()
+    assert (folder / "index.html").is_file(), f"{folder} holds no site: make site"
+    return folder
+
+
+def test_links_of_the_whole_site(whole_site):
+    check_links(whole_site)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_console_of_the_whole_site(whole_site, tab, width, height):
+    tab.resize(width, height, phone=width < 500)
+    check_console(tab, whole_site)
+
+
+def test_every_notebook_is_in_the_whole_site(whole_site):
+    names = {file.stem for file in (HERE / "notebooks").glob("[!.]*.ipynb")}
+    assert names == {file.stem for file in (whole_site / "notebooks").glob("*.html")}
+
+
+@pytest.mark.parametrize("category", site.THRESHOLD_CATEGORIES)
+def test_threshold_page_of_the_whole_site(whole_site, tab, category):
+    tab.open((whole_site / "threshold.html").as_uri())
+    tab.wait_for("document.querySelectorAll('#cards figure').length > 20")
+    tab.run(f"""(() => {{ const c = document.getElementById("category"); c.value = "{category}";
+        c.dispatchEvent(new Event("change")); }})()""")
+    tab.wait_for("document.querySelectorAll('#cards figure').length > 20")
+    tab.wait_for(f"adlibShown() === '{category}'")
+    counts = []
+    for value in (1, 40, 120, 255):
+        set_threshold(tab, value)
+        found, false = (int(text.split()[0]) for text in tab.run(COUNTS)[:2])
+        counts.append((found, false))
+    assert counts == sorted(counts, reverse=True)  # raising the threshold never finds more
+    assert counts[0][1] == 20  # at the first step every good image is an alarm
+    assert counts[-1] < counts[0]
+    assert not tab.errors
+
+
+# -- the parts --------------------------------------------------------------------------------------------------------
+
+
+@given(
+    hnp.arrays(np.float32, (2, 5, 5), elements=st.floats(-1e3, 1e3, width=32)),
+    st.integers(0, site.STEPS),
+)
+def test_a_quantised_map_is_thresholded_as_the_map_itself(maps, step):
+    quantised, levels = site.quantise(maps)
+    if levels[0] < levels[-1]:
+        np.testing.assert_array_equal(quantised >= step, maps.astype(np.float64) >= levels[step])
+
+
+def test_quantise_known_values():
+    quantised, levels = site.quantise(np.array([[0.0, 0.5, 254.99, 255.0]]))
+    assert quantised.tolist() == [[0, 0, 254, 255]]
+    assert levels[[0, 255]].tolist() == [0.0, 255.0]
+
+
+def test_notebooks_fall_back_to_the_committed_copy_and_say_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADLIB_ROOT", str(small_root(tmp_path / "repository")))
+    monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path / "results"))
+    executed = tmp_path / "results/notebooks/smoke"
+    executed.mkdir(parents=True)
+    lines = site.write_notebooks("smoke", tmp_path / "a")
+    assert len(lines) == 3
+    assert "00_start_here: the committed copy (there is no" in lines[0]
+
+    committed = tmp_path / "repository/notebooks/00_start_here.ipynb"
+    book = nbformat.read(committed, as_version=4)
+    book.cells[0].source += " executed"
+    nbformat.write(book, executed / "00_start_here.ipynb")
+    (executed / "10_patchcore.ipynb").write_text("{")
+    lines = site.write_notebooks("smoke", tmp_path / "b")
+    assert [line.split(":")[0] for line in lines] == ["10_patchcore", "14_ulsad"]
+    assert "damaged" in lines[0]
+    assert "executed" in nbformat.read(tmp_path / "b/00_start_here.ipynb", as_version=4).cells[0].source
+
+    next(cell for cell in book.cells if cell.cell_type == "code").source += "\n# changed since"
+    nbformat.write(book, executed / "00_start_here.ipynb")
+    assert "another version" in site.write_notebooks("smoke", tmp_path / "c")[0]
+
+
+def test_a_site_without_sphinx_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(site.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="make site"):
+        site.build()
+
+
+def test_an_unknown_profile_is_refused_before_anything_is_removed(tmp_path):
+    (tmp_path / "index.html").write_text("old")
+    pytest.importorskip("sphinx")
+    with pytest.raises(InputError, match="smok"):
+        site.build("smok", tmp_path)
+    assert (tmp_path / "index.html").read_text() == "old"
