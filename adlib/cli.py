@@ -86,6 +86,25 @@ def reproduce(options) -> int:
     return batch.reproduce(options.profile, options.data_root or "", options.cores)
 
 
+def site(options) -> int:
+    """Build the static site from results, or from the committed notebooks where there are none."""
+    from adlib import site as own
+
+    print(f"site: {own.build(options.profile, options.out)}")
+    return 0
+
+
+def student(options) -> int:
+    """Write copies of the notebooks for students: solutions taken out, self-checks kept."""
+    from adlib import teaching
+
+    written, kept = teaching.write_student_copies(options.out, options.names, options.force)
+    for file in kept:
+        print(f"left alone, it may hold somebody's work (--force replaces it): {file}", file=sys.stderr)
+    print(f"{len(written)} notebooks: {options.out}")
+    return 1 if kept else 0
+
+
 def train(options) -> int:
     """Fit a method on a folder of good images."""
     from adlib import predict, profiles, storage
@@ -224,6 +243,15 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--profile", default="smoke", help="smoke, laptop or paper")
     made.add_argument("--data-root", metavar="DIR", help="folder that holds data sets")
     made.add_argument("--cores", type=int, help="cores to use; default all")
+
+    made = command(commands, "site", site, "adlib site --profile laptop --out build/site")
+    made.add_argument("--profile", default="smoke", help="whose executed notebooks are taken: smoke, laptop or paper")
+    made.add_argument("--out", metavar="DIR", help="folder of the site; default build/site")
+
+    made = command(commands, "student", student, "adlib student course/ 10_patchcore 16_glass")
+    made.add_argument("out", metavar="DIR", help="folder for the copies")
+    made.add_argument("names", nargs="*", metavar="NOTEBOOK", help="default: all that have exercises")
+    made.add_argument("--force", action="store_true", help="replace copies that are there")
 
     made = command(commands, "train", train, "adlib train -i parts/good -o model/")
     made.add_argument("-i", "--input", required=True, metavar="GOOD_DIR", help="folder of good images, nested or not")
