@@ -7,7 +7,7 @@ from conftest import TINY
 
 from adlib import episodes, images, patches, support
 from adlib.errors import InputError
-from adlib.methods.unified import Head, Unified, yardsticks
+from adlib.methods.unified import Head, Unified, whitening, yardsticks
 
 SMALL = TINY | {"k": 2, "steps": 3, "episodes": 2, "validate_every": 3, "hidden": 8, "width": 8, "rows": 64}
 
@@ -41,10 +41,9 @@ def test_untrained_it_is_the_ratio_detector(fitted, batch):
     # The same numbers from the definition, cell by cell, in float64.
     expected = 0.0
     for feature, memory in zip(described, fitted.context, strict=True):
-        rows = fitted.prepare(patches.to_rows(feature), memory.mean, memory.level)
-        z = torch.nn.functional.normalize(rows, dim=1).double()
-        similarity, nearest = (z @ memory.rows.double().T).max(1)
-        rho = (1 - similarity).clamp(min=0) / (memory.delta.double()[nearest] + 1e-3)
+        z = (patches.to_rows(feature).double() - memory.mean.double()) @ memory.whitening.double()
+        distance, nearest = torch.cdist(z, memory.rows.double()).min(1)
+        rho = distance / z.shape[1] ** 0.5 / (memory.delta.double()[nearest] + 1e-3)
         grid = rho.log1p().view(len(feature), *feature.shape[2:])
         expected = expected + support.enlarge(grid, logits.shape[1:]) / len(described)
     expected = 2.4 * (expected - np.log(2)) - 2.0
@@ -56,9 +55,36 @@ def test_untrained_it_is_the_ratio_detector(fitted, batch):
 def test_yardsticks_by_hand():
     rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     image = torch.tensor([0, 0, 1])
-    delta = yardsticks(rows, image, rows, image, shrink=0.0)
-    torch.testing.assert_close(delta, torch.tensor([0.4, 0.2, 0.2]))
-    torch.testing.assert_close(yardsticks(rows, image, rows, image, 0.5), torch.tensor([0.3, 0.2, 0.2]))
+    # Squared distances to the third row, the only one of another image: 0.8 and 0.4; from it, the nearer: 0.4.
+    expected = (torch.tensor([0.8, 0.4, 0.4]) / 2).sqrt()
+    torch.testing.assert_close(yardsticks(rows, image, rows, image, shrink=0.0), expected)
+    shrunk = 0.5 * expected + 0.5 * expected[1]
+    torch.testing.assert_close(yardsticks(rows, image, rows, image, 0.5), shrunk)
+
+
+def test_whitening_makes_normal_differences_alike_in_all_directions():
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(5, 5, generator=generator)
+    differences = torch.randn(4000, 5, generator=generator) @ mixing
+    white = differences @ whitening(differences, 1e-5)
+    torch.testing.assert_close(white.T @ white / len(white), torch.eye(5), atol=2e-3, rtol=0)
+    # With the identity alone it is a scale: mean variance one, directions as they were.
+    scale = whitening(differences, 1.0)
+    torch.testing.assert_close(scale, scale[0, 0] * torch.eye(5))
+    assert (differences @ scale).square().mean().item() == pytest.approx(1, rel=1e-4)
+
+
+def test_scores_do_not_depend_on_scale_and_mixing_of_the_channels(fitted, batch):
+    """Directions in which normal patches vary are divided out, whatever units the backbone gives them."""
+    method = Unified(**SMALL | {"whiten": 1e-6})
+    described = method.describe(batch.images)
+    mixing = [torch.randn(f.shape[1], f.shape[1], generator=torch.Generator().manual_seed(0)) for f in described]
+    mixed = [torch.einsum("bchw,cd->bdhw", f, m) for f, m in zip(described, mixing, strict=True)]
+    with torch.no_grad():
+        plain = method.cells(described, method._remember([f[:3] for f in described]))
+        other = method.cells(mixed, method._remember([f[:3] for f in mixed]))
+    # The nearest patch before whitening, which the differences come from, may be another one.
+    assert np.corrcoef(plain[3:].flatten(), other[3:].flatten())[0, 1] > 0.9
 
 
 def test_order_of_supports_and_copies_change_nothing(fitted, batch):
@@ -154,6 +180,8 @@ def test_clustering_with_the_support(train, batch, small_table):
 def test_bad_settings_are_one_line():
     with pytest.raises(InputError, match="clustering 'kmean' is unknown"):
         Unified(**SMALL | {"clustering": "kmean"})
+    with pytest.raises(InputError, match="whiten 0"):
+        Unified(**SMALL | {"whiten": 0})
     with pytest.raises(InputError, match="n_neighbours 1"):
         Unified(**SMALL | {"n_neighbours": 1})
     with pytest.raises(InputError, match="contrastive 'simclr' is unknown"):

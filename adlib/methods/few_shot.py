@@ -55,8 +55,8 @@ IMAGE_SCORES = ("max", "top")
 
 
 @dataclass(frozen=True)
-class FewShotSettings:
-    """Settings of few-shot similarity; the scores are those of AnomalyGPT's code, the features those of a pyramid."""
+class SupportSettings:
+    """What every support-conditioned method can set."""
 
     backbone: str = "swin_tiny_patch4_window7_224.ms_in1k"
     stages: tuple[int | str, ...] = (1, 2)  # second and third stage, strides 8 and 16
@@ -67,18 +67,16 @@ class FewShotSettings:
     k: int = 4  # support images
     patch_size: int = 3  # window that features are averaged over, cells
     layer_norm: bool = True  # normalise each location over its channels: right for transformers, see adlib.support
-    centre: bool = True  # subtract the mean patch of the support
-    anchor: float = 0.0  # constant channel before patches are brought to unit length, in lengths of a usual patch
     layer_weights: tuple[float, ...] | None = None  # weight of each stage; None: equal
     rotations: tuple[int, ...] = (0,)  # degrees, multiples of 90; declare others only where any orientation is normal
-    image_score: str = "max"  # max of the enlarged map (AnomalyGPT), or top: mean of the highest 1 % of cells
-    sigma: float = 0.0  # Gaussian smoothing of the map, input pixels (AnomalyGPT: none)
+    image_score: str = "max"  # max, or top: mean of the highest 1 % of cells
+    sigma: float = 0.0  # Gaussian smoothing of the map, input pixels
     align_corners: bool = True  # corner cells on corner pixels when enlarging, as AnomalyGPT's code
     n_calibration: int = 50  # at most so many held-out normals are scored for the threshold
     batch_size: int = 8  # images a forward pass
     trained: str = ""  # file of trained weights (`save_trained`); "": none
     seed: int = 0  # choice of the support, training
-    # Training (ours: the original has none).
+    # Training.
     hidden: int = 128  # width of the projection's hidden layer
     steps: int = 2000  # optimiser steps
     episodes: int = 6  # episodes a step, of different categories
@@ -99,22 +97,38 @@ class FewShotSettings:
         choice("image_score", self.image_score, IMAGE_SCORES)
         choice("contrastive", self.contrastive, losses.CONTRASTIVE)
         check_support_settings(self)
-        if self.anchor < 0:
-            raise InputError(f"anchor {self.anchor} must not be negative")
         if self.layer_weights is not None and len(self.layer_weights) != len(self.stages):
             raise InputError(
                 f"layer_weights {self.layer_weights} must hold one number for each of stages {self.stages}"
             )
 
 
+@dataclass(frozen=True)
+class FewShotSettings(SupportSettings):
+    """Settings of few-shot similarity; the scores are those of AnomalyGPT's code, the features those of a pyramid.
+
+    The original has no training; those settings are ours.
+    """
+
+    centre: bool = True  # subtract the mean patch of the support
+    anchor: float = 0.0  # constant channel before patches are brought to unit length, in lengths of a usual patch
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.anchor < 0:
+            raise InputError(f"anchor {self.anchor} must not be negative")
+
+
 class Projection(nn.Module):
     """z = normalise(x + MLP(x)), one MLP a stage, last layer zero at the start: untrained, only the normalisation.
 
-    `scale` and `offset` turn a distance into a logit for the losses; the score itself stays the distance.
+    With `unit` false there is no normalisation. `scale` and `offset` turn a distance into a logit for the losses of
+    `FewShot`; the score itself stays the distance.
     """
 
-    def __init__(self, channels: tuple[int, ...], hidden: int, seed: int = 0):
+    def __init__(self, channels: tuple[int, ...], hidden: int, seed: int = 0, unit: bool = True):
         super().__init__()
+        self.unit = unit
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             self.mlps = nn.ModuleList(
@@ -127,8 +141,9 @@ class Projection(nn.Module):
         self.offset = nn.Parameter(torch.tensor(0.3))
 
     def forward(self, stage: int, x: torch.Tensor) -> torch.Tensor:
-        """Project rows (N, C) of a stage to unit length."""
-        return F.normalize(x + self.mlps[stage](x), dim=1)
+        """Project rows (N, C) of a stage."""
+        z = x + self.mlps[stage](x)
+        return F.normalize(z, dim=1) if self.unit else z
 
 
 class Memory(NamedTuple):

@@ -1,17 +1,22 @@
 """The unified model: one set of weights for all products; what is normal comes from the support alone.
 
-    condition  k normal images -> memory of patches, and for each row a yardstick delta: how far apart normal rows are
-    score      d = 1 - best similarity, ratio rho = d / delta, residual |z - nearest| -> small head -> a logit a cell
+    condition  k normal images -> memory of patches, and yardsticks: how far apart normal patches are, and in which
+               directions
+    score      distance to the nearest row, in yardsticks -> small head -> a logit a cell -> image logit, map, p-value
 
-The design joins the two projects that stopped half-way (see the README): the similarity of `few_shot`, and a
-projection trained by the contrastive losses of `contrastive`. The head sees residual quantities and never the patch
-itself, so it cannot memorise what training categories look like. Its last layer starts at zero and the logit carries
-the ratio as a residual, so the untrained model *is* a local-outlier-factor-like ratio detector (compare LOF, Breunig
-et al., SIGMOD 2000, and the elementwise residual of ResAD, Yao et al., NeurIPS 2024, arXiv 2410.20047).
+The design joins the two projects that stopped half-way (see the README): the comparison with a support of `few_shot`,
+and a projection trained by the contrastive losses of `contrastive`. Two yardsticks make distances of different
+products comparable. The *whitening* (ours) is of directions: the differences between each normal patch and the nearest
+one of another image have a covariance S; patches are multiplied by its inverse root, so that a step which normal
+patches make all the time counts little, and one that they never make counts much (as the Mahalanobis distance of
+PaDiM, but of differences, and so without positions). The *delta* of each row is of places: how far it is from normal
+rows of other images (compare LOF, Breunig et al., SIGMOD 2000, and PatchCore's re-weighting).
 
-Two signals make it relative. *Foreign normals*: material that is normal in one category is pasted as a defect into
-another. *Context swaps*: the same defective query is shown with a support that contains its kind of defect; then the
-target is empty. Each stage is searched on its own grid; what the head sees is brought to the grid of the first.
+The head sees residual quantities and never the patch itself, so it cannot memorise what training categories look like
+(compare ResAD, Yao et al., NeurIPS 2024, arXiv 2410.20047). Its last layer starts at zero: the untrained model *is*
+the detector of ratios. Two signals make training relative. *Foreign normals*: material that is normal in one category
+is pasted as a defect into another. *Context swaps*: the same defective query is shown with a support that contains its
+kind of defect; then the target is empty.
 """
 
 from dataclasses import dataclass
@@ -25,23 +30,24 @@ from torch import nn
 from adlib import clustering, episodes, losses
 from adlib.errors import InputError
 from adlib.images import Batch
-from adlib.methods.few_shot import FewShot, FewShotSettings, stage_contrast
+from adlib.methods.few_shot import FewShot, Projection, SupportSettings, stage_contrast
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.patches import to_rows
 from adlib.settings import choice
-from adlib.support import check_support, distinct, enlarge, jittered, rotated, top_mean
+from adlib.support import check_support, distinct, enlarge, jittered, layer_weights, rotated, top_mean
 
 LOG_2 = float(np.log(2))
 N_COPIES = 4  # changed copies of a single support image that give it a yardstick
 
 
 @dataclass(frozen=True)
-class UnifiedSettings(FewShotSettings):
-    """Settings of the unified model; those of `few_shot` and its own. The design is ours, and so are the defaults."""
+class UnifiedSettings(SupportSettings):
+    """Settings of the unified model. The design is ours, and so are the defaults."""
 
     image_score: str = "top"  # mean of the highest 1 % of cells, as a logit
     sigma: float = 4.0  # Gaussian smoothing of the map, input pixels at 224
     swap: float = 0.2  # share of episodes whose support shows the query's kind of defect
+    whiten: float = 0.02  # weight of the identity in S, in (0, 1]; 1: a scale and no directions
     n_neighbours: int = 3  # K, memory rows looked up for a patch
     shrink: float = 0.5  # delta <- (1 - shrink) delta + shrink median(delta)
     floor: float = 1e-3  # added to delta, so that rho stays finite
@@ -57,6 +63,8 @@ class UnifiedSettings(FewShotSettings):
         super().__post_init__()
         choice("norm", self.norm, ("group", "none"))
         choice("clustering", self.clustering, ("", *clustering.ALGORITHMS))
+        if not 0 < self.whiten <= 1:
+            raise InputError(f"whiten {self.whiten} must be in (0, 1]")
         if self.n_neighbours < 2 or self.floor <= 0 or not 0 <= self.shrink <= 1:
             raise InputError(
                 f"n_neighbours {self.n_neighbours} must be at least 2, floor {self.floor} positive, "
@@ -78,16 +86,18 @@ class UnifiedScores(NamedTuple):
 
 
 class ScaledMemory(NamedTuple):
-    """What a query is compared with at one stage: as `few_shot.Memory`, with the yardsticks of its rows.
+    """What a query is compared with at one stage.
 
     Attributes:
+        mean: (C,), the mean patch of the support; whitening: (C, C), see `whitening`.
+        rows: (M, C), all patches, centred, whitened and projected.
         delta: (M,), how far each row is from normal rows of other images.
         usual: (), the image logit of the support images, each judged by the others. It is the zero of all image scores
             in this context, which makes them comparable between products. The same at all stages.
     """
 
     mean: torch.Tensor
-    level: torch.Tensor
+    whitening: torch.Tensor
     rows: torch.Tensor
     delta: torch.Tensor
     usual: torch.Tensor
@@ -115,18 +125,41 @@ class Head(nn.Module):
         return self.layers(x)[:, 0]
 
 
-def yardsticks(rows, image, others, other_image, shrink: float) -> torch.Tensor:
-    """delta of each memory row: 1 - its best similarity to a row of another image, shrunk towards the median.
+def nearest_elsewhere(rows, image, others, other_image) -> torch.Tensor:
+    """Difference of each row to its nearest row of another image, (M, C).
 
     Args:
-        rows: (M, C) unit vectors, image: int64 (M,), the image each comes from.
+        rows: (M, C), image: int64 (M,), the image each comes from.
         others: (N, C), other_image: int64 (N,), where to look.
     """
-    delta = []
+    found = []
+    half = 0.5 * others.square().sum(1)  # |x - o|^2 / 2 = |x|^2 / 2 - (x.o - |o|^2 / 2)
     for block, own in zip(rows.split(1024), image.split(1024), strict=True):
-        similarity = (block @ others.T).masked_fill(own[:, None] == other_image, -1.0)
-        delta.append(1 - similarity.amax(1))
-    delta = torch.cat(delta).clamp(min=0)
+        closeness = (block @ others.T - half).masked_fill(own[:, None] == other_image, -torch.inf)
+        found.append(block - others[closeness.argmax(1)])
+    return torch.cat(found)
+
+
+def whitening(differences: torch.Tensor, identity: float) -> torch.Tensor:
+    """S^(-1/2) of the differences (M, C) between normal patches, symmetric (C, C).
+
+    S = (1 - identity) E[d d^T] + identity t I, with t the mean variance: never singular, and of the same trace. The
+    symmetric root keeps channels what they are, as far as that can be, so that one projection serves all contexts.
+    """
+    covariance = differences.T @ differences / len(differences)
+    scale = covariance.trace() / len(covariance)
+    covariance = covariance / scale.clamp(min=1e-12)
+    covariance = (1 - identity) * covariance + identity * torch.eye(len(covariance), device=covariance.device)
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * (values.clamp(min=1e-6) * scale.clamp(min=1e-12)).rsqrt() @ vectors.T
+
+
+def yardsticks(rows, image, others, other_image, shrink: float) -> torch.Tensor:
+    """delta of each memory row: its distance to the nearest row of another image, shrunk towards the median.
+
+    Distances are root mean squares over the channels. Arguments as for `nearest_elsewhere`.
+    """
+    delta = nearest_elsewhere(rows, image, others, other_image).square().mean(1).sqrt()
     return (1 - shrink) * delta + shrink * delta.median()
 
 
@@ -147,7 +180,15 @@ class Unified(FewShot):
         """Make the projection and the head."""
         s = self.settings
         channels = sum(self.channels) + 3 * len(self.channels)
-        return super().make_modules() | {"head": Head(channels, s.width, s.norm, s.seed)}
+        return {
+            "projection": Projection(self.channels, s.hidden, s.seed, unit=False),
+            "head": Head(channels, s.width, s.norm, s.seed),
+        }
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Length of a patch vector, a stage."""
+        return tuple(self.backbone.channels)
 
     # -- condition ----------------------------------------------------------------------------------------------------
 
@@ -197,19 +238,21 @@ class Unified(FewShot):
         n_images = n_images or len(described[0])
         for stage, feature in enumerate(described):
             rows, n_cells = to_rows(feature), feature.shape[2] * feature.shape[3]
-            known = self.statistics(rows)
             image = torch.arange(len(rows), device=rows.device) // n_cells % n_images
             if keep is not None:
                 rows, image = rows[keep[stage]], image[keep[stage]]
-            z = projection(stage, self.prepare(rows, *known))
+            mean = rows.mean(0)
+            others, other_image = rows, image
+            if n_images == 1:
+                others = to_rows(augmented[stage].to(rows.device))
+                other_image = torch.full((len(others),), -1, device=rows.device)
+            whiten = whitening(nearest_elsewhere(rows, image, others, other_image), self.settings.whiten)
+            z = projection(stage, (rows - mean) @ whiten)
             # A yardstick is a given of the context: no gradient stretches it.
             with torch.no_grad():
-                others, other_image = z, image
-                if n_images == 1:
-                    others = projection(stage, self.prepare(to_rows(augmented[stage].to(z.device)), *known))
-                    other_image = torch.full((len(others),), -1, device=z.device)
-                delta = yardsticks(z.detach(), image, others, other_image, self.settings.shrink)
-            context.append(ScaledMemory(*known, z, delta, torch.zeros((), device=z.device)))
+                z_others = projection(stage, (others - mean) @ whiten) if n_images == 1 else z
+                delta = yardsticks(z.detach(), image, z_others.detach(), other_image, self.settings.shrink)
+            context.append(ScaledMemory(mean, whiten, z, delta, torch.zeros((), device=z.device)))
         return context
 
     # -- score --------------------------------------------------------------------------------------------------------
@@ -218,34 +261,34 @@ class Unified(FewShot):
         """Compare patches (B, C, h, w) of a stage with a memory.
 
         Returns:
-            what the head sees (B, C + 3, h, w): sqrt(d) r, d, log(1 + rho), v1 - vK; and the projected rows (B h w, C).
+            what the head sees (B, C + 3, h, w): log(1 + |r|), log(1 + d), log(1 + rho), d_K - d, with r the difference
+            to the nearest row and d its root mean square; and the projected rows (B h w, C).
         """
         s, projection = self.settings, projection or self.projection
-        z = projection(stage, self.prepare(to_rows(query), memory.mean, memory.level))  # (N, C)
+        z = projection(stage, (to_rows(query) - memory.mean) @ memory.whitening)  # (N, C)
         k = min(s.n_neighbours, len(memory.rows))
-        values, nearest = [], []
-        for block in z.split(2048):
-            found = (block @ memory.rows.T).topk(k, dim=1)
-            values.append(found.values)
-            nearest.append(found.indices[:, 0])
-        values, nearest = torch.cat(values), torch.cat(nearest)
-        d = (1 - values[:, :1]).clamp(min=0)  # (N, 1)
-        rho = d / (memory.delta[nearest, None] + s.floor)
-        residual = (d + 1e-8).sqrt() * (z - memory.rows[nearest]).abs()
-        seen = torch.cat([residual, d, rho.log1p(), values[:, :1] - values[:, -1:]], dim=1)  # (N, C + 3)
+        half = 0.5 * memory.rows.square().sum(1)
+        nearest = [(block @ memory.rows.T - half).topk(k, dim=1).indices[:, [0, -1]] for block in z.split(2048)]
+        first, last = torch.cat(nearest).T
+        residual = (z - memory.rows[first]).abs()
+        # The root of zero has no gradient.
+        d = (residual.square().mean(1, keepdim=True) + 1e-12).sqrt()  # (N, 1)
+        spread = ((z - memory.rows[last]).square().mean(1, keepdim=True) + 1e-12).sqrt() - d
+        rho = d / (memory.delta[first, None] + s.floor)
+        seen = torch.cat([residual.log1p(), d.log1p(), rho.log1p(), spread], dim=1)  # (N, C + 3)
         return seen.view(len(query), *query.shape[2:], -1).movedim(-1, 1), z
 
     def logits(self, described, context, modules=None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """Logits of the cells (B, h, w), log(1 + rho) averaged over the stages (B, h, w), projected rows a stage."""
         s, modules = self.settings, modules or self.modules
-        size = tuple(described[0].shape[2:])
+        size, weights = tuple(described[0].shape[2:]), layer_weights(s.layer_weights, len(described))
         seen, log_ratio, projected = [], 0.0, []
         for stage, (query, memory) in enumerate(zip(described, context, strict=True)):
             found, z = self.compare(stage, query, memory, modules["projection"])
             if found.shape[2:] != size:
                 found = F.interpolate(found, size=size, mode="bilinear", align_corners=s.align_corners)
             seen.append(found)
-            log_ratio = log_ratio + found[:, -2] / len(described)
+            log_ratio = log_ratio + weights[stage] * found[:, -2]
             projected.append(z)
         head = modules["head"](torch.cat(seen, dim=1))
         return head + s.beta * (log_ratio - LOG_2) + s.bias, log_ratio, projected

@@ -1,0 +1,85 @@
+"""Contrastive learning, one change at a time: loss, temperature, positives, fusion, clustering and rule.
+
+    python benchmarks/relative_contrastive.py [--categories brick gear] [--seeds 0]
+
+The settings are those of the smoke profile. A fifth of the normals is held out of everything; damaged by
+`adlib.synthesis` it is what choices are made on (`synthetic`). The test column is there to see what such a choice was
+worth; nothing is chosen by it. Results go to results/studies/relative_contrastive.csv.
+"""
+
+import argparse
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from adlib import clustering, datasets, profiles
+from adlib.images import batches
+from adlib.methods.contrastive import Contrastive
+from adlib.paths import atomic_path, results_dir
+from adlib.synthesis import SyntheticSplit
+
+CHANGES = {
+    "as set": {},
+    "loss focal": {"loss": "focal"},
+    "loss supcon": {"loss": "supcon"},
+    "loss soft": {"loss": "soft"},
+    "FOCAL: focal, own cells": {"loss": "focal", "positives": "self"},
+    "temperature 0.05": {"temperature": 0.05},
+    "temperature 0.2": {"temperature": 0.2},
+    "one stage": {"stages": [2]},
+    "symmetric": {"symmetric": True},
+}
+RULES = ("reference", "minority", "border")
+
+
+def image_scores(method: Contrastive, embedded: list, name: str, rule: str) -> np.ndarray:
+    """Largest cell score of each image, as one clustering gives it."""
+    scores = []
+    for grid in embedded:  # (dim, h, w)
+        cells, shape = grid.flatten(1).T.numpy(), tuple(grid.shape[1:])
+        found = clustering.cluster(name, cells, rule, method.reference.numpy(), shape, seed=method.settings.seed)
+        scores.append(found.scores.max())
+    return np.array(scores)
+
+
+def study(category: str, seed: int, changes: dict) -> pd.DataFrame:
+    """Train with each change on a demo category, and score with one or, unchanged, with every clustering and rule."""
+    table = datasets.load("demo", None, category)
+    train, test = table[(table.split == "train") & (table.label == 0)], table[table.split == "test"]
+    train, judged = datasets.hold_out(train, 0.2, seed)
+    rows = []
+    for change, settings in changes.items():
+        method = Contrastive(**profiles.method_settings("smoke", "contrastive", {"seed": seed} | settings)).fit(train)
+        synthetic = SyntheticSplit(judged, number=4 * len(judged), resize=method.resize, seed=seed)
+        sets = {
+            "synthetic": ([g for b, *_ in synthetic.batches(16) for g in method.embed(b.images)], synthetic.labels),
+            "test": (
+                [g for b in batches(test.image_path, method.resize, 16) for g in method.embed(b.images)],
+                test.label,
+            ),
+        }
+        pairs = [("bank_knn", "reference"), ("kmeans", "reference")]
+        if change == "as set":
+            pairs = [(n, r) for n in clustering.ALGORITHMS for r in RULES if n != "bank_knn" or r == "reference"]
+        for name, rule in pairs:
+            row = {"category": category, "seed": seed, "change": change, "clustering": name, "rule": rule}
+            for where, (embedded, labels) in sets.items():
+                row[where] = roc_auc_score(labels, image_scores(method, embedded, name, rule))
+            rows.append(row)
+        print(pd.DataFrame(rows[-len(pairs) :]).round(3).to_string(index=False, header=False), flush=True)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--categories", nargs="*", default=["brick", "gear"])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    arguments = parser.parse_args()
+    found = [study(category, seed, CHANGES) for category in arguments.categories for seed in arguments.seeds]
+    with atomic_path(results_dir() / "studies" / "relative_contrastive.csv") as temporary:
+        pd.concat(found).to_csv(temporary, index=False, float_format="%.4f")
+
+
+if __name__ == "__main__":
+    main()
