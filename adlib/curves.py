@@ -27,30 +27,33 @@ ORACLE = "oracle (best on test)"
 def snapshot_metrics(method, table: pd.DataFrame, max_memory: float = 2.0) -> pd.DataFrame:
     """Test metrics of every snapshot, a row each: step, seconds of training until then, and `METRICS` as fractions.
 
-    The backbone is frozen, so each test image goes through it once. Afterwards the method has the weights of its last
-    snapshot whose step is the selected one, or of the last.
+    The backbone is frozen, so each test image goes through it once. Afterwards the method has its chosen weights
+    again. A method that kept no snapshots has one row, of its weights as they are.
 
     Args:
-        method: fitted with `snapshot_every`; has `history`, `use_snapshot` and `backbone`.
+        method: fitted; has `history`, `use_snapshot` and `backbone`.
         table: rows of split "test".
         max_memory: GiB of features to keep; further ones are computed again.
 
     Raises:
-        InputError: the method kept no snapshots.
+        InputError: the chosen weights are not among the snapshots.
     """
     history = method.history
-    if not history.snapshots:
+    snapshots = dict(history.snapshots) or {len(history.losses): None}
+    if history.selected_step not in snapshots:
         raise InputError(
-            "there are no snapshots to evaluate; set snapshot_every, for example to a quarter of the steps"
+            f"the chosen step {history.selected_step} is not among the snapshots {list(snapshots)}; let snapshot_every "
+            "divide the number of steps and validate_every"
         )
     rows = []
     with remembered(method.backbone, max_memory):
-        for step, states in history.snapshots:
-            method.use_snapshot(states)
+        for step, states in snapshots.items():
+            if states is not None:
+                method.use_snapshot(states)
             found = evaluation.evaluate(method, table).metrics
             rows.append({"step": step, "seconds": _seconds(history, step), **{name: found[name] for name in METRICS}})
-    states = dict(history.snapshots)
-    method.use_snapshot(states.get(history.selected_step, history.snapshots[-1][1]))
+        if len(snapshots) > 1:
+            method.use_snapshot(snapshots[history.selected_step])
     return pd.DataFrame(rows).astype(dict.fromkeys(METRICS, float))
 
 

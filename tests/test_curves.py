@@ -72,7 +72,15 @@ def test_records_give_back_curves_and_spread_over_seeds(tmp_path, monkeypatch):
     assert curves.recorded("ulsad", "laptop", tmp_path)[0].empty
 
 
-def test_a_method_without_snapshots_is_named(small_table):
-    method = SimpleNamespace(history=SimpleNamespace(snapshots=[]))
-    with pytest.raises(InputError, match="snapshot_every"):
-        curves.snapshot_metrics(method, small_table)
+def test_without_snapshots_the_curve_is_the_fitted_method(small_table):
+    method = ULSAD(**SMALL_SETTINGS["ulsad"]).fit(small_table[small_table.split == "train"])
+    test = small_table[small_table.split == "test"]
+    curve = curves.snapshot_metrics(method, test)
+    assert list(curve.step) == [2]
+    assert curve.image_auroc[0] == evaluation.evaluate(method, test).metrics["image_auroc"]
+
+
+def test_snapshots_that_miss_the_chosen_step_are_named(small_table):
+    history = SimpleNamespace(snapshots=[(2, {}), (4, {})], selected_step=5)
+    with pytest.raises(InputError, match="chosen step 5 is not among the snapshots"):
+        curves.snapshot_metrics(SimpleNamespace(history=history), small_table)
