@@ -116,16 +116,11 @@ def write_tables(folder: Path) -> None:
     """Write a page for every table below `results/tables`, with its other formats to download."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted((results_dir() / "tables").glob("*.html")):
-        text = file.read_text()
-        found = re.findall(r"<style.*?</style>|<table.*?</table>", text, re.DOTALL)
-        if not any(part.startswith("<table") for part in found):
+        title, body = table_of(file.read_text())
+        if not body:
             print(f"left out: {file} holds no table", file=sys.stderr)
             continue
-        profile, _, name = file.stem.partition("_")
-        title = f"{name} ({profile})" if profile in profiles.names() else file.stem
-        lines = [f"# {title.replace('_', ' ')}", "", "```{raw} html", '<div class="scroll">']
-        lines += [_link_records(part) for part in found]
-        lines += ["</div>", "```", ""]
+        lines = [f"# {title or file.stem.replace('_', ' ')}", "", "```{raw} html", _link_records(body), "```", ""]
         links = []
         for suffix, name in (("csv", "CSV"), ("tex", "LaTeX"), ("md", "Markdown")):
             if file.with_suffix(f".{suffix}").is_file():
@@ -134,6 +129,19 @@ def write_tables(folder: Path) -> None:
         if links:
             lines.append("The same table as " + ", ".join(links) + ".")
         (folder / f"table_{file.stem}.md").write_text("\n".join(lines))
+
+
+def table_of(page: str) -> tuple[str, str]:
+    """Return the caption and the body of a table's HTML page, the table in a box that scrolls, or empty strings."""
+    body = re.search(r"<body[^>]*>(.*)</body>", page, re.DOTALL)
+    body = body[1] if body else page
+    if "<table" not in body:
+        return "", ""
+    caption = re.search(r"\s*<caption>(.*?)</caption>", body, re.DOTALL)
+    if caption:  # becomes the heading of the page
+        body = body.replace(caption[0], "", 1)
+    body = re.sub(r"<table.*?</table>", r'<div class="scroll">\g<0></div>', body, flags=re.DOTALL)
+    return (html.unescape(caption[1].strip()) if caption else ""), body
 
 
 def _link_records(table: str) -> str:

@@ -59,11 +59,14 @@ RECORD = {
     "notebook": "notebooks/10_patchcore.ipynb",
     "created": "2026-01-01",
 }
-TABLE = """<!DOCTYPE html><html><head><style>#T1 td { color: #c00000; }</style></head><body>
-<table id="T1" class="adlib"><thead><tr><th></th><th>score</th></tr><tr><th>set</th><th></th></tr></thead><tbody>
+TABLE = """<!DOCTYPE html><html><head><style>td { color: red; }</style></head>
+<body><style>#T1 td { color: #c00000; }</style>
+<table id="T1" class="adlib"><caption>Scores &amp; more</caption>
+<thead><tr><th></th><th>score</th></tr><tr><th>set</th><th></th></tr></thead><tbody>
 <tr><th rowspan="2">a</th><td><a href="../runs/smoke/patchcore/demo-gear-seed0/record.json">9.5</a></td></tr>
 <tr><td></td></tr><tr><th>b</th><td>10.25</td></tr><tr><th>c</th><td>-1</td></tr><tr><th>mean</th><td>0</td></tr>
-</tbody></table></body></html>"""
+</tbody></table>
+<ul><li>Percent.</li></ul></body></html>"""
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +171,9 @@ def test_a_table_links_to_the_page_of_its_record(small_site):
     text = (small_site / "tables/table_smoke_scores.html").read_text()
     assert 'href="../records/smoke/patchcore/demo-gear-seed0.html"' in text
     assert "#T1 td { color: #c00000; }" in text
+    assert "td { color: red; }" not in text
+    assert "<h1>Scores &amp; more" in text
+    assert "<li>Percent.</li>" in text
 
 
 def test_record_page_shows_the_record(small_site):
