@@ -105,6 +105,29 @@ def student(options) -> int:
     return 1 if kept else 0
 
 
+def tables(options) -> int:
+    """Rebuild all tables from run records and published numbers."""
+    from pathlib import Path
+
+    from adlib import profiles, table_files
+    from adlib.paths import results_dir, root
+
+    if options.profile:
+        profiles.load(options.profile)
+    folder = Path(options.results).resolve() if options.results else results_dir()
+    chosen = [options.profile] if options.profile else table_files.profiles_at_hand(folder)
+    made = table_files.write_all(chosen, folder)
+    print(f"{len(made)} tables of {', '.join([*chosen, 'published numbers'])}: {folder / 'tables'}")
+    own = folder == root() / "results"
+    for table in made:
+        if own and table.name == "laptop_headline":
+            print("README.md:", "results renewed" if table_files.update_readme(table) else "results up to date")
+    left_out = list(dict.fromkeys(note for table in made for note in table.left_out))
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    return 1 if left_out else 0
+
+
 def train(options) -> int:
     """Fit a method on a folder of good images."""
     from adlib import predict, profiles, storage
@@ -252,6 +275,10 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("out", metavar="DIR", help="folder for the copies")
     made.add_argument("names", nargs="*", metavar="NOTEBOOK", help="default: all that have exercises")
     made.add_argument("--force", action="store_true", help="replace copies that are there")
+
+    made = command(commands, "tables", tables, "adlib tables --profile laptop")
+    made.add_argument("--profile", help="one profile; default all that have records")
+    made.add_argument("--results", metavar="DIR", help="folder that holds runs/; default results/")
 
     made = command(commands, "train", train, "adlib train -i parts/good -o model/")
     made.add_argument("-i", "--input", required=True, metavar="GOOD_DIR", help="folder of good images, nested or not")

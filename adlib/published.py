@@ -55,7 +55,8 @@ def load(folder=None) -> pd.DataFrame:
     """Read and check all published numbers.
 
     Returns:
-        one row a number with `COLUMNS` (strings, but `value` a float in the unit of the metric) and `file`.
+        one row a number with `COLUMNS` (strings, but `value` a float in the unit of the metric), `printed` (the value
+        with the digits that were printed) and `file`.
 
     Raises:
         InputError: a file cannot be read or breaks the schema; names the file and the line.
@@ -83,16 +84,16 @@ def load(folder=None) -> pd.DataFrame:
     if len(twice):
         row = twice.iloc[0]
         raise InputError(f"{row.file}: {', '.join(row[keys])} stands there twice; keep one row a number")
-    return numbers.astype({"value": float})
+    return numbers.assign(printed=numbers.value).astype({"value": float})
 
 
-def marked(value: float, evidence: str, digits: int = 1) -> str:
+def marked(printed: str, evidence: str) -> str:
     """Return a published number as tables print it: † for second-hand, ‡ for read off a figure.
 
-    >>> marked(99.0, "2nd"), marked(98.77, "code", 2)
+    >>> marked("99.0", "2nd"), marked("98.77", "code")
     ('99.0†', '98.77')
     """
-    return f"{value:.{digits}f}{MARKS.get(evidence, '')}"
+    return printed + MARKS.get(evidence, "")
 
 
 def _problem(row) -> str:

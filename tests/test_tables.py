@@ -1,0 +1,389 @@
+"""Tables: what is compared, what is marked, what is missing; and the committed ones are those of the records."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from adlib import cli, published, published_tables, ranks, table_files, tables
+from adlib.errors import InputError
+from adlib.paths import root
+
+RECORD = {
+    "parameters": {"resize": "stretch", "image_size": 256, "backbone": "tf_efficientnet_lite0"},
+    "protocol": {"resolution": "input", "image_size": 256, "selection": "none"},
+    "threshold": None,
+    "at_threshold": None,
+    "n_images": {"train": 10, "test_normal": 3, "test_anomalous": 3},
+    "timing": {"fit_s": 1.0, "score_ms_per_image": 2.0},
+    "peak_memory_mib": 3.0,
+    "device": "",
+    "versions": {},
+    "git_commit": None,
+    "table_hash": "a",
+    "content_hash": "b",
+    "notebook": "",
+    "created": "",
+}
+LABELS, SCORES = [0, 0, 0, 1, 1, 1], [1, 2, 3, 2, 4, 5]  # 7 of 9 pairs and a tie: AUROC 7.5 / 9
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return a function that writes one run: record and scores whose image AUROC is `auroc` (default 7.5 / 9)."""
+
+    def run(method, dataset="mvtec_ad", category="screw", seed=0, profile="laptop", **changes):
+        record = json.loads(json.dumps(RECORD)) | {"method": method, "dataset": dataset, "category": category}
+        metrics = {"image_auroc": 7.5 / 9, "pixel_auroc": 0.9, "aupro_30": 0.8, "aupro_05": None}
+        metrics = dict.fromkeys(tables.METRICS) | metrics | changes.pop("metrics", {})
+        record |= {"seed": seed, "profile": profile, "metrics": metrics}
+        for key in ("parameters", "protocol"):
+            record[key] |= changes.pop(key, {})
+        folder = tmp_path / "runs" / profile / method / f"{dataset}-{category}-seed{seed}"
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(json.dumps(record | changes))
+        names = [f"{i}.png" for i in range(6)]
+        scores = pd.DataFrame({"image_path": names, "label": LABELS, "score": SCORES})
+        scores.to_csv(folder / "scores.csv", index=False)
+        return folder
+
+    return run
+
+
+def table_of(folder, name):
+    return next(table for table in table_files.build("laptop", folder) if table.name == name)
+
+
+# -- what is compared -------------------------------------------------------------------------------------------------
+
+
+def test_mean_deviation_and_links_over_seeds(write, tmp_path):
+    for seed, value in enumerate((0.8, 0.9)):
+        write("patchcore", seed=seed, metrics={"pixel_auroc": value})
+    table = table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc")
+    assert table.text.loc["screw", "patchcore"] == "85.00 ± 7.07"  # sd with n - 1
+    assert table.data.iloc[0][["mean", "sd", "seeds"]].tolist() == [85.0, 7.07, "0 1"]
+    runs = table.runs.loc["screw", "patchcore"]
+    assert runs == [f"laptop/patchcore/mvtec_ad-screw-seed{seed}" for seed in (0, 1)]
+    page = table_files.html(table)
+    assert all(f'<a href="../runs/{run}/record.json">' in page for run in runs)
+
+
+def test_means_are_over_categories_and_have_no_gaps(write, tmp_path):
+    """Carpet and tile are textures, screw is an object: the mean of all is not the mean of the group means."""
+    for category, value in (("carpet", 0.9), ("tile", 0.8), ("screw", 0.4)):
+        write("patchcore", category=category, metrics={"pixel_auroc": value})
+    write("dfr", category="carpet")
+    table = table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc")
+    text = table.text
+    assert list(text.index) == [
+        *("carpet", "screw", "tile"),
+        *("mean of textures (2 of 5)", "mean of objects (1 of 10)", "mean of all (3 of 15)"),
+    ]
+    assert text.patchcore.tolist()[3:] == ["85.00", "40.00", "70.00"]  # (85 + 40) / 2 would be 62.5
+    assert text.dfr.tolist() == ["90.00", "–", "–", "–", "–", "–"]  # no mean over other categories than the neighbour's
+    assert any(note.startswith("No record at all: bottle, cable") for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "column"),
+    [
+        ({"protocol": {"image_size": 224}}, "dfr (224 px)"),
+        ({"parameters": {"resize": "short_side"}}, "dfr (short_side)"),
+        ({"protocol": {"resolution": "original"}}, "dfr (original)"),
+        ({"protocol": {"selection": "oracle"}}, "dfr (oracle: step chosen on the test set)"),
+        ({"protocol": {"selection": "synthetic"}}, "dfr"),  # never looks at test images
+    ],
+)
+def test_another_protocol_gets_its_own_column(write, tmp_path, changes, column):
+    write("patchcore", metrics={"pixel_auroc": 0.7})
+    write("padim", metrics={"pixel_auroc": 0.8})
+    write("dfr", metrics={"pixel_auroc": 0.95}, **changes)
+    table = table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc")
+    assert list(table.text.columns) == ["patchcore", "padim", column]
+    assert table.ranks.loc["screw", column] == (0 if "oracle" in column else 1)
+
+
+def test_selections_of_one_method_are_never_averaged(write, tmp_path):
+    write("glass", seed=0, protocol={"selection": "last"})
+    write("glass", seed=1, protocol={"selection": "synthetic"})
+    table = table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc")
+    assert list(table.text.columns) == ["glass (step: last)", "glass (step: synthetic)"]
+
+
+def test_shots_are_part_of_the_column(write, tmp_path):
+    write("few_shot", parameters={"k": 1})
+    write("few_shot", seed=1, parameters={"k": 4})
+    table = table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc")
+    assert list(table.text.columns) == ["few_shot (1 shots)", "few_shot (4 shots)"]
+
+
+def test_records_of_other_images_are_left_out_and_named(write, tmp_path):
+    write("patchcore")
+    write("padim")
+    write("dfr", table_hash="other")
+    table = table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc")
+    assert list(table.text.columns) == ["patchcore", "padim"]
+    assert "laptop/dfr/mvtec_ad-screw-seed0 was made on other images" in table.left_out[0]
+
+
+def test_a_damaged_record_leaves_a_mark(write, tmp_path, capsys):
+    write("patchcore")
+    (write("dfr") / "record.json").write_text("{")
+    (write("glass", category="grid") / "record.json").write_text("[]")
+    table = table_of(tmp_path, "laptop_mvtec_ad_image_auroc")
+    assert table.text.loc["screw", "dfr"] == table.text.loc["grid", "glass"] == "×"
+    assert table.text.loc["grid", "patchcore"] == "–"
+    assert [line.split(" is damaged")[0] for line in table.left_out] == [
+        "runs/laptop/dfr/mvtec_ad-screw-seed0/record.json",
+        "runs/laptop/glass/mvtec_ad-grid-seed0/record.json",
+    ]
+    assert cli.main(["tables", "--profile", "laptop", "--results", str(tmp_path)]) == 1
+    assert "left out: runs/laptop/dfr/mvtec_ad-screw-seed0/record.json is damaged" in capsys.readouterr().err
+    for suffix in ("md", "html", "tex"):
+        text = (tmp_path / f"tables/laptop_mvtec_ad_image_auroc.{suffix}").read_text()
+        assert "×" in text.replace(r"$\times$", "×")
+        assert str(tmp_path) not in text
+
+
+def test_ranks_are_shared_by_equal_values():
+    values = pd.DataFrame({"a": [90.001], "b": [90.004], "c": [80.0], "d": [np.nan], "e": [70.0], "f": [95.0]})
+    values = values.rename(columns={"f": "f (oracle: step chosen on the test set)"})
+    assert tables.rank(values).iloc[0].tolist() == [1, 1, 3, 0, 0, 0]  # rank 3: two share rank 1
+
+
+# -- intervals --------------------------------------------------------------------------------------------------------
+
+
+def test_pair_wins_are_the_auroc_of_every_resample():
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(0, 2, 40), rng.integers(0, 6, 40).astype(float)  # many ties
+    wins = tables.pair_wins(labels, scores)
+    assert wins.mean() == pytest.approx(roc_auc_score(labels, scores))
+    chosen = rng.choice(40, 40)
+    times = np.bincount(chosen, minlength=40)
+    bad, good = times[labels == 1], times[labels == 0]
+    weighted = bad @ wins @ good / bad.sum() / good.sum()
+    assert weighted == pytest.approx(roc_auc_score(labels[chosen], scores[chosen]))
+
+
+def test_interval_comes_from_the_scores_and_scores_must_fit_the_record(write, tmp_path):
+    write("patchcore")
+    broken, wrong = write("dfr"), write("glass")
+    (broken / "scores.csv").unlink()
+    pd.read_csv(wrong / "scores.csv").assign(score=1.0).to_csv(wrong / "scores.csv", index=False)
+    headline = table_of(tmp_path, "laptop_headline")
+    interval = headline.text.set_index("method")["95 % interval"]
+    low, high = map(float, interval["patchcore"].split(" to "))
+    assert low < 100 * 7.5 / 9 < high <= 100
+    assert interval["dfr"] == interval["glass"] == ""
+    assert any("dfr/mvtec_ad-screw-seed0/scores.csv: it is missing" in line for line in headline.left_out)
+    assert any("glass" in line and "do not give the image AUROC" in line for line in headline.left_out)
+
+
+# -- what is missing --------------------------------------------------------------------------------------------------
+
+
+def test_coverage_counts_what_is_missing(write, tmp_path):
+    write("patchcore")
+    write("patchcore", seed=1)
+    table = table_of(tmp_path, "laptop_coverage")
+    assert table.text.loc["mvtec_ad", "patchcore"] == "1 of 15, 2 seeds"
+    assert table.text.loc["visa", "patchcore"] == table.text.loc["mvtec_ad", "glass"] == "–"
+    line = table.data[(table.data.dataset == "mvtec_ad") & (table.data.method == "patchcore")].iloc[0]
+    assert len(line.missing.split()) == 14
+    empty = table_files.build("laptop", write("dfr", profile="smoke").parents[3].parent)
+    assert {*tables.PAPER_DATASETS, "elpv"} <= set(empty[0].text.index)
+
+
+def test_missing_names_expected_runs():
+    present = pd.DataFrame(
+        [{"profile": "p", "method": "a", "dataset": "d", "category": "x", "seed": s} for s in (0, 1)]
+    )
+    expected = [{"profile": "p", "method": "a", "dataset": "d", "category": "x", "seed": s} for s in (0, 1, 2)]
+    assert tables.missing(present, expected) == ["p/a/d/x/2"]
+    assert len(tables.missing(pd.DataFrame(), expected)) == 3
+
+
+def test_no_such_folder_or_profile_is_one_line(tmp_path, capsys):
+    assert cli.main(["tables", "--results", str(tmp_path / "none"), "--profile", "laptop"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert cli.main(["tables", "--profile", "latpop"]) == 2
+    assert "did you mean 'laptop'" in capsys.readouterr().err
+
+
+def test_logical_and_structural_apart(write, tmp_path):
+    kinds = {kind: {"image_auroc": v, "spro_05": v / 2} for kind, v in (("logical", 0.6), ("structural", 0.8))}
+    write("ulsad", "mvtec_loco", "pushpins", by_kind=kinds | {"mean": {"image_auroc": 0.7, "spro_05": None}})
+    text = table_of(tmp_path, "laptop_logical_structural").text.iloc[0]
+    assert text["image AUROC, logical"] == "60.00"
+    assert text["sPRO@0.05, structural"] == "40.00"
+    assert text["sPRO@0.05, mean"] == ""
+
+
+# -- published beside measured ----------------------------------------------------------------------------------------
+
+
+def test_gap_and_known_differences_come_from_facts(write, tmp_path):
+    write("patchcore", metrics={"pixel_auroc": 0.9})
+    same = {"backbone": "wide_resnet50_2.tv_in1k"}
+    full = {"train": 320, "test_normal": 41, "test_anomalous": 119}
+    write("patchcore", seed=1, profile="paper", parameters=same, protocol={"image_size": 224}, n_images=full)
+    line = table_of(tmp_path, "laptop_beside_published").text.set_index("metric").loc["pixel AUROC"]
+    assert line.published == "99.52"
+    assert line.gap == "-9.52"
+    assert line["known differences"] == (
+        "backbone tf_efficientnet_lite0, not WideResNet50-2; 256 px, not 224 px; 10 of 320 training images; "
+        "6 of 160 test images"
+    )
+    paper = next(t for t in table_files.build("paper", tmp_path) if t.name == "paper_beside_published")
+    assert paper.text.iloc[0]["known differences"] == "none known: the gap is unexplained"
+
+
+def test_a_full_data_set_is_held_against_the_published_mean(write, tmp_path):
+    for i, category in enumerate(("01", "02", "03")):
+        write("patchcore", "btad", category, metrics={"pixel_auroc": 0.9 + i / 100})
+    cells = tables.make_cells(tables.read("laptop", tmp_path))
+    mean = next(c for c in published_tables._full_means(cells) if c.metric == "pixel_auroc")
+    assert (mean.category, round(mean.mean, 6)) == ("mean", 91.0)
+
+
+def test_published_tables_mark_second_hand_numbers_and_leave_out_unverified_ones():
+    table = published_tables.by_category("mvtec_ad", "image_auroc")
+    assert table.text.loc["pill", "PatchCore-1%"] == "97.0†"
+    assert table.text.loc["pill", "PatchCore-1% (tiskw)"] == "94.5‡"
+    assert table.text.loc["pill", "PatchCore-10% (official code)"] == "96.67"
+    few = published_tables.means(few_shot=True).text
+    assert "AnomalyGPT 4-shot" in set(few.method)
+    assert "AnomalyGPT 2-shot" not in set(few[few["image AUROC"] == "95.5†"].method)
+    assert (published.load().evidence == "unv").any()
+
+
+# -- ranks ------------------------------------------------------------------------------------------------------------
+
+
+def test_average_ranks_by_hand():
+    table = pd.DataFrame({"a": [3, 3, 2.0], "b": [2, 2, 2.0], "c": [1, 1, 1.0]})
+    found = ranks.average_ranks(table)
+    assert found.average.to_dict() == pytest.approx({"a": 3.5 / 3, "b": 5.5 / 3, "c": 3})
+    assert not found.enough
+    assert "decides nothing" in str(found)
+
+
+def test_critical_distance_is_demsars():
+    """Table 5 of Demšar 2006: q_0.05 is 1.960 for 2 classifiers, 2.343 for 3, 2.728 for 5, 3.164 for 10."""
+    for k, q in ((2, 1.960), (3, 2.343), (5, 2.728), (10, 3.164)):
+        expected = q * np.sqrt(k * (k + 1) / 6 / 20)
+        assert ranks.critical_distance(k, 20) == pytest.approx(expected, abs=1e-3)
+
+
+def test_complete_block_leaves_out_what_has_gaps():
+    nan = np.nan
+    table = pd.DataFrame({"a": [1, 2, 3, 4], "b": [1, 2, nan, nan], "c": [1, nan, 3, nan]}, index=list("wxyz"))
+    block = ranks.complete_block(table)
+    assert block.size == 4
+    assert list(block.columns) in (["a", "b"], ["a", "c"])
+    assert ranks.complete_block(table[["a"]]).empty
+    with pytest.raises(InputError, match="gaps"):
+        ranks.average_ranks(table)
+
+
+def test_critical_difference_diagram_joins_what_is_too_close():
+    average = np.array([1.0, 1.5, 2.2, 4.0])
+    assert ranks._groups(average, 1.3) == [(1.0, 2.2)]
+    assert ranks._groups(average, 0.8) == [(1.0, 1.5), (1.5, 2.2)]
+    assert ranks._groups(average, 0.1) == []
+    figure = ranks.plot(ranks.average_ranks(pd.DataFrame({"a": [3, 2.0], "b": [2, 1.0]})))
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert any("a  1.00" in text for text in texts)
+    assert any("b" in text and "2.00" in text for text in texts)
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_four_forms_of_one_table(write, tmp_path):
+    write("patchcore", metrics={"pixel_auroc": 0.9})
+    write("dfr", metrics={"pixel_auroc": 0.8})
+    files = table_files.write(table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc"), tmp_path)
+    assert [file.suffix for file in files] == [".csv", ".md", ".html", ".tex"]
+    assert pd.read_csv(files[0])["mean"].tolist() == [90.0, 80.0]
+    text = files[1].read_text()
+    run = "../runs/laptop/patchcore/mvtec_ad-screw-seed0/record.json"
+    assert f"| screw | **[90.00]({run})** |" in text
+    assert (files[1].parent / run).resolve().is_file()
+    assert r"\bfseries 90.00" in files[3].read_text()
+    before = [file.read_bytes() for file in files]
+    table_files.write(table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc"), tmp_path)
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_readme_block_is_replaced_and_nothing_else(write, tmp_path):
+    write("patchcore")
+    headline, readme = table_of(tmp_path, "laptop_headline"), tmp_path / "README.md"
+    readme.write_text("before\n\n<!-- results -->\nstale text\n<!-- /results -->\n\nafter\n")
+    assert table_files.update_readme(headline, readme)
+    text = readme.read_text()
+    assert text.startswith("before\n\n<!-- results -->\n\n| data | method |")
+    assert text.endswith("<!-- /results -->\n\nafter\n")
+    assert "stale text" not in text
+    assert "results/runs/laptop/patchcore/mvtec_ad-screw-seed0/record.json" in text
+    assert not table_files.update_readme(headline, readme)
+    readme.write_text("nothing")
+    with pytest.raises(InputError, match="expected the lines"):
+        table_files.update_readme(headline, readme)
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
+    """A results folder with the committed records only, and the tables made from them."""
+    folder = tmp_path_factory.mktemp("results")
+    listed = subprocess.run(
+        ["git", "ls-files", "results/runs"], cwd=root(), capture_output=True, text=True, check=False
+    )
+    names = listed.stdout.split()
+    if listed.returncode or not names:
+        pytest.skip("not a git checkout with committed records")
+    for name in names:
+        target = folder / Path(name).relative_to("results")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root() / name, target)
+    table_files.write_all(results=folder)
+    return folder / "tables"
+
+
+def test_the_committed_tables_are_those_of_the_committed_records(committed):
+    """Where this fails: `adlib tables` and commit what it writes."""
+    own = root() / "results/tables"
+    names = {f.name for f in committed.iterdir()}
+    stale = [
+        name
+        for name in sorted(names)
+        if not (own / name).is_file() or (own / name).read_bytes() != (committed / name).read_bytes()
+    ]
+    assert not stale, "run `adlib tables`"
+    kept = {f.name for f in own.glob("laptop_*")} | {f.name for f in own.glob("published_*")}
+    assert kept <= names, "tables that no record makes"
+
+
+def test_the_readme_shows_the_committed_headline(committed, tmp_path):
+    readme = tmp_path / "README.md"
+    shutil.copy(root() / "README.md", readme)
+    headline = next(t for t in table_files.build("laptop", committed.parent) if t.name == "laptop_headline")
+    assert not table_files.update_readme(headline, readme), "run `adlib tables`"
+
+
+def test_latex_compiles(committed):
+    program = shutil.which("pdflatex") or shutil.which("tectonic")
+    if program is None:
+        pytest.skip("neither pdflatex nor tectonic is installed")
+    for name in ("laptop_all.tex", "published_all.tex"):
+        options = ["-interaction=nonstopmode", "-halt-on-error"] if program.endswith("pdflatex") else []
+        done = subprocess.run([program, *options, name], cwd=committed, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-1500:]
+        assert (committed / name).with_suffix(".pdf").stat().st_size > 10_000
