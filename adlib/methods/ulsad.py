@@ -274,16 +274,15 @@ class ULSAD:
             progress="ulsad",
             **train_options(s),
         )
-        self._score_held_out()
+        self.calibrate()
         return self
 
     def use_snapshot(self, states: dict) -> None:
         """Put the weights of `history.snapshots` in place and calibrate again on the held-out normals."""
-        if not hasattr(self, "_held_out"):
-            raise InputError("use_snapshot needs the held-out images of fit; they are not saved with a model")
+        self._check_held_out()
         self.reconstruction_net.load_state_dict(states["reconstruction"])
         self.global_net.load_state_dict(states["global"])
-        self._score_held_out()
+        self.calibrate()
 
     def _features(self, image_paths) -> tuple[np.ndarray, np.ndarray]:
         """Raw pooled features (N, h, w, C) float32 and the images (N, H, W, 3) uint8, each computed once."""
@@ -324,10 +323,18 @@ class ULSAD:
         for net in (self.reconstruction_net, self.global_net):
             net.to(self.device, memory_format=torch.channels_last).eval()
 
-    def _score_held_out(self) -> None:
-        """Calibrate, then score the held-out normal images for a threshold."""
+    def calibrate(self) -> None:
+        """Fit covariance, levels and quantiles to the weights as they are, and score the held-out normals.
+
+        `fit` ends with this. Call it again after a change of the settings that only concern the maps.
+        """
+        self._check_held_out()
         self.normal_scores, maps = self._combine(self._calibrate(*self._held_out))
         self.normal_map_maxima = maps.max(axis=(1, 2))
+
+    def _check_held_out(self) -> None:
+        if not hasattr(self, "_held_out"):
+            raise InputError("calibration needs the held-out images of fit; they are not saved with a model")
 
     def _calibrate(self, features: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Fit what turns residuals into maps to the weights as they are; return the raw maps of these normal images.
