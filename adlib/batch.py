@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nbformat
 
-from adlib import datasets, methods, profiles, runs
+from adlib import datasets, methods, profiles, runs, teaching
 from adlib.errors import InputError, suggest
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import build
@@ -186,6 +186,7 @@ def refresh(name: str) -> Path:
         for cell in book.cells:
             for key in ("papermill", "execution"):
                 cell.metadata.pop(key, None)
+        teaching.fold_solutions(book)
         kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
         book.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
         nbformat.write(book, temporary)

@@ -11,7 +11,6 @@ from pathlib import Path
 import nbformat
 import numpy as np
 
-from adlib import batch
 from adlib.errors import InputError
 from adlib.paths import atomic_path, root
 
@@ -112,10 +111,12 @@ def write_student_copies(out, names=(), force: bool = False) -> tuple[list[Path]
     Returns:
         the files written, and those left alone.
     """
+    from adlib.batch import notebook_path  # batch folds solutions by this module
+
     out = Path(out)
     if out.resolve() == (root() / "notebooks").resolve():
         raise InputError(f"{out} holds the solved notebooks; give another folder for the student copies")
-    files = [batch.notebook_path(name) for name in names] or sorted((root() / "notebooks").glob("[!.]*.ipynb"))
+    files = [notebook_path(name) for name in names] or sorted((root() / "notebooks").glob("[!.]*.ipynb"))
     written, kept = [], []
     for file in files:
         book = nbformat.read(file, as_version=4)
