@@ -7,11 +7,14 @@ are two kinds of cell at all. k-means cuts a clean image in two as readily as a 
 every clean image would raise an alarm.
 """
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from sklearn import cluster as sk
 from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
@@ -120,6 +123,48 @@ def gate_from_normals(separations, share: float = 0.95) -> float:
     if not len(separations):
         raise InputError("the gate needs the separation of at least one held-out normal image")
     return float(np.quantile(separations, share))
+
+
+def compare(
+    grids, labels, reference: np.ndarray, masks=None, names=None, rules=RULES[:3], seed: int = 0
+) -> pd.DataFrame:
+    """Score images by several algorithms (all by default) and rules, on features that stay the same.
+
+    Args:
+        grids: (N, d, h, w), cells of each image; labels: (N,), 1 for anomalous images.
+        reference: (m, d) cells of normal images.
+        masks: bool (h, w) an image, or None where there is none; only for the column `wrong side`.
+
+    Returns:
+        one row an algorithm and rule: image AUROC of the largest cell score; wrong side: share of masked images where
+        the cluster called anomalous overlaps the mask less than the other one; clusters, noise (means), separation
+        (median); ms an image.
+    """
+    rows, shape = [], tuple(grids.shape[2:])
+    cells = [np.asarray(grid).reshape(len(grid), -1).T for grid in grids]  # (h w, d) an image
+    for name in names or ALGORITHMS:
+        for rule in rules:
+            started = time.perf_counter()
+            found = [cluster(name, x, rule, reference, shape, seed=seed) for x in cells]
+            seconds = (time.perf_counter() - started) / len(grids)
+            wrong = [
+                f.anomalous[mask.ravel()].mean() < f.anomalous[~mask.ravel()].mean()
+                for f, mask in zip(found, masks or [None] * len(found), strict=True)
+                if mask is not None and mask.any() and not mask.all() and f.anomalous.any()
+            ]
+            rows.append(
+                {
+                    "clustering": name,
+                    "rule": rule,
+                    "image AUROC": roc_auc_score(labels, [f.scores.max() for f in found]),
+                    "wrong side": np.mean(wrong) if wrong else np.nan,
+                    "clusters": np.mean([f.n_clusters for f in found]),
+                    "noise": np.mean([f.noise for f in found]),
+                    "separation": np.median([f.separation for f in found]),
+                    "ms an image": 1e3 * seconds,
+                }
+            )
+    return pd.DataFrame(rows).set_index(["clustering", "rule"])
 
 
 # -- algorithms: (unit cells (n, d), reference or None, seed, ...) -> labels (n,), own scores or None

@@ -9,9 +9,8 @@ worth; nothing is chosen by it. Results go to results/studies/relative_contrasti
 
 import argparse
 
-import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
+import torch
 
 from adlib import clustering, datasets, profiles
 from adlib.images import batches
@@ -30,17 +29,6 @@ CHANGES = {
     "one stage": {"stages": [2]},
     "symmetric": {"symmetric": True},
 }
-RULES = ("reference", "minority", "border")
-
-
-def image_scores(method: Contrastive, embedded: list, name: str, rule: str) -> np.ndarray:
-    """Largest cell score of each image, as one clustering gives it."""
-    scores = []
-    for grid in embedded:  # (dim, h, w)
-        cells, shape = grid.flatten(1).T.numpy(), tuple(grid.shape[1:])
-        found = clustering.cluster(name, cells, rule, method.reference.numpy(), shape, seed=method.settings.seed)
-        scores.append(found.scores.max())
-    return np.array(scores)
 
 
 def study(category: str, seed: int, changes: dict) -> pd.DataFrame:
@@ -53,22 +41,22 @@ def study(category: str, seed: int, changes: dict) -> pd.DataFrame:
         method = Contrastive(**profiles.method_settings("smoke", "contrastive", {"seed": seed} | settings)).fit(train)
         synthetic = SyntheticSplit(judged, number=4 * len(judged), resize=method.resize, seed=seed)
         sets = {
-            "synthetic": ([g for b, *_ in synthetic.batches(16) for g in method.embed(b.images)], synthetic.labels),
+            "synthetic": (torch.cat([method.embed(b.images) for b, *_ in synthetic.batches(16)]), synthetic.labels),
             "test": (
-                [g for b in batches(test.image_path, method.resize, 16) for g in method.embed(b.images)],
+                torch.cat([method.embed(b.images) for b in batches(test.image_path, method.resize, 16)]),
                 test.label,
             ),
         }
-        pairs = [("bank_knn", "reference"), ("kmeans", "reference")]
-        if change == "as set":
-            pairs = [(n, r) for n in clustering.ALGORITHMS for r in RULES if n != "bank_knn" or r == "reference"]
-        for name, rule in pairs:
-            row = {"category": category, "seed": seed, "change": change, "clustering": name, "rule": rule}
-            for where, (embedded, labels) in sets.items():
-                row[where] = roc_auc_score(labels, image_scores(method, embedded, name, rule))
-            rows.append(row)
-        print(pd.DataFrame(rows[-len(pairs) :]).round(3).to_string(index=False, header=False), flush=True)
-    return pd.DataFrame(rows)
+        options = {"reference": method.reference.numpy(), "seed": seed}
+        if change != "as set":
+            options |= {"names": ("bank_knn", "kmeans"), "rules": ("reference",)}
+        found = {
+            where: clustering.compare(grids, labels, **options)["image AUROC"]
+            for where, (grids, labels) in sets.items()
+        }
+        rows.append(pd.DataFrame(found).reset_index().assign(category=category, seed=seed, change=change))
+        print(rows[-1].round(3).to_string(index=False, header=False), flush=True)
+    return pd.concat(rows)
 
 
 def main() -> None:

@@ -114,3 +114,19 @@ def test_support_rule_needs_no_size():
     assert not clean.anomalous.any()
     with pytest.raises(InputError, match="needs known_normal"):
         clustering.cluster("kmeans", x, "support")
+
+
+def test_comparison_of_algorithms_and_rules():
+    """Six images of 12 x 12 cells, half of them with a defect of 25 cells: every algorithm tells them apart."""
+    images = [cells(25 if i % 2 else 0, seed=i) for i in range(6)]
+    grids = np.stack([x.T.reshape(-1, *GRID) for x, _ in images])
+    masks = [truth.reshape(GRID) for _, truth in images]
+    labels = [i % 2 for i in range(6)]
+    found = clustering.compare(grids, labels, REFERENCE, masks, names=("agglomerative", "bank_knn"))
+    assert list(found.index) == [(n, r) for n in ("agglomerative", "bank_knn") for r in clustering.RULES[:3]]
+    assert (found["image AUROC"].loc[:, "reference"] == 1).all()
+    assert (found["wrong side"].loc[:, "reference"] == 0).all()
+    large = np.stack([cells(90, seed=i)[0].T.reshape(-1, *GRID) for i in range(2)])
+    masks = [cells(90)[1].reshape(GRID)] * 2
+    missed = clustering.compare(large, [0, 1], REFERENCE, masks, names=("kmeans",), rules=("minority",))
+    assert missed["wrong side"].iloc[0] == 1
