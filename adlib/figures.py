@@ -266,7 +266,7 @@ def learning_curves(found: dict, title: str = ""):
     figure, axes = plt.subplots(1, len(found), figsize=(4.2 * len(found), 2.8), squeeze=False, sharey=True)
     for axis, (label, curve) in zip(axes[0], found.items(), strict=True):
         curve = pd.DataFrame(curve)
-        names = [name for name in curve if name.endswith(("auroc", "score")) and curve[name].notna().any()]
+        names = [n for n in curve if any(part in n for part in ("auroc", "aupro", "score")) and curve[n].notna().any()]
         for name, marker in zip(names, "osD^v<>", strict=False):
             axis.plot(curve.step, 100 * curve[name].astype(float), marker=marker, markersize=4, label=name)
         axis.set(title=label, xlabel="step", ylabel="percent")
@@ -305,3 +305,31 @@ def auroc_by_defect(scores: pd.DataFrame) -> pd.Series:
     kinds = sorted(scores.defect[scores.label == 1].unique())
     both = {kind: pd.concat([normal, scores[scores.defect == kind]]) for kind in kinds}
     return pd.Series({kind: sklearn.metrics.roc_auc_score(b.label, b.score) for kind, b in both.items()})
+
+
+def panels(
+    table: pd.DataFrame, by: str, draw, columns: int = 4, size: tuple[float, float] = (2.4, 2.1), title: str = ""
+):
+    """One panel for each value of the column `by`, in order of appearance, with one legend for all.
+
+    Args:
+        draw: function (axis, rows of the panel) that draws with a legend, as seaborn's axis functions do.
+        size: width and height of a panel in inches.
+    """
+    groups = list(table.groupby(by, sort=False))
+    columns = min(columns, len(groups))
+    rows = -(-len(groups) // columns)
+    shape = (size[0] * columns + 1.2, size[1] * rows + 0.2)
+    figure, axes = plt.subplots(rows, columns, figsize=shape, sharey=True, squeeze=False)
+    for axis in axes.flat[len(groups) :]:
+        axis.set_axis_off()
+    for axis, (name, group) in zip(axes.flat, groups, strict=False):
+        draw(axis, group)
+        axis.set_title(name)
+        handles = axis.get_legend_handles_labels()
+        if axis.get_legend():
+            axis.get_legend().remove()
+    figure.legend(*handles, loc="outside right upper", frameon=False)
+    if title:
+        figure.suptitle(title)
+    return figure

@@ -60,7 +60,7 @@ class Study:
         seed = {"seed": self.seed} if "seed" in get(method).Settings.__dataclass_fields__ else {}
         return profiles.method_settings(self.profile, method, seed | changes)
 
-    def measure(self, method, test: pd.DataFrame | None = None, **columns) -> evaluation.Evaluation:
+    def measure(self, method, test: pd.DataFrame | None = None, /, **columns) -> evaluation.Evaluation:
         """Evaluate a fitted method on the test rows and keep one row: `columns`, metrics, milliseconds an image."""
         test = self.test if test is None else test
         result = evaluation.evaluate(method, test)

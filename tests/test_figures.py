@@ -100,6 +100,14 @@ def test_compare_maps_shows_truth_and_leaves_a_missing_run_grey(maps):
     assert len(axes[3, 1].images) == 1
 
 
+def test_panels_share_one_legend_and_keep_the_order_of_appearance():
+    table = pd.DataFrame({"kind": list("bbaac"), "x": [0, 1, 0, 1, 0], "y": range(5)})
+    figure = figures.panels(table, "kind", lambda axis, rows: axis.plot(rows.x, rows.y, label="line"), columns=2)
+    assert [axis.get_title() for axis in figure.axes] == ["b", "a", "c", ""]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["line"]
+    assert [len(axis.lines) for axis in figure.axes] == [1, 1, 1, 0]
+
+
 def test_a_figure_is_written_as_picture_and_as_vectors_with_the_same_bytes(tmp_path, monkeypatch, scores):
     monkeypatch.setenv("ADLIB_FIGURES", str(tmp_path))
     written = []
