@@ -17,7 +17,6 @@ D it is multiplied by sqrt(1536 / D), so that its length stays the same.
 
 import copy
 import functools
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from adlib.methods import Scores, check_training_table, glass_judge
 from adlib.methods.glass_step import Network
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.methods.reconstruction import allocate
-from adlib.paths import atomic_path, data_dir
+from adlib.paths import data_dir
 from adlib.settings import as_dict, build, choice
 from adlib.support import check_fingerprint
 
@@ -177,7 +176,7 @@ class Glass:
             table, validation = datasets.hold_out(table, share, s.seed)
             table.attrs.update(attributes)
         if s.checkpoint:
-            self._check_checkpoint(Path(s.checkpoint))
+            training.check_checkpoint(s.checkpoint, as_dict(s) | {"backbone weights": self.backbone.fingerprint})
         self.prepare(table)
         averaged = {"averaged": self.averaged} if s.average else {}
         self.history = training.train(
@@ -201,23 +200,6 @@ class Glass:
         self.normal_scores = np.concatenate([scores.image for scores in found])
         self.normal_map_maxima = np.concatenate([scores.map.max(axis=(1, 2)) for scores in found])
         return self
-
-    def _check_checkpoint(self, path: Path) -> None:
-        """Refuse to resume from a checkpoint of another backbone or other settings: the file beside it knows."""
-        free = ("epochs", "max_steps", "checkpoint", "checkpoint_every", "max_memory")  # may change between two runs
-        own = {key: value for key, value in as_dict(self.settings).items() if key not in free}
-        own["backbone weights"] = self.backbone.fingerprint
-        facts = path.with_name(path.name + ".json")
-        if path.is_file() and facts.is_file():
-            made_with = json.loads(facts.read_text())
-            for key, value in own.items():
-                if made_with.get(key) != value:
-                    raise InputError(
-                        f"checkpoint {path} was made with {key} {made_with.get(key)!r}, these settings say {value!r}; "
-                        "use the same or delete it to start anew"
-                    )
-        with atomic_path(facts) as temporary:
-            temporary.write_text(json.dumps(own, indent=2))
 
     def prepare(self, table):
         """Everything before the first step: hypothesis, cached features and images, untrained network."""
