@@ -293,23 +293,28 @@ def remembering(method, shared: RememberingBackbone | None = None):
 
 
 def time_breakdown(method, image_paths) -> dict[str, float]:
-    """Time one image at a time: features, and all the rest of `score` (search, map).
+    """Time `score` for one image at a time and split it: features (`embed`), and all the rest (search, map).
 
     Returns:
         {"features_ms", "search_ms"}: medians over the images; the first image warms up and is not counted.
     """
-    features, total = [], []
-    for batch in batches(image_paths, method.resize, 1):
+    embed, features, rest = method.embed, [], []
+
+    def timed(images):
         started = time.perf_counter()
-        method.embed(batch.images)
-        middle = time.perf_counter()
-        method.score(batch)
-        features.append(middle - started)
-        total.append(time.perf_counter() - middle)
-    if len(total) < 2:
-        raise InputError(f"{len(total)} image(s) given to be timed; at least 2 are needed, the first only warms up")
-    features_ms = 1e3 * float(np.median(features[1:]))
-    return {
-        "features_ms": round(features_ms, 2),
-        "search_ms": round(max(0.0, 1e3 * float(np.median(total[1:])) - features_ms), 2),
-    }
+        found = embed(images)
+        features.append(time.perf_counter() - started)
+        return found
+
+    method.embed = timed  # on this object only, for the time being
+    try:
+        for batch in batches(image_paths, method.resize, 1):
+            started = time.perf_counter()
+            method.score(batch)
+            rest.append(time.perf_counter() - started - features[-1])
+    finally:
+        del method.embed
+    if len(rest) < 2:
+        raise InputError(f"{len(rest)} image(s) given to be timed; at least 2 are needed, the first only warms up")
+    found = {"features_ms": features[1:], "search_ms": rest[1:]}
+    return {name: round(1e3 * float(np.median(seconds)), 2) for name, seconds in found.items()}
