@@ -268,6 +268,8 @@ def test_the_same_seed_gives_the_same_numbers_and_resume_changes_nothing(train, 
             assert torch.equal(value, getattr(resumed, name).state_dict()[key]), key
     np.testing.assert_array_equal(fitted.normal_scores, resumed.normal_scores)
     assert resumed.history.losses.equals(fitted.history.losses)
+    with pytest.raises(InputError, match="made with learning_rate"):
+        ULSAD(**settings | {"learning_rate": 0.1}).fit(train, checkpoint=file)
 
 
 def test_every_loss_falls(train):

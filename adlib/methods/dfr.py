@@ -275,10 +275,8 @@ class DFR:
             compute_losses,
             s.n_steps or s.epochs * max(1, len(train) // batch_size),
             validate=(lambda: self._validate(synthetic)) if synthetic else None,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
             progress="dfr",
-            **train_options(s),
+            **train_options(s, self.backbone, checkpoint, checkpoint_every),
         )
         self._calibrate()
         shown = features if s.threshold_images == "train" else self._held_out

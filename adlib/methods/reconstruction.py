@@ -9,6 +9,7 @@ from adlib import metrics, training
 from adlib.datasets import hold_out
 from adlib.errors import InputError
 from adlib.methods import check_training_table
+from adlib.settings import as_dict
 from adlib.synthesis import SyntheticSplit
 
 
@@ -38,10 +39,14 @@ def epoch_rows(n_images: int, batch_size: int, seed: int, step: int) -> np.ndarr
     return order[place * batch_size : (place + 1) * batch_size]
 
 
-def train_options(settings) -> dict:
-    """The settings that a method hands to `training.train` as they are."""
+def train_options(settings, backbone, checkpoint, checkpoint_every: int) -> dict:
+    """What a method hands to `training.train` as it is; refuses a checkpoint of other settings or backbone weights."""
+    if checkpoint:
+        fixed = {key: value for key, value in as_dict(settings).items() if key != "n_steps"}  # a run may go on longer
+        training.check_checkpoint(checkpoint, fixed | {"backbone weights": backbone.fingerprint})
     names = ("seed", "selection", "validate_every", "snapshot_every", "precision")
-    return {name: getattr(settings, name) for name in names}
+    options = {name: getattr(settings, name) for name in names}
+    return options | {"checkpoint": checkpoint, "checkpoint_every": checkpoint_every}
 
 
 def synthetic_images(held_out, settings, resize) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -269,10 +269,8 @@ class ULSAD:
             compute_losses,
             s.n_steps or s.epochs * max(1, len(train) // batch_size),
             validate=(lambda: self._validate(synthetic)) if synthetic else None,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
             progress="ulsad",
-            **train_options(s),
+            **train_options(s, self.backbone, checkpoint, checkpoint_every),
         )
         self.calibrate()
         return self
