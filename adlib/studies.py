@@ -56,9 +56,10 @@ class Study:
         self.rows = []
 
     def method_settings(self, method: str, **changes) -> dict:
-        """Return the profile's settings of a method with the study's seed and `changes` on top."""
+        """Return the profile's settings of a method with the study's seed, its `changes` and those given here on top."""
         seed = {"seed": self.seed} if "seed" in get(method).Settings.__dataclass_fields__ else {}
-        return profiles.method_settings(self.profile, method, seed | changes)
+        own = self.settings.get("changes", {}).get(method, {})
+        return profiles.method_settings(self.profile, method, seed | own | changes)
 
     def measure(self, method, test: pd.DataFrame | None = None, /, **columns) -> evaluation.Evaluation:
         """Evaluate a fitted method on the test rows and keep one row: `columns`, metrics, milliseconds an image."""

@@ -30,7 +30,7 @@ def patchcore(train):
 @pytest.fixture
 def study(small_tree, tmp_path, monkeypatch):
     monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
-    known = {"27_robustness": {"n_train": 4, "n_test": 5}}
+    known = {"27_robustness": {"n_train": 4, "n_test": 5, "changes": {}}}
     profile = profiles.load("smoke") | {"studies": known}
     monkeypatch.setattr("adlib.profiles.load", lambda _name: profile)
     return lambda seed=0, **changes: studies.Study(
@@ -45,6 +45,11 @@ def test_all_profiles_know_the_same_studies_and_settings():
     known = {name: profiles.load(name)["studies"] for name in profiles.names()}
     for name, found in known.items():
         assert {s: sorted(v) for s, v in found.items()} == {s: sorted(v) for s, v in known["smoke"].items()}, name
+
+
+def test_settings_of_a_method_are_the_profiles_then_the_studys_then_the_callers(study):
+    found = study(seed=3, changes={"patchcore": {"max_rows": 50, "k": 2}}).method_settings("patchcore", k=3)
+    assert (found["seed"], found["max_rows"], found["k"], found["coreset"]) == (3, 50, 3, 0.05)
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest_name(study):
