@@ -56,7 +56,7 @@ class Study:
         self.rows = []
 
     def method_settings(self, method: str, **changes) -> dict:
-        """Return the profile's settings of a method with the study's seed, its `changes` and those given here on top."""
+        """Return the profile's settings of a method; the study's seed and `changes` and those given here on top."""
         seed = {"seed": self.seed} if "seed" in get(method).Settings.__dataclass_fields__ else {}
         own = self.settings.get("changes", {}).get(method, {})
         return profiles.method_settings(self.profile, method, seed | own | changes)
