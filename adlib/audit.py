@@ -1,0 +1,332 @@
+"""The protocol audit: what habits of evaluation add to a reported number, on the same anomaly maps.
+
+Nothing about the detector changes from one line to the next; only the ruler does. Every line holds a number with and
+without one habit:
+
+    reference   maps and masks at network input size, masks true where half a pixel is covered, all pixels, all
+                thresholds, the last step of a training
+    habit       one thing done otherwise, as published code does it
+
+Two lines have another reference: dilation is compared at the 200 thresholds it comes with, and evaluation at input
+size is itself the habit, held against the original resolution.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from adlib import curves, datasets, methods, metrics, profiles
+from adlib.errors import InputError
+from adlib.evaluation import Evaluation, evaluate
+from adlib.images import Resize, read_mask
+from adlib.paths import atomic_path, results_dir
+from adlib.thresholds import from_normals
+
+STUDY = "92_protocol_audit"
+COLUMNS = ["habit", "metric", "without", "with", "added", "bound"]
+CROP = 224 / 256  # share of each side that the usual centre crop keeps
+METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro_30": "AUPRO@0.3"}
+EPOCH, RESIZED, PER_IMAGE, PER_CATEGORY, POOLED = (
+    "step chosen on the test set",
+    "evaluated at input size",
+    "each map scaled to 0..1",
+    "scaled over the test set",
+    "scaled over the test set, categories pooled",
+)
+HABITS = (
+    EPOCH,
+    "prediction dilated 5 x 5",
+    "200 thresholds",
+    "centre crop",
+    "masks: any coverage",
+    "masks: full coverage",
+    "masks: nearest pixel",
+    "masks: bilinear",
+    RESIZED,
+    PER_IMAGE,
+    PER_CATEGORY,
+    POOLED,
+)
+
+
+class Audited(NamedTuple):
+    """A fitted method on one category, and what `evaluate` made of its test rows."""
+
+    dataset: str
+    category: str
+    name: str  # of the method
+    method: object
+    test: pd.DataFrame
+    result: Evaluation
+
+
+def fit_all(profile: str, data_root: str = "", seed: int = 0, settings: dict | None = None):
+    """Fit and evaluate what the profile's study `92_protocol_audit` asks for, one after the other.
+
+    Args:
+        profile, seed: as in every notebook.
+        data_root: folder that holds the data sets; "" for demo data.
+        settings: changes to the study's settings (`runs`, `changes`).
+
+    Yields:
+        `Audited`.
+    """
+    chosen = profiles.study_settings(profile, STUDY, settings)
+    places = {name: path for name, _, path, _ in datasets.discover(data_root)} if data_root else {}
+    for name, categories in chosen["runs"].items():
+        for place in categories:
+            dataset, _, category = place.partition("/")
+            if dataset != "demo" and dataset not in places:
+                raise InputError(
+                    f"{place}: no data set {dataset!r} below data root {data_root!r}; give its parent folder"
+                )
+            table = datasets.load(dataset, places.get(dataset), category)
+            values = profiles.method_settings(profile, name, chosen["changes"].get(name))
+            seeded = {"seed": seed} if "seed" in methods.get(name).Settings.__dataclass_fields__ else {}
+            method = methods.create(name, **values | seeded)
+            method.fit(table[(table.split == "train") & (table.label == 0)])
+            test = table[table.split == "test"]
+            yield Audited(dataset, category, name, method, test, evaluate(method, test))
+
+
+def audit_all(fitted: list[Audited], seed: int = 0) -> pd.DataFrame:
+    """Audit fitted methods, and each method's categories together.
+
+    Returns:
+        the rows of `audit` with dataset, category, method, seed and n_test; categories that were pooled are joined
+        by " + ".
+    """
+    tables, groups = [], {}
+    for one in fitted:
+        who = {"dataset": one.dataset, "category": one.category, "method": one.name}
+        tables.append(audit(one.method, one.test, one.result).assign(**who, n_test=len(one.test)))
+        groups.setdefault(one.name, []).append(one)
+    for name, group in groups.items():
+        if len(group) > 1:
+            who = {"dataset": " + ".join(dict.fromkeys(one.dataset for one in group)), "method": name}
+            who["category"] = " + ".join(one.category for one in group)
+            pooled = audit_pooled(
+                {one.category: one.result for one in group},
+                {one.category: from_normals(one.method.normal_scores).value for one in group},
+            )
+            tables.append(_table(pooled).assign(**who, n_test=sum(len(one.test) for one in group)))
+    table = pd.concat(tables, ignore_index=True).assign(seed=seed)
+    return table[["dataset", "category", "method", "seed", "n_test", *COLUMNS]]
+
+
+def write(table: pd.DataFrame, profile: str) -> Path:
+    """Write rows to `results/studies/audit_<profile>.csv`; rows of other categories, methods and seeds there stay."""
+    file, keys = results_dir() / "studies" / f"audit_{profile}.csv", ["dataset", "category", "method", "seed"]
+    before = read(profile)
+    if len(before):
+        renewed = set(map(tuple, table[keys].to_numpy()))
+        before = before[[tuple(row) not in renewed for row in before[keys].to_numpy()]]
+    with atomic_path(file) as temporary:
+        merged = pd.concat([before, table]).sort_values(keys, kind="stable")
+        merged.to_csv(temporary, index=False, float_format="%.4f")
+    return file
+
+
+def read(profile: str) -> pd.DataFrame:
+    """Return what was audited with a profile; an empty table where nothing was."""
+    file = results_dir() / "studies" / f"audit_{profile}.csv"
+    return pd.read_csv(file) if file.is_file() else pd.DataFrame()
+
+
+def audit(method, test: pd.DataFrame, result: Evaluation) -> pd.DataFrame:
+    """Audit one fitted method on one category.
+
+    Args:
+        method: fitted; a trained one with `history.snapshots` is also audited for the choice of its step.
+        test: the test table that `result` was made from.
+        result: of `evaluate(method, test)`: scores, maps and masks at input size.
+
+    Returns:
+        one row a habit and metric: habit, metric, without, with, added (points of percent), bound (how far `added`
+        may be off, in points; 0 where exact).
+    """
+    rows = audit_maps(result.anomaly_maps, result.masks, result.scores.label.to_numpy(), test, method.resize)
+    if getattr(getattr(method, "history", None), "snapshots", None):
+        rows += audit_selection(method, test)
+    return _table(rows)
+
+
+def _table(rows: list[tuple]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=["habit", "metric", "without", "with", "bound"])
+    table["added"] = table["with"] - table["without"]
+    return table.sort_values("habit", key=lambda habit: habit.map(HABITS.index), kind="stable")[COLUMNS]
+
+
+def audit_maps(anomaly_maps, masks, labels, test: pd.DataFrame, resize: Resize) -> list[tuple]:
+    """Rows (habit, metric, without, with, bound) in percent of every habit that only reads the maps differently.
+
+    Args:
+        anomaly_maps, masks: (B,) arrays (H, W) at input size.
+        labels: (B,) 1 for anomalous images.
+        test: the test table, to read the masks at their own size.
+        resize: of the method.
+    """
+    exact = _pixel(anomaly_maps, masks)
+    largest = [float(anomaly_map.max()) for anomaly_map in anomaly_maps]
+    image = {"image_auroc": 100 * metrics.image_metrics(largest, labels)["image_auroc"]}
+    rows = []
+
+    def add(habit, reference, found, bound=None):
+        for name, value in found.items():
+            if value is not None and reference[name] is not None:
+                rows.append((habit, name, reference[name], value, (bound or {}).get(name, 0.0)))
+
+    sampled = {"aupro_30": _percent(metrics.legacy_pro(anomaly_maps, masks, "thresholds_200"))}
+    dilated = {"aupro_30": _percent(metrics.legacy_pro(anomaly_maps, masks, "glass"))}
+    add("prediction dilated 5 x 5", sampled, dilated)
+    add("200 thresholds", exact, sampled)
+
+    # The image score is read as the map's maximum here, for both sides of the comparison.
+    cropped = [crop_centre(anomaly_map) for anomaly_map in anomaly_maps]
+    inside = [float(part.max()) for part in cropped]
+    add("centre crop", image, {"image_auroc": 100 * metrics.image_metrics(inside, labels)["image_auroc"]})
+    add("centre crop", exact, _pixel(cropped, [crop_centre(mask) for mask in masks]))
+
+    originals = [_original(path, test.attrs.get("mask_threshold", 127)) for path in test.mask_path]
+    for rule in ("any coverage", "full coverage", "nearest pixel", "bilinear"):
+        resized = [resized_mask(o, m, resize, rule) for o, m in zip(originals, masks, strict=True)]
+        add(f"masks: {rule}", exact, _pixel(anomaly_maps, resized))
+
+    full, bound = _full_resolution(anomaly_maps, originals, test, resize)
+    add(RESIZED, full, exact, bound)
+
+    alone = [scaled(anomaly_map, anomaly_map.min(), anomaly_map.max()) for anomaly_map in anomaly_maps]
+    add(PER_IMAGE, exact, _pixel(alone, masks))
+    low, high = min(m.min() for m in anomaly_maps), max(largest)
+    add(PER_CATEGORY, exact, _pixel([scaled(m, low, high) for m in anomaly_maps], masks))
+    return rows
+
+
+def audit_selection(method, test: pd.DataFrame) -> list[tuple]:
+    """Rows of the habit to keep the step with the best sum of image and pixel AUROC on the test set.
+
+    Without it, the last step counts. The method keeps its weights.
+    """
+    curve = curves.snapshot_metrics(method, test)
+    chosen = curves.selections(curve, method.history)
+    last, best = (100 * curve.iloc[chosen[name]] for name in ("last", curves.ORACLE))
+    return [(EPOCH, name, last[name], best[name], 0.0) for name in METRICS if not np.isnan(last[name])]
+
+
+def audit_pooled(results: dict, calibration: dict) -> list[tuple]:
+    """Rows of the habit to scale the scores of every category by its own test set before pooling categories.
+
+    Without it, scores are divided by a threshold from held-out *normal* images of the category, which a user has too.
+
+    Args:
+        results: category -> `Evaluation`.
+        calibration: category -> that threshold.
+    """
+    labels = np.concatenate([r.scores.label for r in results.values()])
+    honest = np.concatenate([r.scores.score / calibration[name] for name, r in results.items()])
+    peeking = np.concatenate(
+        [scaled(r.scores.score, r.scores.score.min(), r.scores.score.max()) for r in results.values()]
+    )
+    without, with_ = (100 * metrics.image_metrics(scores, labels)["image_auroc"] for scores in (honest, peeking))
+    return [(POOLED, "image_auroc", without, with_, 0.0)]
+
+
+# -- rulers -----------------------------------------------------------------------------------------------------------
+
+
+def crop_centre(array: np.ndarray, share: float = CROP) -> np.ndarray:
+    """Keep the central `share` of both sides of an array (H, W)."""
+    height, width = (max(1, round(n * share)) for n in array.shape)
+    top, left = (array.shape[0] - height) // 2, (array.shape[1] - width) // 2
+    return array[top : top + height, left : left + width]
+
+
+def resized_mask(original, mask: np.ndarray, resize: Resize, rule: str) -> np.ndarray:
+    """Bring a mask (H0, W0) to input size (H, W) by another rule than ours (half a pixel covered).
+
+    Args:
+        original: the mask at its own size, or None for a normal image.
+        mask: ours, for shape, and the result for normal images.
+        resize: must be a stretch; other geometries keep our mask.
+        rule: `any coverage` (> 0), `full coverage` (1 and no less), `nearest pixel`, or `bilinear` (without
+            antialiasing, > 0.5).
+    """
+    if original is None or resize.mode != "stretch":
+        return mask
+    size = mask.shape[::-1]
+    if rule == "nearest pixel":
+        return cv2.resize(original.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+    if rule == "bilinear":
+        return cv2.resize(original.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
+    covered = cv2.resize(original.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    return covered > 1e-6 if rule == "any coverage" else covered > 1 - 1e-6
+
+
+def scaled(values, low: float, high: float):
+    """Scale values from low..high to 0..1; all 0 where low equals high."""
+    return (values - low) / (high - low) if high > low else values * 0
+
+
+def _pixel(anomaly_maps, masks) -> dict:
+    values = metrics.pixel_metrics(anomaly_maps, masks, limits=(0.3,))
+    return {name: _percent(values[name]) for name in ("pixel_auroc", "aupro_30")}
+
+
+def _percent(value):
+    return None if value is None else 100 * value
+
+
+def _original(path, threshold: int):
+    return read_mask(path, threshold) if isinstance(path, str) else None
+
+
+def _full_resolution(anomaly_maps, originals, test, resize) -> tuple[dict, dict]:
+    """Pixel metrics at the images' own size, streamed, and how far they may be off; in percent."""
+    from PIL import Image
+
+    stream = metrics.StreamingPixelMetrics.from_maps(anomaly_maps, limits=(0.3,))
+    for anomaly_map, mask, path in zip(anomaly_maps, originals, test.image_path, strict=True):
+        if mask is None:
+            with Image.open(path) as image:
+                mask = np.zeros(image.size[::-1], dtype=bool)
+        full = resize.geometry(mask.shape).to_original(anomaly_map)
+        stream.update(np.nan_to_num(full, nan=float(anomaly_map.min())), mask)
+    names = ("pixel_auroc", "aupro_30")
+    values, bound = stream.compute(), stream.bound()
+    return {name: _percent(values[name]) for name in names}, {name: _percent(bound[name]) or 0.0 for name in names}
+
+
+# -- figure -----------------------------------------------------------------------------------------------------------
+
+
+def plot(table: pd.DataFrame, title: str = ""):
+    """Points added by every habit (rows) to each metric (panels), a mark for every method and category.
+
+    Args:
+        table: rows of `audit` with `method` and `category`.
+        title: of the figure.
+    """
+    habits = [habit for habit in HABITS if habit in set(table.habit)]
+    table = table.assign(row=table.habit.map(habits.index))
+    names = [name for name in METRICS if name in set(table.metric)]
+    figure, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names) + 2, 0.33 * len(habits) + 1.2), sharey=True)
+    for axis, name in zip(np.atleast_1d(axes), names, strict=True):
+        part = table[table.metric == name]
+        axis.axvline(0, color="0.6", linewidth=1)
+        for y in range(len(habits)):
+            axis.axhline(y, color="0.93", linewidth=1, zorder=0)
+        sns.scatterplot(part, x="added", y="row", hue="method", style="category", s=55, alpha=0.85, ax=axis,
+                        hue_order=sorted(set(table.method)), style_order=sorted(set(table.category)))  # fmt: skip
+        axis.set(title=METRICS[name], xlabel="points added", ylabel="", yticks=range(len(habits)))
+        axis.set_yticklabels(habits)
+        if axis is not np.atleast_1d(axes)[-1]:
+            axis.get_legend().remove()
+    np.atleast_1d(axes)[0].invert_yaxis()
+    np.atleast_1d(axes)[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize="small", frameon=False)
+    figure.suptitle(title)
+    return figure
