@@ -42,7 +42,7 @@ class Discriminator(nn.Module):
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return logits (N,) for values (N, H) of the hidden layer before normalisation."""
-        return self.out(F.leaky_relu(self.norm(hidden), 0.2)).squeeze(1)
+        return self.out(F.leaky_relu(self.norm(hidden), 0.2, inplace=True)).squeeze(1)
 
 
 class Network(nn.Module):
