@@ -212,3 +212,16 @@ def test_time_breakdown_counts_features_and_the_rest(patchcore, test_rows):
     assert patchcore.embed.__func__ is PatchCore.embed  # and the method is as it was
     with pytest.raises(InputError, match="at least 2"):
         studies.time_breakdown(patchcore, test_rows.image_path[:1])
+
+
+def test_committed_studies_hold_fractions_and_say_what_they_rest_on():
+    known = profiles.load("laptop")["studies"]
+    files = [studies.results_dir() / "studies" / f"{name}_laptop.csv" for name in known]
+    there = [file for file in files if file.is_file()]
+    if not there:
+        pytest.skip("no laptop run of a study is at hand")
+    for file in there:
+        table = pd.read_csv(file)
+        assert {"dataset", "category", "seed", "n_train", "n_test", *studies.METRICS} <= set(table), file.name
+        assert table[list(studies.METRICS)].stack().between(0, 1).all(), file.name
+        assert not table.select_dtypes("object").stack().astype(str).str.contains("/").any(), file.name
