@@ -182,8 +182,8 @@ def test_bad_settings_are_one_line():
         Unified(**SMALL | {"clustering": "kmean"})
     with pytest.raises(InputError, match="whiten 0"):
         Unified(**SMALL | {"whiten": 0})
-    with pytest.raises(InputError, match="n_neighbours 1"):
-        Unified(**SMALL | {"n_neighbours": 1})
+    with pytest.raises(InputError, match="floor 0"):
+        Unified(**SMALL | {"floor": 0})
     with pytest.raises(InputError, match="contrastive 'simclr' is unknown"):
         Unified(**SMALL | {"contrastive": "simclr"})
     assert Head(4, 8, "none", 0)(torch.rand(1, 4, 3, 3)).abs().max() == 0

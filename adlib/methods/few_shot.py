@@ -248,7 +248,7 @@ class FewShot:
         grids = []
         for stage, (feature, memory) in enumerate(zip(described, context, strict=True)):
             rows = self.projection(stage, self.prepare(to_rows(feature), memory.mean, memory.level))
-            similarity = torch.cat([nearest_similarity(block, memory.rows) for block in rows.split(4096)])
+            similarity = torch.cat([nearest_similarity(block, memory.rows) for block in rows.split(256)])
             grids.append((1 - similarity).view(len(feature), *feature.shape[2:]))
         return grids
 

@@ -48,7 +48,6 @@ class UnifiedSettings(SupportSettings):
     sigma: float = 4.0  # Gaussian smoothing of the map, input pixels at 224
     swap: float = 0.2  # share of episodes whose support shows the query's kind of defect
     whiten: float = 0.02  # weight of the identity in S, in (0, 1]; 1: a scale and no directions
-    n_neighbours: int = 3  # K, memory rows looked up for a patch
     shrink: float = 0.5  # delta <- (1 - shrink) delta + shrink median(delta)
     floor: float = 1e-3  # added to delta, so that rho stays finite
     beta: float = 2.4  # weight of log(1 + rho) in the logit
@@ -65,11 +64,8 @@ class UnifiedSettings(SupportSettings):
         choice("clustering", self.clustering, ("", *clustering.ALGORITHMS))
         if not 0 < self.whiten <= 1:
             raise InputError(f"whiten {self.whiten} must be in (0, 1]")
-        if self.n_neighbours < 2 or self.floor <= 0 or not 0 <= self.shrink <= 1:
-            raise InputError(
-                f"n_neighbours {self.n_neighbours} must be at least 2, floor {self.floor} positive, "
-                f"shrink {self.shrink} in [0, 1]"
-            )
+        if self.floor <= 0 or not 0 <= self.shrink <= 1:
+            raise InputError(f"floor {self.floor} must be positive, shrink {self.shrink} in [0, 1]")
 
 
 class UnifiedScores(NamedTuple):
@@ -125,6 +121,21 @@ class Head(nn.Module):
         return self.layers(x)[:, 0]
 
 
+def nearest_rows(x, rows, forbidden=None) -> torch.Tensor:
+    """Number of the nearest of `rows` (M, C) for each row of `x` (N, C), int64 (N,).
+
+    `forbidden`: a function from a slice of `x` to bool (n, M), true where a row must not be taken.
+    """
+    half, found = -0.5 * rows.square().sum(1), []  # |x - m|^2 / 2 = |x|^2 / 2 - (x.m - |m|^2 / 2)
+    for start in range(0, len(x), 256):  # so many rows of the product stay in the processor's cache
+        part = slice(start, start + 256)
+        closeness = torch.addmm(half, x[part], rows.T)
+        if forbidden is not None:
+            closeness = closeness.masked_fill(forbidden(part), -torch.inf)
+        found.append(closeness.max(dim=1).indices)
+    return torch.cat(found)
+
+
 def nearest_elsewhere(rows, image, others, other_image) -> torch.Tensor:
     """Difference of each row to its nearest row of another image, (M, C).
 
@@ -132,12 +143,7 @@ def nearest_elsewhere(rows, image, others, other_image) -> torch.Tensor:
         rows: (M, C), image: int64 (M,), the image each comes from.
         others: (N, C), other_image: int64 (N,), where to look.
     """
-    found = []
-    half = 0.5 * others.square().sum(1)  # |x - o|^2 / 2 = |x|^2 / 2 - (x.o - |o|^2 / 2)
-    for block, own in zip(rows.split(1024), image.split(1024), strict=True):
-        closeness = (block @ others.T - half).masked_fill(own[:, None] == other_image, -torch.inf)
-        found.append(block - others[closeness.argmax(1)])
-    return torch.cat(found)
+    return rows - others[nearest_rows(rows, others, lambda part: image[part, None] == other_image)]
 
 
 def whitening(differences: torch.Tensor, identity: float) -> torch.Tensor:
@@ -179,7 +185,7 @@ class Unified(FewShot):
     def make_modules(self) -> dict[str, nn.Module]:
         """Make the projection and the head."""
         s = self.settings
-        channels = sum(self.channels) + 3 * len(self.channels)
+        channels = sum(self.channels) + 2 * len(self.channels)
         return {
             "projection": Projection(self.channels, s.hidden, s.seed, unit=False),
             "head": Head(channels, s.width, s.norm, s.seed),
@@ -261,21 +267,17 @@ class Unified(FewShot):
         """Compare patches (B, C, h, w) of a stage with a memory.
 
         Returns:
-            what the head sees (B, C + 3, h, w): log(1 + |r|), log(1 + d), log(1 + rho), d_K - d, with r the difference
-            to the nearest row and d its root mean square; and the projected rows (B h w, C).
+            what the head sees (B, C + 2, h, w): log(1 + |r|), log(1 + d), log(1 + rho), with r the difference to the
+            nearest row and d its root mean square; and the projected rows (B h w, C).
         """
         s, projection = self.settings, projection or self.projection
         z = projection(stage, (to_rows(query) - memory.mean) @ memory.whitening)  # (N, C)
-        k = min(s.n_neighbours, len(memory.rows))
-        half = 0.5 * memory.rows.square().sum(1)
-        nearest = [(block @ memory.rows.T - half).topk(k, dim=1).indices[:, [0, -1]] for block in z.split(2048)]
-        first, last = torch.cat(nearest).T
-        residual = (z - memory.rows[first]).abs()
-        # The root of zero has no gradient.
-        d = (residual.square().mean(1, keepdim=True) + 1e-12).sqrt()  # (N, 1)
-        spread = ((z - memory.rows[last]).square().mean(1, keepdim=True) + 1e-12).sqrt() - d
-        rho = d / (memory.delta[first, None] + s.floor)
-        seen = torch.cat([residual.log1p(), d.log1p(), rho.log1p(), spread], dim=1)  # (N, C + 3)
+        with torch.no_grad():
+            nearest = nearest_rows(z, memory.rows)
+        residual = (z - memory.rows[nearest]).abs()
+        d = (residual.square().mean(1, keepdim=True) + 1e-12).sqrt()  # (N, 1); the root of zero has no gradient
+        rho = d / (memory.delta[nearest, None] + s.floor)
+        seen = torch.cat([residual.log1p(), d.log1p(), rho.log1p()], dim=1)  # (N, C + 2)
         return seen.view(len(query), *query.shape[2:], -1).movedim(-1, 1), z
 
     def logits(self, described, context, modules=None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -288,7 +290,7 @@ class Unified(FewShot):
             if found.shape[2:] != size:
                 found = F.interpolate(found, size=size, mode="bilinear", align_corners=s.align_corners)
             seen.append(found)
-            log_ratio = log_ratio + weights[stage] * found[:, -2]
+            log_ratio = log_ratio + weights[stage] * found[:, -1]
             projected.append(z)
         head = modules["head"](torch.cat(seen, dim=1))
         return head + s.beta * (log_ratio - LOG_2) + s.bias, log_ratio, projected
