@@ -236,7 +236,10 @@ def score_histograms(found: dict, columns: int = 4, title: str = ""):
 
 
 def time_accuracy_memory(records: pd.DataFrame, metric: str = "image_auroc", title: str = ""):
-    """One mark a method: milliseconds an image, accuracy (mean over its runs), peak memory as area."""
+    """One mark a method: milliseconds an image and accuracy (means over its runs given), peak memory as area.
+
+    Give runs of the same categories for all methods, or the marks compare different things.
+    """
     grouped = records.groupby("method").agg(
         ms=("score_ms_per_image", "mean"),
         value=(metric, "mean"),
@@ -252,7 +255,12 @@ def time_accuracy_memory(records: pd.DataFrame, metric: str = "image_auroc", tit
         axis.annotate(
             row.Index, (row.ms, 100 * row.value), xytext=(7, 5), textcoords="offset points", fontsize="x-small"
         )
-    axis.set(xscale="log", xlabel="ms an image (log)", ylabel=f"{metric}, % (mean of a method's runs)", title=title)
+    axis.set(
+        xscale="log",
+        xlabel="ms an image (log)",
+        ylabel=f"{metric.replace('_', ' ').replace('auroc', 'AUROC')}, %",
+        title=title,
+    )
     axis.margins(0.15, 0.2)
     axis.text(0.99, 0.02, "area: peak memory of the process", transform=axis.transAxes, ha="right", fontsize="x-small")
     return figure
