@@ -30,6 +30,8 @@ METHOD_NOTEBOOKS = {
     "dfr": "14b_dfr",
     "contrastive": "12_contrastive",
     "unified": "13_unified",
+    "pagmfr": "15_pagmfr",
+    "draem": "15a_draem",
 }
 # Notebooks that tell a story on the demo data: a batch of the smoke profile runs them once.
 SINGLE_NOTEBOOKS = ("00_start_here", "01_data", "02_pseudo_anomalies", "03_evaluation")

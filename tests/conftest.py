@@ -107,4 +107,17 @@ SMALL_SETTINGS = {
         "hold_out": 0.34,
     },
     "unified": TINY | {"k": 2, "width": 8},
+    "pagmfr": TINY
+    | {
+        "stages": [1, 2],
+        "width": 8,
+        "bottleneck": 8,
+        "blocks": 1,
+        "fusion_width": 8,
+        "image_stride": 2,
+        "batch_size": 4,
+        "max_steps": 2,
+        "hold_out": 0.34,
+    },
+    "draem": {"image_size": 64, "width": 4, "width_discriminator": 4, "batch_size": 4, "max_steps": 2},
 }

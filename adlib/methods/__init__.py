@@ -27,6 +27,8 @@ METHODS = {
     "dfr": ("adlib.methods.dfr", "DFR"),
     "contrastive": ("adlib.methods.contrastive", "Contrastive"),
     "unified": ("adlib.methods.unified", "Unified"),
+    "pagmfr": ("adlib.methods.pagmfr", "PAGMFR"),
+    "draem": ("adlib.methods.draem", "DRAEM"),
 }
 
 

@@ -1,0 +1,270 @@
+"""DRAEM: a discriminatively trained reconstruction (Zavrtanik, Kristan and Skočaj, ICCV 2021, arXiv 2108.07610).
+
+    fit    pseudo-anomalies on normal images -> one network paints them away, a second one compares the two pictures
+    score  probability of every pixel -> map; the largest mean over 21 x 21 pixels -> image score
+
+No pretrained features: both networks learn from pixels in [0, 1] alone, and that scale is part of the method (a port
+that normalised by ImageNet's mean failed). It is the baseline of PAGMFR, trained by the same loop on the same pairs.
+
+The defaults are those of the authors' code. Where we differ: 15 % of the normal images are held out for a threshold,
+weights start from torch's own initialisation, and nothing is selected on test images.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adlib import backbones, storage, training
+from adlib.colour import ssim_map
+from adlib.errors import InputError
+from adlib.images import Batch, Resize, batches, to_tensor
+from adlib.methods import Scores
+from adlib.methods.pagmfr import image_scores
+from adlib.methods.pagmfr_network import block
+from adlib.methods.reconstruction import split_normals, synthetic_images, synthetic_score
+from adlib.pairs import Pairs, PairSettings
+from adlib.settings import as_dict, build, choice
+from adlib.support import below
+
+
+@dataclass(frozen=True)
+class DRAEMSettings(PairSettings):
+    """Settings of DRAEM; defaults from the authors' code."""
+
+    families: tuple[str, ...] = ("perlin_dtd",)  # of adlib.synthesis
+    kind: str = "texture"  # every image is turned with probability `rotate`
+    foreground: str = "none"  # anomalies anywhere
+    batch_size: int = 8  # images an optimiser step
+    image_size: int | tuple[int, ...] = 256  # network input, pixels
+    resize: str = "stretch"
+    scale: int | None = None  # pixels, only for resize "short_side"
+    width: int = 128  # channels of the reconstruction at full resolution
+    width_discriminator: int = 64  # of the discriminator
+    gamma: float = 2.0  # focal loss
+    lr: float = 1e-4  # Adam
+    epochs: int = 700  # passes over the training images; the rate falls to a fifth at 80 % and again at 90 %
+    max_steps: int | None = None  # optimiser steps, instead of epochs
+    precision: str = "no"  # mixed precision: no, bf16, fp16
+    workers: int = 1  # threads that prepare batches
+    hold_out: float = 0.15  # share of the training images for the threshold and for selection; at least 2
+    selection: str = "last"  # last, or synthetic (best on held-out pseudo-anomalies)
+    validate_every: int = 0  # steps between two looks at the held-out pseudo-anomalies; 0: only at the end
+    n_synthetic: int = 64  # at most so many held-out images, half of them damaged, for selection
+    snapshot_every: int = 0  # steps between two kept copies of the weights; 0 for none
+    checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
+    checkpoint_every: int = 100  # steps
+
+    def __post_init__(self):
+        super().__post_init__()
+        choice("selection", self.selection, training.SELECTIONS)
+        choice("precision", self.precision, training.PRECISIONS)
+        for name in ("width", "width_discriminator", "epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
+        if not 0 < self.hold_out < 1:
+            raise InputError(f"hold_out {self.hold_out} must be a share between 0 and 1, for example 0.15")
+
+
+# -- networks ---------------------------------------------------------------------------------------------------------
+
+WIDTHS = (1, 2, 4, 8, 8)  # channels at strides 1, 2, 4, 8, 16, in units of the width
+
+
+class HourGlass(nn.Module):
+    """Down to stride 16 and up again.
+
+    Args:
+        inputs, outputs: channels.
+        width: channels at full resolution.
+        skips: hand the maps of the way down to the way up (a U-Net). Without them everything must pass the middle.
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int, skips: bool):
+        super().__init__()
+        self.skips = skips
+        widths = [width * factor for factor in WIDTHS]
+        before = [inputs, *widths]
+        self.down = nn.ModuleList(pair(a, b) for a, b in zip(before, widths, strict=False))
+        self.up, self.join = nn.ModuleList(), nn.ModuleList()
+        for deep, shallow in zip(widths[:0:-1], widths[-2::-1], strict=True):
+            self.up.append(block(deep, shallow))
+            self.join.append(pair(shallow * (2 if skips else 1), shallow))
+        self.head = nn.Conv2d(width, outputs, 3, padding=1)
+
+    def forward(self, x):
+        """(B, inputs, H, W) -> (B, outputs, H, W)."""
+        passed = []
+        for i, step in enumerate(self.down):
+            x = step(F.max_pool2d(x, 2) if i else x)
+            passed.append(x)
+        for up, join, way_down in zip(self.up, self.join, passed[-2::-1], strict=True):
+            x = up(F.interpolate(x, size=way_down.shape[-2:], mode="bilinear", align_corners=False))
+            x = join(torch.cat([x, way_down], dim=1) if self.skips else x)
+        return self.head(x)
+
+
+def pair(inputs: int, outputs: int) -> nn.Sequential:
+    """Two convolutions with normalisation and ReLU."""
+    return nn.Sequential(block(inputs, outputs), block(outputs, outputs))
+
+
+def losses(normal, reconstructed, logits, mask, gamma: float = 2.0) -> dict[str, torch.Tensor]:
+    """L2 + (1 - SSIM) of the reconstruction, focal loss of the two classes; all of weight 1.
+
+    Args:
+        normal, reconstructed: (B, 3, H, W) in [0, 1], x_n and what the first network made of x_a.
+        logits: (B, 2, H, W), normal and anomalous.
+        mask: bool (B, H, W).
+    """
+    log_p = logits.float().log_softmax(dim=1)
+    log_p = torch.where(mask, log_p[:, 1], log_p[:, 0])  # (B, H, W), of the true class
+    return {
+        "l2": F.mse_loss(reconstructed.float(), normal),
+        "ssim": 1 - ssim_map(reconstructed, normal).mean(),
+        "focal": (-((1 - log_p.exp()) ** gamma) * log_p).mean(),
+    }
+
+
+# -- the method -------------------------------------------------------------------------------------------------------
+
+
+class DRAEM:
+    """Two networks: one that repairs, one that compares.
+
+    Args:
+        settings: changes to `DRAEMSettings`, by name.
+
+    Attributes after `fit`:
+        reconstruction, discriminator: the trained networks.
+        history: `adlib.training.History`.
+        normal_scores, normal_map_maxima: float32 (n,), of held-out normal images.
+    """
+
+    name = "draem"
+    Settings = DRAEMSettings
+
+    def __init__(self, **settings):
+        self.settings = s = build(DRAEMSettings, settings, owner="draem")
+        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
+        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        if min(self.resize.hw) < 32:
+            raise InputError(f"image_size {s.image_size} is too small for four halvings; give at least 32 pixels")
+        self.device = backbones.default_device()
+        self._build()
+
+    def _build(self) -> None:
+        s = self.settings
+        with torch.random.fork_rng():
+            torch.manual_seed(s.seed)
+            self.reconstruction = HourGlass(3, 3, s.width, skips=False)
+            self.discriminator = HourGlass(6, 2, s.width_discriminator, skips=True)
+        for network in (self.reconstruction, self.discriminator):
+            network.to(self.device, memory_format=torch.channels_last).eval()
+
+    def fit(self, table, validation=None):
+        """Train on a sample table of normal images; arguments as for `PAGMFR.fit`."""
+        s, attributes = self.settings, table.attrs
+        table, held_out = split_normals(table, validation, s.hold_out, s.seed)
+        table.attrs.update(attributes)
+        self._build()
+        self.pairs = Pairs(table, self.resize, s)
+        print(f"DRAEM: {self.pairs.note}", flush=True)
+        if s.checkpoint:
+            training.check_checkpoint(s.checkpoint, as_dict(s))
+        wanted = s.selection == "synthetic" or s.validate_every
+        synthetic = synthetic_images(held_out, s, self.resize) if wanted else None
+        modules = {"reconstruction": self.reconstruction, "discriminator": self.discriminator}
+        optimizer = torch.optim.Adam([p for module in modules.values() for p in module.parameters()], s.lr)
+        n_steps = s.max_steps or s.epochs * math.ceil(len(table) / s.batch_size)
+        falls = [round(0.8 * n_steps), round(0.9 * n_steps)]
+        self.history = training.train(
+            modules,
+            [optimizer],
+            self.pairs.batch,
+            self.losses,
+            n_steps,
+            seed=s.seed,
+            schedulers=[torch.optim.lr_scheduler.MultiStepLR(optimizer, falls, gamma=0.2)],
+            validate=(lambda: self._validate(synthetic)) if synthetic else None,
+            validate_every=s.validate_every,
+            selection=s.selection,
+            snapshot_every=s.snapshot_every,
+            checkpoint=s.checkpoint or None,
+            checkpoint_every=s.checkpoint_every if s.checkpoint else 0,
+            precision=s.precision,
+            accumulate=s.accumulate,
+            workers=s.workers,
+            progress="DRAEM",
+        )
+        self._held_out = held_out
+        self._score_held_out()
+        return self
+
+    def losses(self, modules, batch, _step) -> dict[str, torch.Tensor]:
+        """The three losses of a batch of pairs."""
+        normal, image, mask = (batch[key].to(self.device) for key in ("normal", "image", "mask"))
+        repaired = modules["reconstruction"](image)
+        logits = modules["discriminator"](torch.cat([repaired, image], dim=1))
+        with torch.autocast(image.device.type, enabled=False):
+            return losses(normal, repaired.float(), logits, mask, self.settings.gamma)
+
+    def _validate(self, synthetic) -> dict[str, float]:
+        images, masks, labels = synthetic
+        found = [self.score(to_tensor(images[i : i + 8])) for i in range(0, len(images), 8)]
+        return synthetic_score(
+            np.concatenate([f.image for f in found]), np.concatenate([f.map for f in found]), masks, labels
+        )
+
+    def _score_held_out(self) -> None:
+        found = [self.score(batch) for batch in batches(self._held_out.image_path, self.resize, 8)]
+        self.normal_scores = np.concatenate([scores.image for scores in found])
+        self.normal_map_maxima = np.concatenate([scores.map.max(axis=(1, 2)) for scores in found])
+
+    def use_snapshot(self, states: dict) -> None:
+        """Put the weights of `history.snapshots` in place and score the held-out normal images again."""
+        self.reconstruction.load_state_dict(states["reconstruction"])
+        self.discriminator.load_state_dict(states["discriminator"])
+        self._score_held_out()
+
+    @torch.no_grad()
+    def repair(self, images: torch.Tensor) -> torch.Tensor:
+        """What the first network makes of images (B, 3, H, W) in [0, 1]: the same shape and range."""
+        return self.reconstruction(images.to(self.device)).clamp(0, 1)
+
+    @torch.no_grad()
+    def score(self, batch: Batch | torch.Tensor) -> Scores:
+        """Score images (B, 3, H, W) in [0, 1]: probability of the class "anomalous" at every pixel."""
+        images = (batch.images if isinstance(batch, Batch) else batch).to(self.device)
+        logits = self.discriminator(torch.cat([self.reconstruction(images), images], dim=1))  # (B, 2, H, W)
+        maps = logits.softmax(dim=1)[:, 1].cpu().numpy()
+        return Scores(image_scores(maps, "mean21"), maps)
+
+    # -- save and load --------------------------------------------------------------------------------------------
+
+    def save(self, path):
+        """Write the fitted method to the folder `path`."""
+        if not hasattr(self, "normal_scores"):
+            raise InputError("this DRAEM is not fitted; call fit(table) before save")
+        tensors = {"normal_scores": torch.from_numpy(self.normal_scores)}
+        tensors["normal_map_maxima"] = torch.from_numpy(self.normal_map_maxima)
+        for name in ("reconstruction", "discriminator"):
+            tensors |= {f"{name}.{key}": value for key, value in getattr(self, name).state_dict().items()}
+        storage.save_model(path, self.name, as_dict(self.settings), tensors)
+
+    @classmethod
+    def load(cls, path):
+        """Read a fitted method."""
+        header, tensors = storage.read_model(path)
+        method = cls(**header["settings"])
+        try:
+            for name in ("reconstruction", "discriminator"):
+                getattr(method, name).load_state_dict(below(f"{name}.", tensors))
+            method.normal_scores = tensors["normal_scores"].numpy()
+            method.normal_map_maxima = tensors["normal_map_maxima"].numpy()
+        except (KeyError, RuntimeError):
+            raise InputError(f"{path} is incomplete or of other settings; train the model again") from None
+        return method

@@ -1,0 +1,354 @@
+"""PAGMFR: pseudo-anomaly generation and multi-layer feature reconstruction, after the README of Wang et al. (2026).
+
+    fit    pseudo-anomalies on normal images -> a decoder that gives back image and features *without* the anomaly,
+           and a small perceptron that reads the differences
+    score  anomaly map; its largest value -> image score
+
+"PAGMFR: Collaborative Purification in Dual Spaces for Industrial Anomaly Detection via Hierarchical Reconstruction" was
+published as a README alone: no code, no weights, no paper text. What it fixes is here: the four modules and how they
+join (`pagmfr_network`), losses, optimiser, batch and epochs, the names of its functions. What it leaves open is our
+choice: backbone, resolution, widths, weights of the losses, the generator's numbers (`adlib.synthesis.pagmfr`), the
+score rule, the selection. So this is an implementation after the README and no reproduction; its figures are not ours
+to match.
+"""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from adlib import backbones, storage, training
+from adlib.errors import InputError
+from adlib.images import Batch, Resize, batches, to_tensor
+from adlib.methods import Scores
+from adlib.methods.pagmfr_network import NORMS, TERMS, PAGMFRModel, check_terms, losses
+from adlib.methods.patchcore import upsample_and_smooth
+from adlib.methods.reconstruction import split_normals, synthetic_images, synthetic_score
+from adlib.methods.ulsad_maps import level_of
+from adlib.pairs import Pairs, PairSettings
+from adlib.settings import as_dict, build, choice
+from adlib.support import below, check_fingerprint
+
+SCORE_RULES = ("max", "top", "mean21")
+CALIBRATIONS = ("none", "global", "position")
+
+
+@dataclass(frozen=True)
+class PAGMFRSettings(PairSettings):
+    """Settings of PAGMFR; defaults from the README where it says, ours where it does not."""
+
+    backbone: str = "wide_resnet50_2.tv_in1k"  # ours; the README shows ResNet-50 as a change
+    stages: tuple[int | str, ...] = (1, 2, 3)  # layer1 ... layer3, strides 4, 8, 16; ours
+    weights: str = "auto"  # see adlib.backbones.create
+    image_size: int | tuple[int, ...] = 256  # network input, pixels; ours
+    resize: str = "stretch"
+    scale: int | None = None  # pixels, only for resize "short_side"
+    width: int = 256  # channels of the decoder at stride 8 (of the second-deepest step); ours
+    bottleneck: int = 512  # channels at stride 32; ours
+    blocks: int = 2  # residual blocks a step; ours
+    fusion_width: int = 128  # channels of the MFFM; ours
+    image_stride: int = 1  # the image is reconstructed at 1 / image_stride of its size
+    norm: str = "batch"  # batch or group normalisation; with group, parts of a batch equal the batch exactly
+    dropout: float = 0.0  # probability, whole channels of the MFFM and of the MLP
+    fusion: str = "mlp"  # mlp (README), sum, product; `set_fusion` takes a function
+    terms: tuple[str, ...] = TERMS  # cosine and mffm: feature space; colour and structure: image space
+    detach: bool = False  # cut the detection loss off from the reconstruction
+    gamma: float = 2.0  # focal loss
+    pos_weight: float = 1.0  # weight of anomalous pixels in the focal loss (README's knob)
+    detection: float = 1.0  # weight of the focal loss beside the reconstruction; ours, DRAEM's
+    lr: float = 1e-3  # Adam (README)
+    weight_decay: float = 1e-5  # README
+    warm_up: float = 0.0  # share of the steps in which the rate rises from 0; then cosine down to 1e-6
+    clip_norm: float = 1.0  # largest norm of the gradient; ours
+    epochs: int = 600  # passes over the training images (README)
+    max_steps: int | None = None  # optimiser steps, instead of epochs
+    checkpointing: bool = False  # gradient checkpointing: less memory, the same gradients
+    precision: str = "no"  # mixed precision: no, bf16, fp16
+    pin_memory: bool = False  # page-locked batches for a GPU
+    workers: int = 1  # threads that prepare batches
+    sigma: float = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
+    score: str = "max"  # of the map: max, top (mean of the highest 0.1 %), mean21 (max of 21 x 21 means, DRAEM)
+    calibrate: str = "none"  # maps in units of their spread over normal images: none, global, position
+    hold_out: float = 0.15  # share of the training images for the threshold and for selection; at least 2
+    selection: str = "synthetic"  # synthetic (best on held-out pseudo-anomalies), or last
+    validate_every: int = 0  # steps between two looks at the held-out pseudo-anomalies; 0: only at the end
+    n_synthetic: int = 64  # at most so many held-out images, half of them damaged, for selection
+    snapshot_every: int = 0  # steps between two kept copies of the weights; 0 for none
+    log_every: int = 0  # steps between two rows of the gradient flow and of the memory; 0 for none
+    checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
+    checkpoint_every: int = 100  # steps
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_terms(self.terms, self.fusion)
+        choice("norm", self.norm, NORMS)
+        choice("score", self.score, SCORE_RULES)
+        choice("calibrate", self.calibrate, CALIBRATIONS)
+        choice("selection", self.selection, training.SELECTIONS)
+        choice("precision", self.precision, training.PRECISIONS)
+        for name in ("width", "bottleneck", "fusion_width", "epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
+        for name in ("gamma", "pos_weight", "detection", "weight_decay", "sigma"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} {getattr(self, name)} must not be negative")
+        for name in ("dropout", "warm_up"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} must lie between 0 and 1")
+        if not 0 < self.hold_out < 1:
+            raise InputError(f"hold_out {self.hold_out} must be a share between 0 and 1, for example 0.15")
+
+
+class PAGMFR:
+    """Reconstruction in image and feature space, trained to undo pseudo-anomalies.
+
+    Args:
+        settings: changes to `PAGMFRSettings`, by name.
+
+    Attributes after `fit`:
+        model: the trained `PAGMFRModel`.
+        pairs: the stream of training pairs; only in the session that trained.
+        history: `adlib.training.History`.
+        normal_scores, normal_map_maxima: float32 (n,), image scores and map maxima of held-out normal images.
+    """
+
+    name = "pagmfr"
+    Settings = PAGMFRSettings
+
+    def __init__(self, **settings):
+        self.settings = s = build(PAGMFRSettings, settings, owner="pagmfr")
+        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
+        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.device = backbones.default_device()
+        self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
+        self.fusion = s.fusion
+        self.model = self._new_model()
+
+    def _new_model(self) -> PAGMFRModel:
+        s = self.settings
+        with torch.random.fork_rng():
+            torch.manual_seed(s.seed)
+            model = PAGMFRModel(
+                self.backbone, width=s.width, bottleneck=s.bottleneck, blocks=s.blocks, fusion_width=s.fusion_width,
+                image_stride=s.image_stride, norm=s.norm, dropout=s.dropout, fusion=self.fusion, terms=s.terms,
+                detach=s.detach, checkpointing=s.checkpointing,
+            )  # fmt: skip
+        return model.to(self.device, memory_format=torch.channels_last).eval()  # the fast kernels on a CPU
+
+    def set_fusion(self, function):
+        """Fuse by a function (features, features_hat, images, images_hat) -> (B, h, w); before `fit`.
+
+        A function cannot be stored: `save` refuses such a model.
+        """
+        self.fusion = function
+        self.model = self._new_model()
+        return self
+
+    # -- fit ----------------------------------------------------------------------------------------------------------
+
+    def fit(self, table, validation=None):
+        """Train on a sample table of normal images.
+
+        Args:
+            table: normal training images.
+            validation: further normal images, for threshold and selection; None keeps `hold_out` of `table`.
+        """
+        s, attributes = self.settings, table.attrs
+        table, held_out = split_normals(table, validation, s.hold_out, s.seed)
+        table.attrs.update(attributes)
+        self.prepare(table)
+        if s.checkpoint:
+            training.check_checkpoint(s.checkpoint, as_dict(s) | self._facts())
+        wanted = s.selection == "synthetic" or s.validate_every
+        synthetic = synthetic_images(held_out, s, self.resize) if wanted else None
+        trainable = self.model.trainable()
+        parameters = [p for module in trainable.values() for p in module.parameters()]
+        optimizer = torch.optim.Adam(parameters, s.lr, weight_decay=s.weight_decay)
+        n_steps = self.n_steps
+        self.history = training.train(
+            trainable,
+            [optimizer],
+            self.pairs.batch,
+            self.losses,
+            n_steps,
+            seed=s.seed,
+            schedulers=[training.warm_up_cosine(optimizer, n_steps, s.warm_up, lowest=1e-6 / s.lr)],
+            validate=(lambda: self._validate(synthetic)) if synthetic else None,
+            validate_every=s.validate_every,
+            selection=s.selection,
+            snapshot_every=s.snapshot_every,
+            checkpoint=s.checkpoint or None,
+            checkpoint_every=s.checkpoint_every if s.checkpoint else 0,
+            precision=s.precision,
+            accumulate=s.accumulate,
+            clip_norm=s.clip_norm,
+            workers=s.workers,
+            pin_memory=s.pin_memory,
+            log_every=s.log_every,
+            progress="PAGMFR",
+        )
+        self._held_out = held_out
+        self._calibrate()
+        return self
+
+    def prepare(self, table) -> "PAGMFR":
+        """Everything before the first step: training pairs, feature statistics, untrained network."""
+        s = self.settings
+        self.model = self._new_model()
+        self.pairs = Pairs(table, self.resize, s, self.model.encode)
+        print(f"PAGMFR: {self.pairs.note}", flush=True)
+        chosen = self.pairs.images[:: max(1, len(self.pairs.images) // 64)]
+        parts = [self.model.encode(x) for x in self._in_parts(chosen)]
+        self.model.set_statistics([torch.cat(level) for level in zip(*parts, strict=True)])
+        self.n_steps = s.max_steps or s.epochs * math.ceil(len(table) / s.batch_size)
+        return self
+
+    def losses(self, modules, batch, _step) -> dict[str, torch.Tensor]:
+        """Every term of the loss of a batch (`pagmfr_network.losses`)."""
+        s = self.settings
+        return losses(self.model, modules, batch, s.gamma, s.pos_weight, s.detection)
+
+    def _validate(self, synthetic) -> dict[str, float]:
+        """Rate the model on held-out pseudo-anomalies, of families that PAGMFR is not trained on."""
+        images, masks, labels = synthetic
+        found = [self._scores(x, calibrated=False) for x in self._in_parts(images)]
+        return synthetic_score(
+            np.concatenate([f.image for f in found]), np.concatenate([f.map for f in found]), masks, labels
+        )
+
+    def _in_parts(self, images: np.ndarray):
+        """Images uint8 (n, H, W, 3), eight at a time as (8, 3, H, W) in [0, 1] on the device."""
+        for start in range(0, len(images), 8):
+            yield to_tensor(images[start : start + 8]).to(self.device)
+
+    def use_snapshot(self, states: dict) -> None:
+        """Put the weights of `history.snapshots` in place and score the held-out normal images again."""
+        for name, module in self.model.trainable().items():
+            module.load_state_dict(states[name])
+        self._calibrate()
+
+    # -- score ------------------------------------------------------------------------------------------------------
+
+    def score(self, batch: Batch | torch.Tensor) -> Scores:
+        """Score images (B, 3, H, W) in [0, 1] at the network's input size.
+
+        Map: the fused logit's sigmoid (`mlp`) or the fused difference (`sum`, `product`, a function), calibrated if
+        asked, bilinear to the input size, Gaussian smoothing. Image score: by the rule `score` from the map.
+        """
+        images = batch.images if isinstance(batch, Batch) else batch
+        return self._scores(images.to(self.device))
+
+    @torch.no_grad()
+    def _scores(self, images, features=None, calibrated: bool = True) -> Scores:
+        s = self.settings
+        maps = self._raw_maps(images, features)  # (B, T, h, w)
+        if calibrated and s.calibrate != "none":
+            maps = (maps - self.calibration[0]) / self.calibration[1]
+        fused = maps.sum(dim=1)
+        if s.calibrate == "none" and self.fusion == "mlp":
+            fused = fused.sigmoid()
+        full = upsample_and_smooth(fused, tuple(images.shape[-2:]), s.sigma)
+        return Scores(image_scores(full, s.score), full)
+
+    def _raw_maps(self, images, features=None) -> torch.Tensor:
+        """The maps before calibration, (B, T, h, w): every difference of a sum, else the one fused map."""
+        output = self.model(images, features)
+        if self.fusion == "sum":
+            return torch.stack(list(output.maps.values()), dim=1)
+        return output.fused[:, None]
+
+    @torch.no_grad()
+    def _calibrate(self) -> None:
+        """Level and spread of every map over normal training images, then the scores of held-out ones."""
+        s = self.settings
+        chosen = self.pairs.images[:: max(1, len(self.pairs.images) // 200)]
+        if s.calibrate != "none":
+            maps = torch.cat([self._raw_maps(x) for x in self._in_parts(chosen)])
+            self.calibration = level_and_spread(maps, by_position=s.calibrate == "position")
+        found = [self.score(batch) for batch in batches(self._held_out.image_path, self.resize, 8)]
+        self.normal_scores = np.concatenate([scores.image for scores in found])
+        self.normal_map_maxima = np.concatenate([scores.map.max(axis=(1, 2)) for scores in found])
+
+    def explain(self, images: torch.Tensor) -> dict[str, np.ndarray]:
+        """What stands behind the maps of images (B, 3, H, W): reconstruction and every difference, at input size.
+
+        Returns:
+            "reconstruction" (B, H, W, 3) where the image space takes part, and one (B, H, W) for each difference.
+        """
+        with torch.no_grad():
+            output = self.model(images.to(self.device))
+        size, shown = tuple(images.shape[-2:]), {}
+        if output.images_hat is not None:
+            large = torch.nn.functional.interpolate(output.images_hat, size=size, mode="bilinear", align_corners=False)
+            shown["reconstruction"] = large.permute(0, 2, 3, 1).cpu().numpy()
+        return shown | {name: upsample_and_smooth(maps, size, 0) for name, maps in output.maps.items()}
+
+    # -- save and load --------------------------------------------------------------------------------------------
+
+    def save(self, path):
+        """Write the fitted method to the folder `path`."""
+        if not hasattr(self, "normal_scores"):
+            raise InputError("this PAGMFR is not fitted; call fit(table) before save")
+        if callable(self.fusion):
+            raise InputError("fusion is a function, which cannot be stored; save with fusion mlp, sum or product")
+        storage.save_model(path, self.name, as_dict(self.settings), self._tensors(), **self._facts())
+
+    def _facts(self) -> dict:
+        return {"backbone_fingerprint": self.backbone.fingerprint}
+
+    def _tensors(self) -> dict:
+        state = {k: v for k, v in self.model.state_dict().items() if not k.startswith("encoder.")}
+        tensors = {f"model.{name}": tensor for name, tensor in state.items()}
+        tensors["normal_scores"] = torch.from_numpy(self.normal_scores)
+        tensors["normal_map_maxima"] = torch.from_numpy(self.normal_map_maxima)
+        if self.settings.calibrate != "none":
+            tensors["level"], tensors["spread"] = self.calibration
+        return tensors
+
+    @classmethod
+    def load(cls, path):
+        """Read a fitted method; refuses a network that was trained on features of other backbone weights."""
+        header, tensors = storage.read_model(path)
+        method = cls(**header["settings"])
+        check_fingerprint(header, method.backbone, path)
+        try:
+            method._use(tensors)
+        except (KeyError, RuntimeError) as error:
+            raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}; train the model again") from None
+        return method
+
+    def _use(self, tensors: dict) -> None:
+        own = {k: v for k, v in self.model.state_dict().items() if k.startswith("encoder.")}
+        self.model.load_state_dict(own | below("model.", tensors))
+        self.model.to(self.device).eval()
+        self.normal_scores = tensors["normal_scores"].numpy()
+        self.normal_map_maxima = tensors["normal_map_maxima"].numpy()
+        if self.settings.calibrate != "none":
+            self.calibration = tensors["level"].to(self.device), tensors["spread"].to(self.device)
+
+
+def image_scores(maps: np.ndarray, rule: str = "max") -> np.ndarray:
+    """Image scores float32 (B,) from maps (B, H, W).
+
+    Args:
+        rule: `max`; `top`, the mean of the highest 0.1 % of the pixels; `mean21`, the largest mean over a window of
+            21 x 21 pixels, edges mirrored.
+    """
+    if rule == "mean21":
+        maps = np.stack([cv2.blur(m, (21, 21), borderType=cv2.BORDER_REFLECT) for m in maps])
+    flat = maps.reshape(len(maps), -1)
+    count = max(1, round(0.001 * flat.shape[1])) if rule == "top" else 1
+    return np.partition(flat, -count, axis=1)[:, -count:].mean(axis=1).astype(np.float32)
+
+
+def level_and_spread(maps: torch.Tensor, by_position: bool, prior: float = 10.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of normal maps (N, T, h, w) -> (1, T, h, w), or (1, T, 1, 1) over all positions.
+
+    By position, both are drawn to those of all positions by `prior` images: a few images tell little of one place.
+    """
+    if not by_position:
+        return maps.mean(dim=(0, 2, 3), keepdim=True), maps.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6)
+    level = level_of(maps, prior)
+    return level[None], level_of((maps - level).square(), prior).sqrt().clamp_min(1e-6)[None]

@@ -1,0 +1,90 @@
+"""DRAEM: losses by hand, no skips in the first network, pixels in [0, 1]."""
+
+import numpy as np
+import pytest
+import torch
+
+from adlib.errors import InputError
+from adlib.methods import draem
+from adlib.methods.draem import DRAEM, HourGlass
+
+SMALL = {
+    "image_size": 64, "resize": "stretch", "width": 4, "width_discriminator": 4, "batch_size": 4, "max_steps": 3,
+    "hold_out": 0.34, "families": ["cutpaste"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def train(small_table):
+    return small_table[small_table.split == "train"]
+
+
+def images(n=2, size=(64, 64), seed=0):
+    return torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (70, 53)])
+@pytest.mark.parametrize("skips", [False, True])
+def test_shapes_at_any_size(size, skips):
+    assert HourGlass(3, 2, 4, skips)(images(size=size)).shape == (2, 2, *size)
+
+
+def test_the_paper_widths():
+    network = HourGlass(3, 3, 128, skips=False)
+    assert [step[0][0].out_channels for step in network.down] == [128, 256, 512, 1024, 1024]
+
+
+def test_only_the_second_network_has_a_way_around_the_middle():
+    for skips in (False, True):
+        torch.manual_seed(0)
+        network = HourGlass(3, 3, 4, skips).eval()
+        network.down[-1].register_forward_hook(lambda _module, _inputs, output: output * 0)
+        same = torch.allclose(network(images(seed=1)), network(images(seed=2)))
+        assert same is (not skips)
+
+
+def test_losses_by_hand():
+    normal, mask = torch.full((1, 3, 16, 16), 0.5), torch.zeros(1, 16, 16, dtype=torch.bool)
+    logits = torch.zeros(1, 2, 16, 16)
+    logits[:, 1] = np.log(3.0)  # probability of anomalous 3/4
+    mask[:, :8] = True
+    found = draem.losses(normal, normal + 0.1, logits, mask)
+    assert float(found["l2"]) == pytest.approx(0.01, rel=1e-4)
+    expected = (0.25**2 * -np.log(0.75) + 0.75**2 * -np.log(0.25)) / 2
+    assert float(found["focal"]) == pytest.approx(expected, rel=1e-5)
+    assert float(draem.losses(normal, normal, logits, mask)["ssim"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_it_trains_on_pixels_in_zero_to_one(train):
+    method = DRAEM(**SMALL | {"max_steps": 25, "lr": 3e-3, "bank": 12})
+    seen = []
+    losses = method.losses
+    method.losses = lambda modules, batch, step: seen.append(batch["image"]) or losses(modules, batch, step)
+    method.fit(train)
+    assert 0 <= min(x.min() for x in seen) <= max(x.max() for x in seen) <= 1
+    total = method.history.losses.total
+    assert total.iloc[-5:].mean() < 0.8 * total.iloc[:3].mean()
+    rates = method.history.losses.learning_rate
+    assert rates.iloc[-1] == pytest.approx(3e-3 * 0.04)  # a fifth of a fifth
+    scores = method.score(images())
+    assert 0 <= scores.map.min() <= scores.map.max() <= 1
+
+
+def test_selection_on_held_out_pseudo_anomalies(train):
+    method = DRAEM(**SMALL | {"selection": "synthetic", "validate_every": 1}).fit(train)
+    assert method.history.selected_step == method.history.validation.score.idxmax() + 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"width": 0}, "width 0 must be at least 1"),
+        ({"image_size": 16}, "image_size 16 is too small"),
+        ({"selection": "best"}, "selection 'best' is unknown"),
+        ({"textures": "/no/such"}, "no such folder"),
+        ({"backbone": "resnet18"}, "parameter 'backbone' is unknown to draem"),
+    ],
+)
+def test_settings_that_cannot_be_used(train, settings, match):
+    with pytest.raises(InputError, match=match):
+        DRAEM(**SMALL | settings).fit(train)

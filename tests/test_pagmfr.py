@@ -1,0 +1,557 @@
+"""PAGMFR: no way around the bottleneck, losses by hand, pairs that follow from a counter, the README's names."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, write_image
+from torch import nn
+from torch.nn import functional as F
+
+from adlib import backbones, metrics, published, synthesis, training
+from adlib.errors import InputError
+from adlib.images import Resize
+from adlib.methods import pagmfr_network as network
+from adlib.methods import pagmfr_readme as readme
+from adlib.methods.pagmfr import PAGMFR, image_scores, level_and_spread
+from adlib.methods.pagmfr_network import PAGMFRModel
+from adlib.pairs import Pairs, PairSettings
+
+SMALL = TINY | {
+    "stages": [1, 2], "width": 8, "bottleneck": 8, "blocks": 1, "fusion_width": 8, "image_stride": 2, "batch_size": 4,
+    "max_steps": 3, "hold_out": 0.34, "selection": "last", "kind": "texture",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return backbones.create("tf_efficientnet_lite0", (1, 2))
+
+
+@pytest.fixture
+def train(small_table):
+    table = small_table[small_table.split == "train"].copy()
+    table.attrs["dataset"] = "mvtec"
+    return table
+
+
+def small_model(encoder, **changes):
+    torch.manual_seed(0)
+    options = {"width": 8, "bottleneck": 8, "blocks": 1, "fusion_width": 8, "image_stride": 2} | changes
+    return PAGMFRModel(encoder, **options)
+
+
+def images(n=2, size=(64, 64), seed=0):
+    return torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+# -- the network ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96), (70, 53)])
+@pytest.mark.parametrize("image_stride", [1, 2])
+def test_shapes_at_any_size(encoder, size, image_stride):
+    model, x = small_model(encoder, image_stride=image_stride).eval(), images(size=size)
+    output = model(x)
+    features = encoder(x)
+    assert [f.shape for f in output.features_hat] == [f.shape for f in features]
+    assert output.images_hat.shape[-2:] == tuple(-(-side // image_stride) for side in size)
+    assert 0 <= output.images_hat.min() <= output.images_hat.max() <= 1
+    assert list(output.maps) == ["cosine 4", "cosine 8", "colour", "structure"]
+    for found in (*output.maps.values(), output.logits):
+        assert found.shape == (2, *features[0].shape[-2:])
+    assert min(float(found.detach().min()) for found in output.maps.values()) >= -1e-6
+
+
+@pytest.mark.parametrize(("backbone", "stages"), [("resnet18", (1, 2, 3)), ("mobilenetv2_100", (2, 3))])
+def test_another_backbone_is_one_argument(backbone, stages):
+    model = PAGMFRModel(backbone, stages, "random", width=8, bottleneck=8, blocks=1, fusion_width=8)
+    output = model.eval()(images())
+    assert [f.shape[1] for f in output.features_hat] == list(model.encoder.channels)
+
+
+def test_the_numbers_of_parameters_are_those_of_the_stated_design():
+    model = PAGMFRModel("resnet18", (1, 2, 3), "random", width=64, bottleneck=128, blocks=1, fusion_width=32)
+    count = {name: sum(p.numel() for p in m.parameters()) for name, m in model.trainable().items()}
+    assert count["fusion"] == 1249  # 21 -> 32 -> 16 -> 1
+    assert 0.9 < count["mfrm"] / 1_314_507 < 1.1
+    assert 0.9 < count["mffm"] / 57_980 < 1.1
+
+
+def test_the_encoder_gets_no_gradient_and_stays_in_evaluation_mode(encoder):
+    model = small_model(encoder).train()
+    assert not model.encoder.training
+    assert model.mfrm.training
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    batch = {"normal": images(), "image": images(seed=1), "mask": torch.zeros(2, 64, 64, dtype=torch.bool)}
+    sum(network.losses(model, model.trainable(), batch).values()).backward()
+    assert all(p.grad is None for p in encoder.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+    assert all(p.grad is not None for m in model.trainable().values() for p in m.parameters())
+
+
+def test_nothing_passes_beside_the_bottleneck(encoder):
+    model, x = small_model(encoder).eval(), images()
+    model.mfrm.bottleneck.register_forward_hook(lambda _module, _inputs, output: output * 0)
+    a, b = model(x), model(images(seed=5))
+    torch.testing.assert_close(a.images_hat, b.images_hat)
+    torch.testing.assert_close(a.features_hat, b.features_hat)
+
+
+def test_standardised_features_have_mean_zero_and_deviation_one(encoder):
+    model, x = small_model(encoder), images(8)
+    model.set_statistics(encoder(x))
+    for f in model.standardise(encoder(x)):
+        spread = f.std(dim=(0, 2, 3))
+        assert f.mean().abs() < 1e-4
+        assert (spread < 1.001).all()
+        assert spread.median() > 0.99
+
+
+def test_differences_are_zero_where_reconstruction_is_perfect_and_by_hand_elsewhere():
+    f = [torch.tensor([[1.0, 0.0], [0.0, 1.0]]).reshape(2, 2, 1, 1)]
+    g = [torch.tensor([[1.0, 0.0], [1.0, 0.0]]).reshape(2, 2, 1, 1)]
+    torch.testing.assert_close(network.feature_difference(f, g).flatten(), torch.tensor([0.0, 1.0]))
+    white, black = torch.ones(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)
+    assert network.image_difference(white, white).abs().max() < 1e-5
+    colour, structure = network.image_difference(white, black)[0]
+    torch.testing.assert_close(colour, torch.ones(16, 16), atol=1e-3, rtol=0)
+    torch.testing.assert_close(structure, torch.full((16, 16), 0.49995), atol=1e-4, rtol=0)
+    assert network.image_difference(white, black, ("colour",)).shape[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("terms", "kept"),
+    [
+        (("cosine", "mffm"), {"features", "detection"}),
+        (("colour", "structure"), {"image", "ssim", "detection"}),
+        (("colour",), {"image", "ssim", "detection"}),
+        (("mffm",), {"features", "detection"}),
+        (network.TERMS, {"features", "image", "ssim", "detection"}),
+    ],
+)
+def test_a_space_that_is_switched_off_is_neither_built_nor_trained(encoder, terms, kept):
+    model = small_model(encoder, terms=terms).train()
+    batch = {"normal": images(), "image": images(seed=1), "mask": torch.ones(2, 64, 64, dtype=torch.bool)}
+    found = network.losses(model, model.trainable(), batch)
+    assert set(found) == kept
+    sum(found.values()).backward()
+    assert all(p.grad is not None for m in model.trainable().values() for p in m.parameters())
+
+
+# -- fusion (the README's switch) -------------------------------------------------------------------------------------
+
+
+def test_sum_and_product_fuse_the_single_maps(encoder):
+    x = images()
+    for fusion, by_hand in (("sum", lambda m: m.sum(0)), ("product", lambda m: (1 + m).prod(0) - 1)):
+        output = small_model(encoder, fusion=fusion).eval()(x)
+        torch.testing.assert_close(output.fused, by_hand(torch.stack(list(output.maps.values()))))
+        order = output.fused.flatten().argsort()
+        assert (output.logits.flatten()[order].diff() >= 0).all()  # the affine layer keeps the order
+
+
+def readme_fusion(features, features_hat, x, x_hat):
+    """The README's example: features + image + 0.1 * texture."""
+    grid = features[0].shape[-2:]
+    feature_map = network.feature_difference(features, features_hat).mean(1)
+    image_map = network.to_grid(network.image_difference(x, x_hat), grid).mean(1)
+    texture = network.to_grid(network.texture_difference(x, x_hat)[:, None], grid)[:, 0]
+    return feature_map + image_map + 0.1 * texture
+
+
+def test_a_fusion_of_ones_own(encoder, train, tmp_path):
+    model = small_model(encoder, fusion=readme_fusion).eval()
+    output = model(images())
+    expected = readme_fusion(output.features, output.features_hat, model.shrink(images()), output.images_hat)
+    torch.testing.assert_close(output.fused, expected)
+    method = PAGMFR(**SMALL).set_fusion(readme_fusion).fit(train)
+    assert np.isfinite(method.score(images()).map).all()
+    with pytest.raises(InputError, match="function, which cannot be stored"):
+        method.save(tmp_path)
+    with pytest.raises(InputError, match="function, which cannot be stored"):
+        readme.save_checkpoint(method.model, tmp_path, "plate")
+
+
+def test_texture_difference_sees_grain_and_not_brightness():
+    flat = torch.full((1, 3, 32, 32), 0.5)
+    grain = (flat + 0.1 * torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    assert network.texture_difference(flat, flat + 0.2).abs().max() < 1e-5
+    assert network.texture_difference(flat, grain).mean() > 0.03
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_detach_cuts_the_detection_loss_off_from_the_reconstruction(encoder, detach):
+    model = small_model(encoder, detach=detach).train()
+    output = model(images())
+    network.detection_loss(output.logits, torch.ones_like(output.logits)).backward()
+    reached = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.mfrm.parameters()]
+    assert not any(reached) if detach else all(reached)
+    assert all(p.grad is not None for p in model.fusion.parameters())
+
+
+def test_focal_loss_by_hand():
+    logits, mask = torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[1, 0]]])
+    p = torch.sigmoid(torch.tensor(2.0))
+    normal = p**2 * -torch.log(1 - p)
+    anomalous = 0.5**2 * np.log(2)
+    assert float(network.detection_loss(logits, mask)) == pytest.approx(float(anomalous + normal) / 2, rel=1e-5)
+    weighted = network.detection_loss(logits, mask, pos_weight=3.0)
+    assert float(weighted) == pytest.approx(float(3 * anomalous + normal) / 2, rel=1e-5)
+    plain = F.binary_cross_entropy_with_logits(logits, mask.float(), pos_weight=torch.tensor(3.0))
+    torch.testing.assert_close(network.detection_loss(logits, mask, gamma=0.0, pos_weight=3.0), plain)
+
+
+# -- promises about the training --------------------------------------------------------------------------------------
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_for_less_memory(encoder):
+    batch = {"normal": images(4), "image": images(4, seed=1), "mask": torch.ones(4, 64, 64, dtype=torch.bool)}
+    kept, found = [], []
+    for checkpointing in (False, True):
+        model, sizes = small_model(encoder, checkpointing=checkpointing, blocks=2).train(), []
+        pack = torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.numel() * t.element_size()) or t, lambda t: t
+        )
+        with pack:
+            losses = network.losses(model, model.trainable(), batch)
+        sum(losses.values()).backward()
+        kept.append(sum(sizes))
+        found.append([p.grad for m in model.trainable().values() for p in m.parameters()] + list(model.buffers()))
+    assert kept[1] < 0.75 * kept[0]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_a_batch_in_parts_equals_the_batch_exactly_with_group_normalisation(train, norm):
+    settings = SMALL | {"norm": norm, "batch_size": 32, "max_steps": 2, "lr": 1e-3}
+    results = []
+    for accumulate in (1, 4):
+        method = PAGMFR(**settings | {"accumulate": accumulate}).fit(train)
+        results.append(torch.cat([p.detach().flatten() for p in method.model.mfrm.parameters()]))
+        assert len(method.history.losses) == 2
+    gap = float((results[0] - results[1]).abs().max())
+    # Batch normalisation takes its statistics from each part, so there the parts are close and not equal.
+    assert gap < 2e-5 if norm == "group" else gap > 2e-5
+
+
+def test_bf16_stays_close_and_differences_stay_in_float32(encoder, train):
+    totals = [PAGMFR(**SMALL | {"precision": p}).fit(train).history.losses.total.iloc[-1] for p in ("no", "bf16")]
+    assert totals[0] == pytest.approx(totals[1], rel=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = small_model(encoder).train()(images())
+    assert {m.dtype for m in output.maps.values()} | {output.logits.dtype} == {torch.float32}
+
+
+def test_dropout_is_active_in_training_only(encoder):
+    model, x = small_model(encoder, dropout=0.5), images()
+    model.train()
+    assert not torch.equal(model(x).logits, model(x).logits)
+    model.eval()
+    assert torch.equal(model(x).logits, model(x).logits)
+
+
+def test_the_log_has_gradient_flow_memory_losses_and_loading_share(train):
+    method = PAGMFR(**SMALL | {"log_every": 1, "bank": 6}).fit(train)
+    history = method.history
+    assert {part.split(".")[0] for part in history.gradients.part} == {"mfrm", "mffm", "fusion"}
+    assert len(history.memory) == 3
+    assert {"features", "image", "ssim", "detection", "total", "learning_rate"} < set(history.losses)
+    assert 0 <= history.loading_share < 1
+
+
+def test_sixty_steps_on_eight_images_halve_the_reconstruction_loss(tmp_path):
+    rng, rows = np.random.default_rng(0), []
+    for i in range(8):
+        base = np.linspace(60, 190, 64)[None, :, None] + rng.normal(0, 4, (64, 64, 3))
+        path = write_image(tmp_path / f"{i}.png", base.clip(0, 255).astype(np.uint8))
+        rows.append({"image_path": path, "mask_path": None, "label": 0, "defect": "good", "split": "train"})
+    table = pd.DataFrame(rows).assign(category="ramp")
+    settings = SMALL | {"bank": 16, "max_steps": 60, "batch_size": 8, "rotate": 0.0}
+    losses = PAGMFR(**settings | {"lr": 5e-3}).fit(table.iloc[:6], table.iloc[6:]).history.losses
+    rebuilt = losses.features + losses.image + losses.ssim
+    assert rebuilt.iloc[-5:].mean() < 0.5 * rebuilt.iloc[0]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(train, tmp_path):
+    whole = PAGMFR(**SMALL | {"max_steps": 4}).fit(train)
+    file = {"checkpoint": str(tmp_path / "c.pt"), "checkpoint_every": 1}
+    stopped = PAGMFR(**SMALL | file | {"max_steps": 4})
+    batch = Pairs.batch
+
+    def killed(self, micro):
+        if micro >= 2:
+            raise KeyboardInterrupt
+        return batch(self, micro)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pairs, "batch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.fit(train)
+    resumed = PAGMFR(**SMALL | file | {"max_steps": 4}).fit(train)
+    np.testing.assert_array_equal(resumed.score(images()).map, whole.score(images()).map)
+
+
+# -- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def pairs(train, **changes):
+    return Pairs(train, Resize(64), PairSettings(**{"kind": "texture", "batch_size": 4} | changes))
+
+
+@pytest.mark.parametrize("families", [("pagmfr",), ("perlin_dtd", "cutpaste", "nsa")])
+@pytest.mark.parametrize("kind", ["texture", "object"])
+def test_pairs_agree_outside_the_mask(train, families, kind):
+    stream = pairs(train, families=families, kind=kind, jitter=0.2, flip=True, rotate=0.5)
+    for seed in range(12):
+        normal, damaged, mask, info = stream.pair(seed % 6, np.random.default_rng(seed))
+        np.testing.assert_array_equal(normal[~mask], damaged[~mask])
+        assert mask.any() or "fallback" in info
+
+
+def test_a_new_type_of_anomaly_is_one_function(train):
+    @synthesis.register("test_white_corner")
+    def white_corner(image, rng, foreground, sources, side=8):
+        mask = np.zeros(foreground.shape, bool)
+        mask[:side, :side] = True
+        return np.ones_like(image), mask, {}
+
+    try:
+        stream = pairs(train, families=("test_white_corner", "cutpaste"), family_weights=(1.0, 0.0), rotate=0.0)
+        _, damaged, mask, _ = stream.pair(0, np.random.default_rng(0))
+        assert mask.sum() == 64
+        assert (damaged[:8, :8] == 255).all()
+    finally:
+        synthesis.registry._families.pop("test_white_corner")
+
+
+@pytest.mark.parametrize("bank", [0, 10])
+def test_the_stream_does_not_depend_on_the_parts_it_is_taken_in(train, bank):
+    whole = pairs(train, batch_size=8, bank=bank).batch(1)
+    parts = pairs(train, batch_size=8, accumulate=4, bank=bank)
+    for key in ("normal", "image", "mask"):
+        assert torch.equal(torch.cat([parts.batch(micro)[key] for micro in range(4, 8)]), whole[key])
+
+
+def test_half_of_the_samples_are_anomalous_and_every_image_gets_its_turn(train):
+    stream = pairs(train, batch_size=60, bank=12)
+    batch = stream.batch(0)
+    share = batch["mask"].flatten(1).any(1).float().mean()
+    assert 0.3 < share < 0.7
+    clean = ~batch["mask"].flatten(1).any(1)
+    torch.testing.assert_close(batch["image"][clean], batch["normal"][clean])
+    assert len({tuple(x.flatten()[:50].tolist()) for x in batch["normal"]}) >= 6
+    assert pairs(train, probability=0.0, batch_size=8).batch(0)["mask"].sum() == 0
+
+
+def test_a_bank_keeps_the_features_of_its_pairs(train, encoder):
+    stream = Pairs(train, Resize(64), PairSettings(kind="texture", batch_size=6, bank=6), encoder)
+    batch = stream.batch(2)
+    for key, source in (("features", "image"), ("normal_features", "normal")):
+        for stored, fresh in zip(batch[key], encoder(batch[source]), strict=True):
+            torch.testing.assert_close(stored, fresh, rtol=2e-3, atol=2e-3 * float(fresh.abs().max()))
+
+
+def test_small_anomalies_are_drawn_more_often(train):
+    stream = pairs(train, bank=20, sampling="small", batch_size=200, probability=1.0)
+    area = stream.bank["mask"].flatten(1).sum(1).double()
+    drawn = stream.batch(0)["mask"].flatten(1).sum(1).double().mean()
+    expected = float((area.sqrt()).sum() / (1 / area.sqrt()).sum())  # mean area under weights 1 / sqrt(area)
+    assert float(drawn) == pytest.approx(expected, rel=0.3)
+    assert drawn < area.mean()
+
+
+def test_the_kind_is_known_by_name_or_judged(train):
+    assert pairs(train, kind="auto").kind == "texture"  # judged: noise on a gradient
+    named = train.assign(category="screw")
+    named.attrs["dataset"] = "mvtec_ad"
+    assert pairs(named, kind="auto").kind == "object"
+
+
+# -- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_score_rules_by_hand():
+    maps = np.zeros((2, 100, 100), np.float32)
+    maps[0, :2, :5] = 1.0  # ten pixels: the highest 0.1 %
+    maps[1, 50, 50] = 3.0
+    np.testing.assert_allclose(image_scores(maps, "max"), [1, 3])
+    np.testing.assert_allclose(image_scores(maps, "top"), [1, 0.3], atol=1e-6)
+    np.testing.assert_allclose(image_scores(maps, "mean21")[1], 3 / 441, rtol=1e-5)
+
+
+def test_calibration_measures_maps_in_units_of_their_normal_spread():
+    maps = (
+        torch.randn(400, 2, 3, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0])[:, None, None]
+    )
+    maps[:, :, 0, 0] += 10
+    level, spread = level_and_spread(maps, by_position=False)
+    assert level.shape == (1, 2, 1, 1)
+    level, spread = level_and_spread(maps, by_position=True)
+    assert level.shape == spread.shape == (1, 2, 3, 3)
+    assert float(level[0, 0, 0, 0]) == pytest.approx(10, abs=0.5)
+    torch.testing.assert_close(spread[0, :, 1, 1], torch.tensor([1.0, 5.0]), rtol=0.15, atol=0)
+
+
+@pytest.mark.parametrize("calibrate", ["global", "position"])
+@pytest.mark.parametrize("fusion", ["mlp", "sum"])
+def test_calibrated_models_survive_saving(train, tmp_path, calibrate, fusion):
+    method = PAGMFR(**SMALL | {"calibrate": calibrate, "fusion": fusion, "terms": ["cosine", "colour"]}).fit(train)
+    method.save(tmp_path)
+    np.testing.assert_array_equal(PAGMFR.load(tmp_path).score(images()).map, method.score(images()).map)
+
+
+def test_explain_shows_the_reconstruction_and_every_difference(train):
+    shown = PAGMFR(**SMALL).fit(train).explain(images())
+    assert shown.pop("reconstruction").shape == (2, 64, 64, 3)
+    assert list(shown) == ["cosine 4", "cosine 8", "colour", "structure"]
+    assert all(m.shape == (2, 64, 64) for m in shown.values())
+
+
+# -- the README's names -----------------------------------------------------------------------------------------------
+
+
+def test_the_readme_walk(small_tree, encoder, tmp_path):
+    loader = readme.get_mvtec_dataloader(small_tree, "plate", train=True, image_size=64, batch_size=4)
+    first = next(iter(loader))
+    assert first["image"].shape == (4, 3, 64, 64)
+    assert first["mask"].dtype == torch.bool
+    model = readme.train_pagmfr(small_model(encoder), loader, epochs=2)
+    test = readme.get_mvtec_dataloader(small_tree, "plate", train=False, image_size=64, batch_size=4)
+    found = readme.validate_pagmfr(model, test)
+    assert len(found) == 3
+    assert all(0 <= value <= 1 for value in found)
+    path = readme.save_checkpoint(model, tmp_path, "plate")
+    assert path.name == "pagmfr_plate_best.pth"
+    again = readme.load_checkpoint(small_model(encoder), path)
+    assert readme.validate_pagmfr(again, test) == found
+    pictures = readme.save_pictures(again, test, tmp_path, "plate")
+    assert len(pictures) == 7
+    assert {p.name for p in pictures} >= {"pagmfr_plate_good_000.png", "pagmfr_plate_hole_003.png"}
+
+
+def test_validation_is_the_metrics_of_the_scores(small_tree):
+    class Truth:
+        def score(self, x):
+            maps = (x.mean(1) < 0.5).float().numpy()
+            return network.Scores(maps.mean((1, 2)), maps)
+
+    loader = readme.get_mvtec_dataloader(small_tree, "plate", train=False, image_size=64)
+    batch = next(iter(loader))
+    scores = Truth().score(batch["image"])
+    expected = metrics.pixel_metrics(list(scores.map), list(batch["mask"].numpy()))
+    assert readme.validate_pagmfr(Truth(), loader)[1:] == (expected["pixel_auroc"], expected["aupro_30"])
+
+
+def test_table_one_is_as_printed_and_its_flags_are_seen():
+    table = published.load()
+    table = table[table.file.str.contains("pagmfr_table1")]
+    wide = table.pivot(index="category", columns="method", values="value")
+    rows = wide.drop(index=["mean", "mean_textures", "mean_objects"])
+    assert rows.shape == (15, 8)
+    assert wide.loc["mean", "PAGMFR"] == 99.0
+    assert rows.PAGMFR.mean() == pytest.approx(98.85, abs=0.005)  # so the printed mean is one of two group means
+    assert (rows.loc["capsule", ["CP", "RD"]] == rows.loc["hazelnut", ["CP", "RD"]]).all()
+    objects = rows.drop(index=["carpet", "grid", "leather", "tile", "wood"])
+    assert objects.US.mean() == pytest.approx(88.8)
+    assert wide.loc["mean_objects", "US"] == 81.9
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"fusion": "average"}, "fusion 'average' is unknown"),
+        ({"terms": ["colours"]}, "did you mean 'colour'"),
+        ({"terms": ["mffm"], "fusion": "sum"}, "nothing to fuse"),
+        ({"image_stride": 3}, "power of two"),
+        ({"image_stride": 4}, "finer than the first level's stride 4"),
+        ({"accumulate": 3}, "accumulate 3 must divide batch_size 4"),
+        ({"sampling": "small"}, "set bank to their number"),
+        ({"families": ["perlin"]}, "family 'perlin' is unknown"),
+        ({"family_weights": [1.0, 2.0]}, "one weight for each of pagmfr"),
+        ({"kind": "fabric"}, "kind 'fabric' is unknown"),
+        ({"pos_weight": -1.0}, "pos_weight -1.0 must not be negative"),
+        ({"score": "mean"}, "score 'mean' is unknown"),
+        ({"textures": "/no/such/folder"}, "no such folder; textures must be a folder"),
+        ({"objects": "/no/such/folder"}, "no such folder; objects must be a folder"),
+        ({"epoch": 3}, "did you mean 'epochs'"),
+    ],
+)
+def test_settings_that_cannot_be_used(train, settings, match):
+    with pytest.raises(InputError, match=match) as caught:
+        PAGMFR(**SMALL | settings).fit(train)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreadable_source_image_is_named(train, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"broken\.jpg: not a readable image"):
+        PAGMFR(**SMALL | {"textures": str(tmp_path), "probability": 1.0}).fit(train)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="no image in this folder"):
+        PAGMFR(**SMALL | {"objects": str(empty)}).fit(train)
+
+
+def test_a_broken_training_image_is_named(train, tmp_path):
+    table = train.copy()
+    path = tmp_path / "000.png"
+    shutil.copy(table.image_path.iloc[0], path)
+    path.write_bytes(path.read_bytes()[:60])
+    table.loc[table.index[0], "image_path"] = str(path)
+    with pytest.raises(InputError, match=r"000\.png: not a readable image"):
+        PAGMFR(**SMALL).fit(table)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(train, tmp_path):
+    file = {"checkpoint": str(tmp_path / "c.pt"), "checkpoint_every": 1}
+    PAGMFR(**SMALL | file).fit(train)
+    with pytest.raises(InputError, match=r"c\.pt was made with width 8, these settings say 16"):
+        PAGMFR(**SMALL | file | {"width": 16}).fit(train)
+    (tmp_path / "c.pt.json").unlink()
+    with pytest.raises(InputError, match=r"c\.pt does not belong to this configuration"):
+        PAGMFR(**SMALL | file | {"width": 16}).fit(train)
+
+
+def test_the_readme_checkpoint_of_another_configuration_is_refused(encoder, tmp_path):
+    path = readme.save_checkpoint(small_model(encoder), tmp_path, "plate")
+    for changes, match in (({"fusion": "sum"}, "fusion 'mlp'"), ({"width": 16}, "another configuration")):
+        with pytest.raises(InputError, match=match) as caught:
+            readme.load_checkpoint(small_model(encoder, **changes), path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="does not exist"):
+        readme.load_checkpoint(small_model(encoder), tmp_path / "none.pth")
+    Path(path).write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match="damaged"):
+        readme.load_checkpoint(small_model(encoder), path)
+
+
+def test_nan_stops_with_its_step_and_keeps_the_last_good_checkpoint(train, tmp_path):
+    method = PAGMFR(**SMALL | {"checkpoint": str(tmp_path / "c.pt"), "checkpoint_every": 1})
+    losses = method.losses
+    method.losses = lambda modules, batch, step: (
+        losses(modules, batch, step) | ({"image": torch.tensor(float("nan"), requires_grad=True)} if step == 2 else {})
+    )
+    with pytest.raises(training.TrainingError, match=r"nan at step 3; the checkpoint of step 2 is kept"):
+        method.fit(train)
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["step"] == 2
+
+
+def test_out_of_memory_names_the_knobs(train, monkeypatch):
+    def full(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    method = PAGMFR(**SMALL)
+    monkeypatch.setattr(nn.Conv2d, "forward", full)
+    method.prepare = lambda table: setattr(method, "n_steps", 2) or setattr(method, "pairs", pairs(table))
+    with pytest.raises(
+        training.TrainingError, match=r"memory ran out at step 1.*batch_size.*accumulate.*checkpointing"
+    ):
+        method.fit(train)
