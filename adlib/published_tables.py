@@ -32,6 +32,7 @@ REFERENCES = {
 # Backbones of records whose sources call them otherwise.
 BACKBONE_NAMES = {"wide_resnet50_2.tv_in1k": "WideResNet50-2", "wide_resnet50_2": "WideResNet50-2"}
 PUBLISHED_NAMES = {"image_auroc": "image_auroc", "pixel_auroc": "pixel_auroc", "aupro_30": "pro"}
+TABLE_ONE = "pagmfr_table1.csv"  # one paper's table of itself and seven others
 MARKS = "† second-hand: read in a transcription, a digest or a summary page. ‡ read off a figure."
 
 
@@ -147,12 +148,18 @@ def known_differences(reference, record, whole: bool = False) -> list[str]:
     return found
 
 
-def by_category(dataset: str, metric: str) -> Table:
-    """Published numbers of one data set: sources that give most of its categories in columns, categories in rows."""
+def by_category(dataset: str, metric: str, file: str = "") -> Table:
+    """Published numbers of one data set: sources that give most of its categories in columns, categories in rows.
+
+    Args:
+        dataset, metric: which.
+        file: only the rows of this file; by default all, but of a paper's own table only the paper's own method.
+    """
     numbers, known = published.load(), DATASETS[dataset].categories
     part = numbers[
         (numbers.dataset == dataset) & (numbers.metric == metric) & ~numbers.evidence.isin(published.UNPRINTED)
     ]
+    part = part[part.file == file] if file else part[(part.file != TABLE_ONE) | (part.method == "PAGMFR")]
     sources = part.groupby(["method", "source", "backbone"], sort=False)
     full = [group for _, group in sources if len(set(group.category) & set(known)) > len(known) / 2]
     part = pd.concat(full)
@@ -177,11 +184,18 @@ def by_category(dataset: str, metric: str) -> Table:
         LEGEND[0],
         f"{MARKS} Empty: not at hand.",
         *(f"{m}: {part[part.method == m].source.iloc[0]}." for m in columns),
-        *dict.fromkeys(f"{row.method}, {row.category}: {row.note}." for row in part.itertuples() if row.note),
+        *_remarks(part),
     ]
-    name = "PRO" if metric == "pro" else METRICS[metric]
+    measure = "PRO" if metric == "pro" else METRICS[metric]
     data = part.drop(columns=["file", "printed"]).reset_index(drop=True)
-    return Table(f"published_{dataset}_{metric}", f"Published {name}, {dataset}", text, data, ranks, None, tuple(notes))
+    name = f"published_{file.removesuffix('.csv')}" if file else f"published_{dataset}_{metric}"
+    return Table(name, f"Published {measure}, {dataset}", text, data, ranks, None, tuple(notes))
+
+
+def _remarks(part: pd.DataFrame) -> list[str]:
+    """Notes of published rows, each once: with the category where only one row has it."""
+    noted = part[part.note != ""].groupby(["method", "note"], sort=False).category.apply(list)
+    return [f"{method}{f', {where[0]}' if len(where) == 1 else ''}: {note}." for (method, note), where in noted.items()]
 
 
 def means(few_shot: bool) -> Table:
@@ -216,4 +230,5 @@ def means(few_shot: bool) -> Table:
 
 def build() -> list[Table]:
     """Build the tables of published numbers, which no record changes."""
-    return [by_category("mvtec_ad", metric) for metric in PUBLISHED_NAMES.values()] + [means(False), means(True)]
+    made = [by_category("mvtec_ad", metric) for metric in PUBLISHED_NAMES.values()]
+    return [*made, by_category("mvtec_ad", "image_auroc", TABLE_ONE), means(False), means(True)]
