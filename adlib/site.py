@@ -6,6 +6,7 @@ The hand-written pages, the style and the scripts are in `site/`; this module ad
 and calls Sphinx. Nothing is computed but the maps of the threshold page, and those only when they are out of date.
 """
 
+import ast
 import base64
 import html
 import importlib.util
@@ -21,8 +22,9 @@ import cv2
 import nbformat
 import numpy as np
 import pandas as pd
+import papermill
 
-from adlib import datasets, evaluation, images, methods, profiles, runs, thresholds
+from adlib import batch, datasets, evaluation, images, methods, profiles, runs, teaching, thresholds
 from adlib.errors import InputError
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import build as build_settings
@@ -78,35 +80,51 @@ def write_notebooks(profile: str, folder: Path) -> list[str]:
     lines = []
     for file in sorted((root() / "notebooks").glob("[!.]*.ipynb")):
         book = nbformat.read(file, as_version=4)
-        executed, reason = _executed_copy(results_dir() / "notebooks" / profile / file.name, book)
+        executed, reason = _executed_copy(executed_file(profile, file), book)
         if reason:
             lines.append(f"{file.stem}: the committed copy ({reason})")
         book = executed or book
         for cell in book.cells:
-            tags = cell.metadata.get("tags", [])
-            if "solution" in tags:
-                cell.metadata["tags"] = [*tags, "hide-input"]
+            if teaching.is_solution(cell):
+                cell.metadata["tags"] = [*cell.metadata.tags, "hide-input"]
                 cell.metadata["mystnb"] = {"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide"}
         nbformat.write(book, folder / file.name)
     return lines
 
 
+def executed_file(profile: str, notebook: Path) -> Path:
+    """Return where a batch leaves an executed notebook; for a method's, the run with its defaults."""
+    file = results_dir() / "notebooks" / profile / notebook.name
+    method = next((name for name, stem in batch.METHOD_NOTEBOOKS.items() if stem == notebook.stem), None)
+    if method is None or file.is_file():
+        return file
+    declared = papermill.inspect_notebook(str(notebook))
+    dataset, category, seed = (ast.literal_eval(declared[k]["default"]) for k in ("dataset", "category", "seed"))
+    return results_dir() / "runs" / profile / method / f"{dataset}-{category}-seed{seed}" / "notebook.ipynb"
+
+
 def _executed_copy(file: Path, committed):
     """Return an executed notebook if its code is that of the committed one, or None; and the reason why not."""
+    place = file.relative_to(results_dir())
     if not file.is_file():
-        return None, f"there is no {file.parent.name}/{file.name} among the results"
+        return None, f"there is no {place} among the results"
     try:
         book = nbformat.read(file, as_version=4)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError, AttributeError, KeyError):
-        return None, f"{file.parent.name}/{file.name} is damaged"
+        return None, f"{place} is damaged"
+    if file.name == "notebook.ipynb":  # run with the defaults: what was injected only adds folders of this machine
+        book.cells = [cell for cell in book.cells if not _injected(cell)]
 
-    def code(book):
-        injected = "injected-parameters"
-        return [c.source for c in book.cells if c.cell_type == "code" and injected not in c.metadata.get("tags", [])]
+    def code(cells):
+        return [cell.source for cell in cells if cell.cell_type == "code" and not _injected(cell)]
 
-    if code(book) != code(committed):
-        return None, f"{file.parent.name}/{file.name} was run from another version"
+    if code(book.cells) != code(committed.cells):
+        return None, f"{place} was run from another version"
     return book, ""
+
+
+def _injected(cell) -> bool:
+    return "injected-parameters" in cell.metadata.get("tags", [])
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -168,7 +186,7 @@ def write_records(folder: Path) -> list[str]:
                 files[name] = f"{place.name}/{name}"
                 shutil.copy(file, place / name)
         record = runs.read_record(results_dir() / "runs" / run)
-        place.with_name(f"{place.name}.md").write_text(record_page(record, files))
+        place.with_name(f"{place.name}.md").write_text(record_page(record, files, "../" * (run.count("/") + 1)))
         cells = {key: html.escape(str(row[key])) for key in ("profile", "method", "dataset", "category", "seed")}
         cells |= {name: _percent(row.get(key)) for key, name in SHOWN_METRICS.items()}
         rows.append(cells | {"record": f'<a href="{html.escape(run)}.html">record</a>'})
@@ -190,8 +208,14 @@ def write_records(folder: Path) -> list[str]:
     return damaged
 
 
-def record_page(record: dict, files: dict[str, str]) -> str:
-    """Return the Markdown page of a record: what one asks first, then the whole record as it is."""
+def record_page(record: dict, files: dict[str, str], up: str) -> str:
+    """Return the Markdown page of a record: what one asks first, then the whole record as it is.
+
+    Args:
+        record: as `runs.read_record` returns it.
+        files: {name: path beside the page} of what can be downloaded.
+        up: way from the page to the top of the site, "../../../".
+    """
     place = f"{record['dataset']} / {record['category']}"
     title = f"# {record['method']} on {place}, {record['profile']}, seed {record['seed']}"
     lines = ["---", "orphan: true", "---", title, ""]
@@ -209,7 +233,11 @@ def record_page(record: dict, files: dict[str, str]) -> str:
     sections["Versions"] = record["versions"]
     for heading, values in sections.items():
         lines += [f"## {heading}", "", "```{raw} html", '<table class="facts"><tbody>']
-        lines += [f"<tr><th>{html.escape(key)}</th><td>{_shown(value)}</td></tr>" for key, value in values.items()]
+        shown = {key: _shown(value) for key, value in values.items()}
+        if "notebook" in shown and (root() / record["notebook"]).is_file():
+            page = record["notebook"].replace(".ipynb", ".html")
+            shown["notebook"] = f'<a href="{up}{html.escape(page)}">{shown["notebook"]}</a>'
+        lines += [f"<tr><th>{html.escape(key)}</th><td>{value}</td></tr>" for key, value in shown.items()]
         lines += ["</tbody></table>", "```", ""]
     whole = html.escape(json.dumps(record, indent=2))
     lines += ["## The whole record", "", "```{raw} html", '<details class="record"><summary>record.json</summary>']

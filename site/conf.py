@@ -21,6 +21,7 @@ nb_merge_streams = True
 nb_number_source_lines = False
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
+suppress_warnings = ["toc.empty_glob"]  # a part of the book may have no page yet
 
 # -- HTML -------------------------------------------------------------------------------------------------------------
 html_theme = "furo"
