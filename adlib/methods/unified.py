@@ -13,10 +13,11 @@ PaDiM, but of differences, and so without positions). The *delta* of each row is
 rows of other images (compare LOF, Breunig et al., SIGMOD 2000, and PatchCore's re-weighting).
 
 The head sees residual quantities and never the patch itself, so it cannot memorise what training categories look like
-(compare ResAD, Yao et al., NeurIPS 2024, arXiv 2410.20047). Its last layer starts at zero: the untrained model *is*
-the detector of ratios. Two signals make training relative. *Foreign normals*: material that is normal in one category
-is pasted as a defect into another. *Context swaps*: the same defective query is shown with a support that contains its
-kind of defect; then the target is empty.
+(compare ResAD, Yao et al., NeurIPS 2024, arXiv 2410.20047); by default not even in which channels the residual is,
+which half a dozen training categories are too few to learn from. Its last layer starts at zero: the untrained model
+*is* the detector of ratios. Two signals make training relative. *Foreign normals*: material that is normal in one
+category is pasted as a defect into another. *Context swaps*: the same defective query is shown with a support that
+contains its kind of defect; then the target is empty.
 """
 
 from dataclasses import dataclass
@@ -52,7 +53,8 @@ class UnifiedSettings(SupportSettings):
     floor: float = 1e-3  # added to delta, so that rho stays finite
     beta: float = 2.4  # weight of log(1 + rho) in the logit
     bias: float = -2.0  # logit of a patch exactly as far away as its yardstick, rho = 1
-    width: int = 128  # channels of the head
+    head_input: str = "scalars"  # per stage d and rho; or channels: the difference in each channel, too
+    width: int = 32  # channels of the head
     norm: str = "group"  # normalisation in the head: group, none
     image_weight: float = 0.25  # of the image-level cross-entropy
     calibration_weight: float = 0.1  # of the loss that keeps the scale of normality equal across contexts
@@ -60,6 +62,7 @@ class UnifiedSettings(SupportSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        choice("head_input", self.head_input, ("scalars", "channels"))
         choice("norm", self.norm, ("group", "none"))
         choice("clustering", self.clustering, ("", *clustering.ALGORITHMS))
         if not 0 < self.whiten <= 1:
@@ -185,7 +188,7 @@ class Unified(FewShot):
     def make_modules(self) -> dict[str, nn.Module]:
         """Make the projection and the head."""
         s = self.settings
-        channels = sum(self.channels) + 2 * len(self.channels)
+        channels = 2 * len(self.channels) + (sum(self.channels) if s.head_input == "channels" else 0)
         return {
             "projection": Projection(self.channels, s.hidden, s.seed, unit=False),
             "head": Head(channels, s.width, s.norm, s.seed),
@@ -267,8 +270,8 @@ class Unified(FewShot):
         """Compare patches (B, C, h, w) of a stage with a memory.
 
         Returns:
-            what the head sees (B, C + 2, h, w): log(1 + |r|), log(1 + d), log(1 + rho), with r the difference to the
-            nearest row and d its root mean square; and the projected rows (B h w, C).
+            what the head sees (B, 2 or C + 2, h, w): log(1 + |r|) if asked for, log(1 + d), log(1 + rho), with r the
+            difference to the nearest row and d its root mean square; and the projected rows (B h w, C).
         """
         s, projection = self.settings, projection or self.projection
         z = projection(stage, (to_rows(query) - memory.mean) @ memory.whitening)  # (N, C)
@@ -277,7 +280,8 @@ class Unified(FewShot):
         residual = (z - memory.rows[nearest]).abs()
         d = (residual.square().mean(1, keepdim=True) + 1e-12).sqrt()  # (N, 1); the root of zero has no gradient
         rho = d / (memory.delta[nearest, None] + s.floor)
-        seen = torch.cat([residual.log1p(), d.log1p(), rho.log1p()], dim=1)  # (N, C + 2)
+        seen = [residual.log1p()] if s.head_input == "channels" else []
+        seen = torch.cat([*seen, d.log1p(), rho.log1p()], dim=1)
         return seen.view(len(query), *query.shape[2:], -1).movedim(-1, 1), z
 
     def logits(self, described, context, modules=None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
