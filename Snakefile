@@ -75,7 +75,7 @@ rule study:
     wildcard_constraints:
         name="|".join(batch.STUDY_NOTEBOOKS),
     params:
-        command=lambda w, output: batch.study_command(w.name, w.profile, list(JOBS.values()), output[0]),
+        command=lambda w, output: batch.study_command(w.name, w.profile, list(JOBS.values()), DATA_ROOT, output[0]),
     threads: workflow.cores
     shell:
         "adlib {params.command:q}"

@@ -46,6 +46,7 @@ STUDY_NOTEBOOKS = {
     "26_synthesis_families": ("glass", "contrastive", "pagmfr"),
     "27_robustness": ("patchcore",),
     "28_training_data": ("patchcore",),
+    "92_protocol_audit": ("patchcore", "glass"),
 }
 # Notebooks that read run records and fit nothing: they come last, and again when a record has changed.
 TABLES_NOTEBOOK = "90_tables"
@@ -275,11 +276,17 @@ def once_outputs(profile: str) -> list[str]:
     return outputs([*stories, *STUDY_NOTEBOOKS, *RECORD_NOTEBOOKS], profile)
 
 
-def study_command(name: str, profile: str, jobs: list[Job], out: str) -> list[str]:
-    """The `adlib notebook` command line of a study: its own defaults on demo data, else a profile's first category."""
+def study_command(name: str, profile: str, jobs: list[Job], data_root: str, out: str) -> list[str]:
+    """The `adlib notebook` command line of a study: its own defaults on demo data, else on what the batch runs on.
+
+    A study that takes a category gets the first one; the others choose below the data root of the batch themselves.
+    """
     parameters = {"profile": profile}
     if profile != "smoke":
-        parameters |= {key: getattr(jobs[0], key) for key in ("dataset", "data_root", "category")}
+        cells = nbformat.read(notebook_path(name), as_version=4).cells
+        declared = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+        place = {key: getattr(jobs[0], key) for key in ("dataset", "data_root", "category")}
+        parameters |= place if "\ncategory:" in declared else {"data_root": data_root}
     # JSON is YAML with quotes: a category called 01 stays text.
     pairs = [f"{key}={json.dumps(value)}" for key, value in parameters.items()]
     return ["notebook", name, *(part for pair in pairs for part in ("--set", pair)), "--out", out]

@@ -289,13 +289,22 @@ def test_every_notebook_is_part_of_the_batch():
     assert {Path(name).stem for name in batch.once_outputs("laptop")} == once - set(batch.SINGLE_NOTEBOOKS)
 
 
-def test_a_study_runs_on_its_own_defaults_or_on_the_first_category_found(small_tree):
-    smoke = batch.study_command("27_robustness", "smoke", batch.plan("smoke"), "o.ipynb")
-    assert smoke == ["notebook", "27_robustness", "--set", 'profile="smoke"', "--out", "o.ipynb"]
-    jobs = [batch.Job("laptop", "patchcore", "btad", str(small_tree), "01", 0)]
-    command = batch.study_command("27_robustness", "laptop", jobs, "o.ipynb")
-    chosen = parse_overrides([command[i + 1] for i, part in enumerate(command) if part == "--set"])
-    assert chosen == {"profile": "laptop", "dataset": "btad", "data_root": str(small_tree), "category": "01"}
+def test_a_study_runs_on_its_own_defaults_or_on_the_first_category_found(notebook):
+    folder = notebook("1")
+    smoke = batch.study_command("toy", "smoke", [], "", "o.ipynb")
+    assert smoke == ["notebook", "toy", "--set", 'profile="smoke"', "--out", "o.ipynb"]
+    jobs = [batch.Job("laptop", "patchcore", "btad", "/data/btad", "01", 0)]
+
+    def chosen(declared):
+        book = nbformat.read(folder / "notebooks/toy.ipynb", as_version=4)
+        book.cells[0].source = declared
+        nbformat.write(book, folder / "notebooks/toy.ipynb")
+        command = batch.study_command("toy", "laptop", jobs, "/data", "o.ipynb")
+        return parse_overrides([command[i + 1] for i, part in enumerate(command) if part == "--set"])
+
+    place = {"dataset": "btad", "data_root": "/data/btad", "category": "01"}
+    assert chosen("profile: str = ''\ncategory: str = 'gear'") == {"profile": "laptop"} | place
+    assert chosen("profile: str = ''\ndata_root: str = ''") == {"profile": "laptop", "data_root": "/data"}
 
 
 def _dry_run(results) -> set[str]:
