@@ -56,6 +56,7 @@ def build(profile: str = "smoke", out=None, categories=THRESHOLD_CATEGORIES) -> 
         elif old.is_file():
             old.unlink()
     shutil.copytree(root() / "site", source, ignore=shutil.ignore_patterns("conf.py", "_static", "__pycache__"))
+    shutil.copytree(root() / "figures", source / "figures", ignore=shutil.ignore_patterns("*.pdf"))
     for line in write_notebooks(profile, source / "notebooks"):
         print(line)
     write_tables(source / "tables")

@@ -31,7 +31,9 @@ def small_root(folder: Path) -> Path:
     """A repository with three notebooks and what the site needs beside them."""
     for name in ("site", "profiles"):
         shutil.copytree(HERE / name, folder / name)
-    (folder / "notebooks").mkdir()
+    for name in ("notebooks", "figures"):
+        (folder / name).mkdir()
+    shutil.copy(HERE / "figures/00_start_here.png", folder / "figures")
     for name in NOTEBOOKS:
         shutil.copy(HERE / "notebooks" / f"{name}.ipynb", folder / "notebooks")
     return folder
