@@ -139,10 +139,12 @@ def study(
         sizes = detectors(k, 0, training or {}, common or {})["unified, trained"]
         probe = _share(sizes[0](**sizes[1]), cached)
         s = probe.settings
-        tables = {name: load(name, data_root)[0] for name in trained_on}
-        pools, validation_pools = episodes.make_pools(
-            tables, None, probe.describe, probe.resize, 0, n_normals=s.pool_normals, n_styles=s.pool_styles
-        )
+        pools = None
+        if any(name.endswith(", trained") for name in methods or detectors(k, 0, {}, {})):
+            tables = {name: load(name, data_root)[0] for name in trained_on}
+            pools, validation_pools = episodes.make_pools(
+                tables, None, probe.describe, probe.resize, 0, n_normals=s.pool_normals, n_styles=s.pool_styles
+            )
         tests = {name: load(name, data_root) for name in held_out}
         tests = {name: (train, read_queries(test, probe.resize, n_test)) for name, (train, test) in tests.items()}
         for seed in seeds:

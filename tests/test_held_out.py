@@ -1,0 +1,81 @@
+"""The study of held-out products: what it counts, and that detectors share features without changing a number."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from adlib import held_out
+from adlib.methods.unified import Unified
+
+SMALL = {"image_size": 64}
+
+
+def test_every_category_is_held_out_once_and_never_trained_on():
+    tested = [name for _, names in held_out.FOLDS for name in names]
+    assert sorted(tested) == sorted([*held_out.DEMO, *held_out.REAL])
+    assert all(not set(trained_on) & set(names) for trained_on, names in held_out.FOLDS)
+
+
+def test_all_detectors_see_the_same_features_and_support():
+    made = held_out.detectors(2, 3, {"steps": 7}, SMALL)
+    for cls, settings in made.values():
+        known = cls.Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
+        assert (known.image_size, known.backbone, known.seed) == (64, "tf_efficientnet_lite0", 3)
+        assert (known.resize, known.scale) == ("stretch", None)
+        assert tuple(known.stages) == (2, 3)
+    assert made["unified, trained"][1]["steps"] == 7
+    assert made["unified, step 0"][1].get("steps") != 7
+
+
+def test_a_cached_backbone_computes_an_image_once():
+    method = Unified(**held_out.detectors(2, 0, {}, SMALL)["unified, step 0"][1])
+    cached = held_out.CachedBackbone(method.backbone)
+    stack = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    first = cached(stack[:2])
+    calls = []
+    cached.backbone.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    again = cached(stack[[1, 2, 0]])
+    assert calls == [1]
+    for one, two, plain in zip(first, again, method.backbone(stack), strict=True):
+        torch.testing.assert_close(one[1], two[0])
+        torch.testing.assert_close(two[[2, 0, 1]], plain, atol=1e-5, rtol=1e-4)
+
+
+def test_study_on_one_fold():
+    names = ("PatchCore", "unified, step 0")
+    found = held_out.study([((), ("gear",))], seeds=(0,), k=3, n_test=10, common=SMALL, methods=names)
+    rows = ["PatchCore", "PatchCore, in yardsticks", "unified, step 0"]
+    assert found[found.category == "gear"].method.tolist() == rows
+    single, pooled = (found[found.category == name].set_index("method") for name in ("gear", "pooled"))
+    # With one category, pooling changes nothing, and counting in yardsticks keeps the order of its images.
+    np.testing.assert_allclose(single.image_auroc, pooled.image_auroc.loc[single.index])
+    assert single.image_auroc[rows[0]] == pytest.approx(single.image_auroc[rows[1]])
+    assert single.pixel_auroc.between(0.5, 1).all()
+
+
+def test_summary_by_hand():
+    rows = [("a", "x", 0, 0.5), ("a", "y", 0, 0.7), ("a", "x", 1, 0.7), ("a", "y", 1, 0.9), ("a", "pooled", 0, 0.4)]
+    found = pd.DataFrame(rows, columns=["method", "category", "seed", "image_auroc"])
+    found[["pixel_auroc", "pixel_ap", "image_f1_max"]] = 0.25
+    table = held_out.summarise(found).loc["a"]
+    assert table["x"] == pytest.approx(0.6)
+    assert table["mean"] == pytest.approx(0.7)
+    assert table["sd"] == pytest.approx(np.std([0.6, 0.8], ddof=1))
+    assert table["pooled AUROC"] == pytest.approx(0.4)
+    assert table["pooled F1"] == pytest.approx(0.25)
+
+
+def test_context_swap_in_numbers_by_hand():
+    swap = pd.DataFrame(
+        {
+            "defect": ["good", "good", "dent", "dent", "hole"],
+            "label": [0, 0, 1, 1, 1],
+            "A": [0.0, 1.0, 3.0, 2.0, 4.0],
+            "B": [0.0, 1.0, 0.5, 2.5, 4.0],
+        }
+    )
+    found = held_out.swap_answer(swap, "dent", threshold=1.5)
+    assert found == {"auroc_a": 1.0, "auroc_b": 0.75, "flip_rate": 0.5, "other_a": 1.0, "other_b": 1.0}
+    assert held_out.swap_answer(swap[swap.defect != "hole"], "dent", 1.5)["other_a"] is None
+    assert held_out.swap_answer(swap, "dent", threshold=9.0)["flip_rate"] is None  # nothing found that could flip
