@@ -336,6 +336,6 @@ def test_a_changed_record_renews_only_what_reads_records(tmp_path, monkeypatch):
     for file in [*files, *map(Path, batch.once_outputs("smoke"))]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-        os.utime(file, [time.time() + 1000] * 2)  # whatever is edited while the test runs is older
-    os.utime(folders[0] / "record.json", [time.time() + 2000] * 2)
+        os.utime(file, (time.time() + 1000,) * 2)  # whatever is edited while the test runs is older
+    os.utime(folders[0] / "record.json", (time.time() + 2000,) * 2)
     assert _dry_run(tmp_path) == {Path(name).stem for name in batch.outputs(batch.RECORD_NOTEBOOKS, "smoke")}
