@@ -337,11 +337,11 @@ def _rows_by_run(records, cells, name, title, wanted, memory) -> Table:
                 & (records.table.column == column)
             ]
             first = found[column, "image_auroc"]
-            costs = {"seeds": str(len(group)), "fit s": f"{group.fit_s.mean():.0f}"}
-            costs["ms / image"] = f"{group.score_ms_per_image.mean():.0f}"
+            costs = {"seeds": str(len(group)), "fit s": _whole(group.fit_s.mean())}
+            costs["ms / image"] = _whole(group.score_ms_per_image.mean())
             if memory:
                 costs["training images"] = str(group.n_images.iloc[0]["train"])
-                costs["peak MiB"] = f"{group.peak_memory_mib.max():.0f}"
+                costs["peak MiB"] = _whole(group.peak_memory_mib.max())
             interval = "" if np.isnan(first.low) else f"{first.low:.1f} to {first.high:.1f}"
             cells_of = {wanted[m]: cell_text(found[column, m]) for m in wanted}
             key = {"data": dataset if category == dataset else f"{dataset} / {category}", "method": column}
@@ -446,6 +446,10 @@ def missing(records: pd.DataFrame, expected: list[dict]) -> list[str]:
     keys = ["profile", "method", "dataset", "category", "seed"]
     present = set(map(tuple, records[keys].to_numpy())) if len(records) else set()
     return ["/".join(str(run[k]) for k in keys) for run in expected if tuple(run[k] for k in keys) not in present]
+
+
+def _whole(value) -> str:
+    return f"{value:.0f}" if _known(value) else ""
 
 
 def _known(value) -> bool:
