@@ -4,10 +4,12 @@ A small site of three notebooks is built here once. `make site-test` runs the sa
 (`ADLIB_SITE=build/site`).
 """
 
+import base64
 import html.parser
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -15,6 +17,7 @@ import browser
 import nbformat
 import numpy as np
 import pytest
+from conftest import SMALL_SETTINGS
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -339,6 +342,34 @@ def test_quantise_known_values():
     quantised, levels = site.quantise(np.array([[0.0, 0.5, 254.99, 255.0]]))
     assert quantised.tolist() == [[0, 0, 254, 255]]
     assert levels[[0, 255]].tolist() == [0.0, 255.0]
+
+
+def test_threshold_maps_hold_what_the_method_gave(small_table):
+    made = site._threshold_maps(small_table, SMALL_SETTINGS["patchcore"] | {"seed": 0})
+    maps = np.frombuffer(zlib.decompress(base64.b64decode(made["maps"])), np.uint8).reshape(7, 64, 64)
+    masks = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(made["masks"])), np.uint8)).reshape(7, 64, 64)
+    labels = np.array([image["label"] for image in made["images"]])
+    assert made["size"] == 64
+    assert (maps.min(), maps.max()) == (0, 255)
+    assert masks.sum(axis=(1, 2)).tolist() == [256 * label for label in labels]  # the holes are 16 x 16 pixels
+    assert labels.sum() == 4
+    assert maps[labels == 1].max(axis=(1, 2)).min() > maps[labels == 0].max()  # holes of noise stand out
+    assert 1 <= made["threshold"] <= 255
+    assert made["images"][0]["photo"].startswith("data:image/jpeg;base64,")
+
+
+def test_threshold_maps_are_made_again_only_when_something_changed(tmp_path, monkeypatch, small_table):
+    calls = []
+    monkeypatch.setattr(site.datasets, "load", lambda *_: small_table)
+    monkeypatch.setattr(site, "_threshold_maps", lambda *_: calls.append(1) or {"size": 1})
+    site.write_threshold_maps(tmp_path, ("plate",))
+    site.write_threshold_maps(tmp_path, ("plate",))
+    assert len(calls) == 1
+    assert (tmp_path / "sets.js").read_text() == 'adlibSets(["plate"]);\n'
+    file = tmp_path / "plate.js"
+    file.write_text(file.read_text().replace('"hash": "', '"hash": "0'))
+    site.write_threshold_maps(tmp_path, ("plate",))
+    assert len(calls) == 2
 
 
 def test_notebooks_fall_back_to_the_committed_copy_and_say_so(tmp_path, monkeypatch):
