@@ -27,7 +27,13 @@ from adlib.paths import atomic_path, results_dir
 from adlib.settings import choice
 from adlib.support import pixel_hash
 
-METRICS = ("image_auroc", "pixel_auroc", "aupro_30")
+LABELS = {
+    "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "aupro_30": "AUPRO",
+    "false_alarm_rate": "false alarms",
+}
+METRICS = tuple(LABELS)[:3]
 CORRUPTIONS = ("brighter", "darker", "blur", "noise", "jpeg", "shift", "rotation")
 SCORERS = ("k-NN", "one-class SVM", "Mahalanobis", "LOF", "isolation forest")
 
@@ -98,6 +104,12 @@ def read(name: str, profile: str) -> pd.DataFrame:
 def percent(table: pd.DataFrame, digits: int = 0) -> pd.DataFrame:
     """Return a table with its metrics in rounded percent, for printing."""
     return table.assign(**{key: (100 * table[key].astype(float)).round(digits) for key in METRICS if key in table})
+
+
+def melted(table: pd.DataFrame, keys, columns=METRICS) -> pd.DataFrame:
+    """Return one row a key and metric for seaborn: `keys`, `measured` (name of the metric) and `percent`."""
+    long = table.rename(columns=LABELS).melt(keys, [LABELS[column] for column in columns], "measured", "percent")
+    return long.assign(percent=100 * long.percent.astype(float))
 
 
 # -- data -------------------------------------------------------------------------------------------------------------

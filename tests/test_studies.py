@@ -86,6 +86,14 @@ def test_subset_keeps_every_kind_in_order(test_rows):
     assert set(studies.subset(test_rows, 1, seed=0).defect) == {"good", "hole"}
 
 
+def test_melted_is_percent_by_name_and_keeps_what_is_undefined():
+    table = pd.DataFrame({"n": [1, 2], "image_auroc": [0.5, 0.75], "aupro_30": [None, None]})
+    long = studies.melted(table, "n", ("image_auroc", "aupro_30"))
+    assert long.measured.tolist() == ["image AUROC"] * 2 + ["AUPRO"] * 2
+    assert long.percent.tolist()[:2] == [50.0, 75.0]
+    assert long.percent.isna().tolist()[2:] == [True, True]
+
+
 # -- contamination ----------------------------------------------------------------------------------------------------
 
 
