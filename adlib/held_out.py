@@ -127,7 +127,7 @@ def study(
         seeds: of support and training. k: support images. n_test: test images of a category, at most.
         training: changes to the settings of training, as `steps`; common: to all detectors, as `image_size`.
         methods: only these rows.
-        swaps: a list that gets one row a kind of defect of the context swap of unified rows, on real categories.
+        swaps: a list that gets one row a kind of defect of the real categories: the trained unified model.
         report: called with a line of text after every detector.
 
     Returns:
@@ -163,7 +163,7 @@ def study(
                         part = {"method": row, "seed": seed, "score": scores, "label": queries.table.label}
                         scored.append(pd.DataFrame(part))
                     line += f" {category} {rows[-1]['image_auroc']:.3f}"
-                    if swaps is not None and cls is Unified and method.settings.whiten < 1 and category in REAL:
+                    if swaps is not None and name == "unified, trained" and category in REAL:
                         swaps += _swapped(name, method, support, queries, category, seed)
                 if report:
                     report(line)

@@ -15,16 +15,22 @@ from adlib.paths import atomic_path, results_dir
 from adlib.settings import parse_overrides
 
 
-def write(table: pd.DataFrame, name: str) -> None:
-    with atomic_path(results_dir() / "studies" / f"{name}.csv") as temporary:
+def write(table: pd.DataFrame, name: str, seeds) -> pd.DataFrame:
+    """Write the rows of these seeds; those of others stay. Return all."""
+    file = results_dir() / "studies" / f"{name}.csv"
+    if file.is_file():
+        old = pd.read_csv(file)
+        table = pd.concat([old[~old.seed.isin(seeds)], table]).sort_values("seed", kind="stable")
+    with atomic_path(file) as temporary:
         table.to_csv(temporary, index=False, float_format="%.4f")
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", required=True, help="folder with magnetic_tile, mvtec_ad, mvtec_ad_samples")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--n-test", type=int, default=120, help="test images a category, at most")
+    parser.add_argument("--n-test", type=int, default=80, help="test images a category, at most")
     parser.add_argument("--methods", nargs="*", help="only these rows; nothing is written")
     parser.add_argument("--set", nargs="*", default=[], help="settings of the training, name=value")
     arguments = parser.parse_args()
@@ -42,10 +48,10 @@ def main() -> None:
         swaps=swaps,
         report=report,
     )
-    print(held_out.summarise(found).round(3).to_string())
     if not arguments.methods:
-        write(found, "relative_held_out")
-        write(pd.DataFrame(swaps), "relative_context_swap")
+        found = write(found, "relative_held_out", arguments.seeds)
+        write(pd.DataFrame(swaps), "relative_context_swap", arguments.seeds)
+    print(held_out.summarise(found).round(3).to_string())
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class UnifiedSettings(SupportSettings):
     image_score: str = "top"  # mean of the highest 1 % of cells, as a logit
     sigma: float = 4.0  # Gaussian smoothing of the map, input pixels at 224
     swap: float = 0.2  # share of episodes whose support shows the query's kind of defect
-    whiten: float = 0.02  # weight of the identity in S, in (0, 1]; 1: a scale and no directions
+    whiten: float = 0.05  # weight of the identity in S, in (0, 1]; 1: a scale and no directions
     shrink: float = 0.5  # delta <- (1 - shrink) delta + shrink median(delta)
     floor: float = 1e-3  # added to delta, so that rho stays finite
     beta: float = 2.4  # weight of log(1 + rho) in the logit
