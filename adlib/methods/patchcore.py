@@ -54,7 +54,7 @@ class PatchCoreSettings:
     b: int = 9  # neighbourhood of Eq. 7, bank rows
     sigma: float = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
     search: str = neighbours.DEFAULT_BACKEND  # faiss (torch on macOS, where both load one runtime twice), or torch
-    batch_size: int = 8  # images a forward pass
+    batch_size: int = 2  # images a forward pass; small, since its activations are most of the memory on a CPU
     max_memory: float = 8.0  # GiB of embeddings held in memory; more go to a memory-mapped temporary file
     max_rows: int | None = None  # patches the coreset is chosen from, at random where there are more; None: all
     n_calibration: int = 200  # at most so many training images are scored for the threshold
@@ -124,9 +124,11 @@ class PatchCore:
             keep = neighbours.select(embeddings, n_keep, s.sampler, s.projection_dim, s.n_start, rng)
         self.memory_bank = torch.from_numpy(np.ascontiguousarray(embeddings[keep]))  # (M, D)
         self.bank_image = torch.from_numpy(numbers[keep] // (self.grid[0] * self.grid[1]))  # (M,)
-        del embeddings  # the bank is all that is needed from here on
         self._build_index()
-        self.normal_scores, self.normal_map_maxima = self._leave_one_out(list(table.image_path), rng)
+        every_patch = len(embeddings) == len(table) * self.grid[0] * self.grid[1]
+        self.normal_scores, self.normal_map_maxima = self._leave_one_out(
+            list(table.image_path), rng, embeddings if every_patch else None
+        )
         return self
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
@@ -162,21 +164,25 @@ class PatchCore:
     def _build_index(self):
         self.index = neighbours.NearestNeighbours(self.settings.search).fit(self.memory_bank.numpy())
 
-    def _leave_one_out(self, image_paths, rng) -> tuple[np.ndarray, np.ndarray]:
+    def _leave_one_out(self, image_paths, rng, embeddings=None) -> tuple[np.ndarray, np.ndarray]:
         """Score training images as if each had been held out: its own rows are struck from the bank.
 
         The coreset was chosen with the image present, so its neighbourhood is a little thinner than it would be
-        without it; the scores err on the high side, never on the low one.
+        without it; the scores err on the high side, never on the low one. `embeddings` (N, D) are the rows of all
+        images in order, where they are at hand; otherwise the images are embedded once more.
         """
         s, image_scores, map_maxima = self.settings, [], []
         chosen = np.sort(rng.permutation(len(image_paths))[: s.n_calibration])
-        for i, batch in zip(
-            chosen, batches([image_paths[i] for i in chosen], self.resize, 1, "thresholds"), strict=True
-        ):
+        if embeddings is None:
+            again = batches([image_paths[i] for i in chosen], self.resize, 1, "thresholds")
+            images = (patches.to_rows(self.embed(batch.images)).cpu().numpy() for batch in again)
+        else:
+            n = self.grid[0] * self.grid[1]
+            images = (np.ascontiguousarray(embeddings[i * n : (i + 1) * n]) for i in chosen)
+        for i, rows in zip(chosen, images, strict=True):
             others = self.memory_bank[self.bank_image != int(i)].numpy()
             if len(others) == 0:  # a single training image: there is no other normal to compare with
                 continue
-            rows = patches.to_rows(self.embed(batch.images)).cpu().numpy()
             index = neighbours.NearestNeighbours(s.search).fit(others)
             image_score, patch_scores = self._score_rows(rows, index, others)
             patch_scores = patches.to_grid(torch.from_numpy(patch_scores), self.grid)
