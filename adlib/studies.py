@@ -20,9 +20,10 @@ from torch import nn
 
 from adlib import datasets, evaluation, patches, profiles
 from adlib.errors import InputError
-from adlib.images import Batch, batches, to_tensor
+from adlib.images import Batch, batches, read_image, to_tensor
 from adlib.methods import Scores, get
 from adlib.methods.patchcore import upsample_and_smooth
+from adlib.metrics import image_metrics
 from adlib.paths import atomic_path, results_dir
 from adlib.settings import choice
 from adlib.support import pixel_hash
@@ -194,6 +195,17 @@ def corrupt(image: np.ndarray, kind: str, amount: float, rng: np.random.Generato
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), float(side[0] * amount), 1.0)
     moved = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     return moved, matrix
+
+
+def brightness_auroc(test: pd.DataFrame, resize) -> float:
+    """Image AUROC of the median grey value alone, in whichever direction it ranks better: in [0.5, 1].
+
+    A control: where it is far from a half, normal and defective test images were taken in different light, and a
+    detector can score well, or change its score under a corruption, for a reason that is not the defect.
+    """
+    grey = [float(np.median(resize.image(read_image(path))[0])) for path in test.image_path]
+    auroc = image_metrics(np.array(grey), test.label.to_numpy())["image_auroc"]
+    return max(auroc, 1 - auroc)
 
 
 # -- methods ----------------------------------------------------------------------------------------------------------

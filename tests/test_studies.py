@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_SETTINGS
+from conftest import SMALL_SETTINGS, write_image
 
 from adlib import images, methods, profiles, studies
 from adlib.errors import InputError
@@ -147,6 +147,13 @@ def test_light_and_jpeg_by_hand():
         studies.corrupt(image, "blur", -1, rng)
     with pytest.raises(InputError, match="did you mean 'blur'"):
         studies.corrupt(image, "blurr", 1, rng)
+
+
+@pytest.mark.parametrize("bad", [90, 150])
+def test_brightness_alone_is_found_out_in_either_direction(tmp_path, bad):
+    paths = [write_image(tmp_path / f"{i}.png", np.full((8, 8, 3), g, np.uint8)) for i, g in enumerate([120, 121, bad])]
+    test = pd.DataFrame({"image_path": paths, "label": [0, 0, 1]})
+    assert studies.brightness_auroc(test, images.Resize(8)) == 1.0
 
 
 @pytest.mark.parametrize(("kind", "amount"), [("shift", 0.1), ("rotation", 10)])
