@@ -73,23 +73,31 @@ def build(profile: str = "smoke", out=None, categories=THRESHOLD_CATEGORIES) -> 
 
 
 def write_notebooks(profile: str, folder: Path) -> list[str]:
-    """Copy every notebook: the executed copy of the profile, or else the committed one, and say why.
+    """Copy every notebook: the executed copy of the profile, or else the committed one.
 
     Solutions of exercises are folded in both.
+
+    Returns:
+        lines that say which committed copies were taken, and why.
     """
     folder.mkdir(parents=True)
-    lines = []
+    lines, not_run = [], []
     for file in sorted((root() / "notebooks").glob("[!.]*.ipynb")):
         book = nbformat.read(file, as_version=4)
-        executed, reason = _executed_copy(executed_file(profile, file), book)
+        copy = executed_file(profile, file)
+        executed, reason = _executed_copy(copy, book) if copy.is_file() else (None, "")
         if reason:
-            lines.append(f"{file.stem}: the committed copy ({reason})")
+            lines.append(f"{file.stem}: the committed copy ({copy.relative_to(results_dir())} {reason})")
+        elif executed is None:
+            not_run.append(file.stem)
         book = executed or book
         for cell in book.cells:
             if teaching.is_solution(cell):
                 cell.metadata["tags"] = [*cell.metadata.tags, "hide-input"]
                 cell.metadata["mystnb"] = {"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide"}
         nbformat.write(book, folder / file.name)
+    if not_run:
+        lines.append(f"the committed copy of what was not run in profile {profile!r}: {', '.join(not_run)}")
     return lines
 
 
@@ -106,13 +114,10 @@ def executed_file(profile: str, notebook: Path) -> Path:
 
 def _executed_copy(file: Path, committed):
     """Return an executed notebook if its code is that of the committed one, or None; and the reason why not."""
-    place = file.relative_to(results_dir())
-    if not file.is_file():
-        return None, f"there is no {place} among the results"
     try:
         book = nbformat.read(file, as_version=4)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError, AttributeError, KeyError):
-        return None, f"{place} is damaged"
+        return None, "is damaged"
     if file.name == "notebook.ipynb":  # run with the defaults: what was injected only adds folders of this machine
         book.cells = [cell for cell in book.cells if not _injected(cell)]
 
@@ -120,7 +125,7 @@ def _executed_copy(file: Path, committed):
         return [cell.source for cell in cells if cell.cell_type == "code" and not _injected(cell)]
 
     if code(book.cells) != code(committed.cells):
-        return None, f"{place} was run from another version"
+        return None, "was run from another version"
     return book, ""
 
 

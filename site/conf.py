@@ -4,6 +4,7 @@ Everything must work from disk and without a network: no web fonts, no script of
 """
 
 import html
+import re
 
 from docutils import nodes
 from docutils.utils.math import MathError, latex2mathml
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 def mathml(tex: str, block: bool, where) -> str:
     """Return a formula as MathML, or its TeX source in a code element, with a warning, where it is not understood."""
+    tex = re.sub(r"\\dots(?![a-zA-Z])", r"\\ldots", tex)  # docutils knows the dots by where they stand
     for size in ("big", "Big"):  # docutils knows \bigl and \bigr, which only differ in spacing
         for fence in ("(", "[", r"\{", "|", ")", "]", r"\}"):
             side = "l" if fence in ("(", "[", r"\{") else "r"
