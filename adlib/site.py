@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from adlib.settings import build as build_settings
 
 # One plain object, one texture, one set with defects that no patch shows.
 THRESHOLD_CATEGORIES = ("gear", "brick", "tray")
+MARKER = ".adlib-site"  # says that a folder may be cleared and written again
 STEPS = 255  # of the quantised maps: one byte a pixel
 SHOWN_METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro_30": "AUPRO@0.3"}
 
@@ -48,34 +50,45 @@ def build(profile: str = "smoke", out=None, categories=THRESHOLD_CATEGORIES) -> 
         raise InputError(f"the site needs {', '.join(missing)}: say `make site`, or pip install -e '.[site]'")
     profiles.load(profile)
     out = Path(out) if out else root() / "build" / "site"
-    source = out.with_name(f"{out.name}-source")
-    shutil.rmtree(source, ignore_errors=True)
-    for old in out.glob("*") if out.is_dir() else ():
-        if old.is_dir() and old.name != "threshold":  # maps are kept while they are up to date
-            shutil.rmtree(old)
-        elif old.is_file():
-            old.unlink()
-    shutil.copytree(root() / "site", source, ignore=shutil.ignore_patterns("conf.py", "_static", "__pycache__"))
-    shutil.copytree(root() / "figures", source / "figures", ignore=shutil.ignore_patterns("*.pdf"))
-    for line in write_notebooks(profile, source / "notebooks"):
-        print(line)
-    write_tables(source / "tables")
-    for line in write_records(source / "records"):
-        print(f"left out: {line}", file=sys.stderr)
+    _clear(out)
     write_threshold_maps(out / "threshold", categories)
-    command = [sys.executable, "-m", "sphinx", "-q", "-d", str(source / ".doctrees"), "-c", str(root() / "site")]
-    if subprocess.run([*command, str(source), str(out)], check=False).returncode:
-        raise InputError(f"Sphinx could not build the site from {source}; its message is above")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "site"
+        shutil.copytree(root() / "site", source, ignore=shutil.ignore_patterns("conf.py", "_static", "__pycache__"))
+        shutil.copytree(root() / "figures", source / "figures", ignore=shutil.ignore_patterns("*.pdf"))
+        records, damaged = write_records(source / "records")
+        for line in write_notebooks(profile, source / "notebooks", records):
+            print(line)
+        left_out = damaged + write_tables(source / "tables", records)
+        for line in left_out:
+            print(f"left out: {line}", file=sys.stderr)
+        command = [sys.executable, "-m", "sphinx", "-q", "-d", str(Path(folder) / "doctrees")]
+        command += ["-c", str(root() / "site"), str(source), str(out)]
+        if subprocess.run(command, check=False).returncode:
+            raise InputError("Sphinx could not build the site; its message is above")
     return out / "index.html"
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier site but for its maps, which are kept while they are up to date; refuse any other folder."""
+    if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
+        raise InputError(f"{out} holds files that are no site of adlib; give an empty or a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
+    for old in out.iterdir():
+        if old.is_dir() and old.name != "threshold":
+            shutil.rmtree(old)
+        elif old.is_file() and old.name != MARKER:
+            old.unlink()
 
 
 # -- notebooks --------------------------------------------------------------------------------------------------------
 
 
-def write_notebooks(profile: str, folder: Path) -> list[str]:
+def write_notebooks(profile: str, folder: Path, records=()) -> list[str]:
     """Copy every notebook: the executed copy of the profile, or else the committed one.
 
-    Solutions of exercises are folded in both.
+    Solutions of exercises are folded in both, and links to `records` (runs that have a page) lead to their pages.
 
     Returns:
         lines that say which committed copies were taken, and why.
@@ -95,6 +108,9 @@ def write_notebooks(profile: str, folder: Path) -> list[str]:
             if teaching.is_solution(cell):
                 cell.metadata["tags"] = [*cell.metadata.tags, "hide-input"]
                 cell.metadata["mystnb"] = {"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide"}
+            for output in cell.get("outputs", []):
+                if "text/html" in output.get("data", {}):
+                    output.data["text/html"] = link_records(output.data["text/html"], records)
         nbformat.write(book, folder / file.name)
     if not_run:
         lines.append(f"the committed copy of what was not run in profile {profile!r}: {', '.join(not_run)}")
@@ -136,15 +152,20 @@ def _injected(cell) -> bool:
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def write_tables(folder: Path) -> None:
-    """Write a page for every table below `results/tables`, with its other formats to download."""
+def write_tables(folder: Path, records=()) -> list[str]:
+    """Write a page for every table below `results/tables`, with its other formats to download.
+
+    Links to `records` (runs that have a page) lead to their pages. Files without a table are named in the return value.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    left_out = []
     for file in sorted((results_dir() / "tables").glob("*.html")):
         title, body = table_of(file.read_text())
         if not body:
-            print(f"left out: {file} holds no table", file=sys.stderr)
+            left_out.append(f"{file} holds no table")
             continue
-        lines = [f"# {title or file.stem.replace('_', ' ')}", "", "```{raw} html", _link_records(body), "```", ""]
+        lines = [f"# {title or file.stem.replace('_', ' ')}", ""]
+        lines += ["```{raw} html", link_records(body, records), "```", ""]
         links = []
         for suffix, name in (("csv", "CSV"), ("tex", "LaTeX"), ("md", "Markdown")):
             if file.with_suffix(f".{suffix}").is_file():
@@ -153,6 +174,7 @@ def write_tables(folder: Path) -> None:
         if links:
             lines.append("The same table as " + ", ".join(links) + ".")
         (folder / f"table_{file.stem}.md").write_text("\n".join(lines))
+    return left_out
 
 
 def table_of(page: str) -> tuple[str, str]:
@@ -168,16 +190,21 @@ def table_of(page: str) -> tuple[str, str]:
     return (html.unescape(caption[1].strip()) if caption else ""), body
 
 
-def _link_records(table: str) -> str:
-    """Let links to record.json files lead to their pages."""
-    return re.sub(r'href="[^"]*?runs/([^"]+)/record\.json"', r'href="../records/\1.html"', table)
+def link_records(table: str, records) -> str:
+    """Let links to record.json files lead to the pages of `records`; a link to any other is taken out."""
+
+    def page(link: re.Match) -> str:
+        run, text = link[1], link[2]
+        return f'<a href="../records/{run}.html">{text}</a>' if html.unescape(run) in records else text
+
+    return re.sub(r'<a href="[^"]*?runs/([^"]+)/record\.json">(.*?)</a>', page, table, flags=re.DOTALL)
 
 
 # -- records ----------------------------------------------------------------------------------------------------------
 
 
-def write_records(folder: Path) -> list[str]:
-    """Write a page for every run record and one that lists them; return a line for each damaged one."""
+def write_records(folder: Path) -> tuple[list[str], list[str]]:
+    """Write a page for every run record and one that lists them; return the runs and a line for each damaged record."""
     table, damaged = runs.collect()
     rows = []
     for row in table.to_dict("records"):
@@ -211,7 +238,7 @@ def write_records(folder: Path) -> list[str]:
         lines += ["There are no records yet: `make reproduce` makes them."]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "index.md").write_text("\n".join(lines))
-    return damaged
+    return [row["run"] for row in table.to_dict("records")], damaged
 
 
 def record_page(record: dict, files: dict[str, str], up: str) -> str:

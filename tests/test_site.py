@@ -69,7 +69,10 @@ TABLE = """<!DOCTYPE html><html><head><style>td { color: red; }</style></head>
 <table id="T1" class="adlib"><caption>Scores &amp; more</caption>
 <thead><tr><th></th><th>score</th></tr><tr><th>set</th><th></th></tr></thead><tbody>
 <tr><th rowspan="2">a</th><td><a href="../runs/smoke/patchcore/demo-gear-seed0/record.json">9.5</a></td></tr>
-<tr><td></td></tr><tr><th>b</th><td>10.25</td></tr><tr><th>c</th><td>-1</td></tr><tr><th>mean</th><td>0</td></tr>
+<tr><td></td></tr>
+<tr><th>b</th><td><a href="../runs/smoke/patchcore/gone/record.json">10.25</a></td></tr>
+<tr><th>c</th><td>-1</td></tr>
+<tr><th>mean</th><td>0</td></tr>
 </tbody></table>
 <ul><li>Percent.</li></ul></body></html>"""
 
@@ -175,6 +178,7 @@ def test_links_of_the_small_site(small_site):
 def test_a_table_links_to_the_page_of_its_record(small_site):
     text = (small_site / "tables/table_smoke_scores.html").read_text()
     assert 'href="../records/smoke/patchcore/demo-gear-seed0.html"' in text
+    assert "<td>10.25</td>" in text  # its record is gone
     assert "#T1 td { color: #c00000; }" in text
     assert "td { color: red; }" not in text
     assert "<h1>Scores &amp; more" in text
@@ -410,6 +414,14 @@ def test_a_site_without_sphinx_says_what_to_do(monkeypatch):
     monkeypatch.setattr(site.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="make site"):
         site.build()
+
+
+def test_a_folder_with_other_files_is_not_cleared(tmp_path):
+    pytest.importorskip("sphinx")
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="no site of adlib"):
+        site.build("smoke", tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
 def test_an_unknown_profile_is_refused_before_anything_is_removed(tmp_path):

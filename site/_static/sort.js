@@ -59,6 +59,7 @@
     expandRows(body);
     for (const cell of body.querySelectorAll("td")) {
       if (Number.isNaN(key(cell).number) && !key(cell).empty) cell.classList.add("text");
+      if (cell.textContent.length > 40) cell.classList.add("long");
     }
     // Rows of means are about the other rows and stay below them.
     const summary = (row) => /^(mean|average|all)\b/i.test(row.cells[0].textContent.trim());
