@@ -103,12 +103,13 @@ def test_nothing_passes_beside_the_bottleneck(encoder):
 
 def test_standardised_features_have_mean_zero_and_deviation_one(encoder):
     model, x = small_model(encoder), images(8)
-    model.set_statistics(encoder(x))
+    model.set_statistics(encoder(x), x)
     for f in model.standardise(encoder(x)):
         spread = f.std(dim=(0, 2, 3))
         assert f.mean().abs() < 1e-4
         assert (spread < 1.001).all()
         assert spread.median() > 0.99
+    torch.testing.assert_close(model.mfrm.image_head[-1].bias.sigmoid(), x.mean(dim=(0, 2, 3)))
 
 
 def test_differences_are_zero_where_reconstruction_is_perfect_and_by_hand_elsewhere():
@@ -397,12 +398,31 @@ def test_calibration_measures_maps_in_units_of_their_normal_spread():
     torch.testing.assert_close(spread[0, :, 1, 1], torch.tensor([1.0, 5.0]), rtol=0.15, atol=0)
 
 
-@pytest.mark.parametrize("calibrate", ["global", "position"])
-@pytest.mark.parametrize("fusion", ["mlp", "sum"])
-def test_calibrated_models_survive_saving(train, tmp_path, calibrate, fusion):
-    method = PAGMFR(**SMALL | {"calibrate": calibrate, "fusion": fusion, "terms": ["cosine", "colour"]}).fit(train)
+@pytest.mark.parametrize(
+    ("calibrate", "fusion", "terms"), [("position", "mlp", ["cosine", "colour"]), ("global", "sum", ["colour"])]
+)
+def test_calibrated_and_whitened_models_survive_saving(train, tmp_path, calibrate, fusion, terms):
+    settings = SMALL | {"calibrate": calibrate, "whiten": True, "fusion": fusion, "terms": terms}
+    method = PAGMFR(**settings).fit(train)
+    assert len(method.whitening) == (3 if "cosine" in terms else 1)  # two levels and the image, or the image
     method.save(tmp_path)
     np.testing.assert_array_equal(PAGMFR.load(tmp_path).score(images()).map, method.score(images()).map)
+
+
+def test_whitened_residuals_are_about_one_on_normal_images(train):
+    method = PAGMFR(**SMALL | {"whiten": True, "terms": ["cosine", "mffm"]}).fit(train)
+    with torch.no_grad():
+        maps = method._raw_maps(next(method._in_parts(method.pairs.images)), whiten=True)
+    assert maps.shape[1] == 3  # the logit and two levels
+    for white in maps[:, 1:].unbind(1):
+        assert 0.3 < float(white.mean()) < 1.5
+
+
+def test_auto_calibration_asks_where_normal_maps_peak(train, monkeypatch):
+    for border in (False, True):
+        monkeypatch.setattr("adlib.methods.pagmfr.peaks_at_the_border", lambda maps, border=border: border)
+        method = PAGMFR(**SMALL | {"calibrate": "auto"}).fit(train)
+        assert (method.calibration is not None) is border
 
 
 def test_explain_shows_the_reconstruction_and_every_difference(train):

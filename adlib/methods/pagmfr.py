@@ -23,16 +23,18 @@ from adlib import backbones, storage, training
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches, to_tensor
 from adlib.methods import Scores
-from adlib.methods.pagmfr_network import NORMS, TERMS, PAGMFRModel, check_terms, losses
+from adlib.methods.pagmfr_network import NORMS, TERMS, PAGMFRModel, check_terms, losses, to_grid
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.methods.reconstruction import split_normals, synthetic_images, synthetic_score
-from adlib.methods.ulsad_maps import level_of
+from adlib.methods.ulsad_maps import level_of, peaks_at_the_border, whitened_maps, whitening
 from adlib.pairs import Pairs, PairSettings
 from adlib.settings import as_dict, build, choice
 from adlib.support import below, check_fingerprint
 
 SCORE_RULES = ("max", "top", "mean21")
-CALIBRATIONS = ("none", "global", "position")
+CALIBRATIONS = ("none", "global", "position", "auto")
+N_NORMAL = 96  # at most so many training images serve to measure statistics
+MAX_RESIDUALS = 2**27  # numbers kept to measure the spread of residuals, 512 MiB
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class PAGMFRSettings(PairSettings):
     workers: int = 1  # threads that prepare batches
     sigma: float = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
     score: str = "max"  # of the map: max, top (mean of the highest 0.1 %), mean21 (max of 21 x 21 means, DRAEM)
-    calibrate: str = "none"  # maps in units of their spread over normal images: none, global, position
+    whiten: bool = False  # add the length of the residuals in units of their spread over normal images; ours
+    calibrate: str = "none"  # maps in units of their spread over normal images: none, global, position; auto: by
+    # position where most normal maps have their peak at the border, else none
     hold_out: float = 0.15  # share of the training images for the threshold and for selection; at least 2
     selection: str = "synthetic"  # synthetic (best on held-out pseudo-anomalies), or last
     validate_every: int = 0  # steps between two looks at the held-out pseudo-anomalies; 0: only at the end
@@ -125,6 +129,7 @@ class PAGMFR:
         self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
         self.fusion = s.fusion
         self.model = self._new_model()
+        self.whitening, self.calibration = [], None  # of residuals, of maps: measured at the end of `fit`
 
     def _new_model(self) -> PAGMFRModel:
         s = self.settings
@@ -199,9 +204,9 @@ class PAGMFR:
         self.model = self._new_model()
         self.pairs = Pairs(table, self.resize, s, self.model.encode)
         print(f"PAGMFR: {self.pairs.note}", flush=True)
-        chosen = self.pairs.images[:: max(1, len(self.pairs.images) // 64)]
-        parts = [self.model.encode(x) for x in self._in_parts(chosen)]
-        self.model.set_statistics([torch.cat(level) for level in zip(*parts, strict=True)])
+        images = list(self._in_parts(_spread_out(self.pairs.images, N_NORMAL)))
+        features = [torch.cat(level) for level in zip(*(self.model.encode(x) for x in images), strict=True)]
+        self.model.set_statistics(features, torch.cat(images))
         self.n_steps = s.max_steps or s.epochs * math.ceil(len(table) / s.batch_size)
         return self
 
@@ -234,39 +239,58 @@ class PAGMFR:
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1] at the network's input size.
 
-        Map: the fused logit's sigmoid (`mlp`) or the fused difference (`sum`, `product`, a function), calibrated if
-        asked, bilinear to the input size, Gaussian smoothing. Image score: by the rule `score` from the map.
+        Map: the sigmoid of the fused logit (`mlp`) or the fused difference (`sum`, `product`, a function), bilinear to
+        the input size, Gaussian smoothing. With `whiten`, and where it is calibrated, the logit itself, plus the
+        whitened residuals of both spaces. Image score: by the rule `score` from the map.
         """
         images = batch.images if isinstance(batch, Batch) else batch
         return self._scores(images.to(self.device))
 
     @torch.no_grad()
-    def _scores(self, images, features=None, calibrated: bool = True) -> Scores:
+    def _scores(self, images, calibrated: bool = True) -> Scores:
         s = self.settings
-        maps = self._raw_maps(images, features)  # (B, T, h, w)
-        if calibrated and s.calibrate != "none":
+        maps = self._raw_maps(images, calibrated and s.whiten)  # (B, T, h, w)
+        if calibrated and self.calibration is not None:
             maps = (maps - self.calibration[0]) / self.calibration[1]
-        fused = maps.sum(dim=1)
-        if s.calibrate == "none" and self.fusion == "mlp":
-            fused = fused.sigmoid()
-        full = upsample_and_smooth(fused, tuple(images.shape[-2:]), s.sigma)
+        elif maps.shape[1] == 1 and self.fusion == "mlp":
+            maps = maps.sigmoid()
+        full = upsample_and_smooth(maps.sum(dim=1), tuple(images.shape[-2:]), s.sigma)
         return Scores(image_scores(full, s.score), full)
 
-    def _raw_maps(self, images, features=None) -> torch.Tensor:
-        """The maps before calibration, (B, T, h, w): every difference of a sum, else the one fused map."""
-        output = self.model(images, features)
-        if self.fusion == "sum":
-            return torch.stack(list(output.maps.values()), dim=1)
-        return output.fused[:, None]
+    def _raw_maps(self, images, whiten: bool) -> torch.Tensor:
+        """The maps before calibration, (B, T, h, w): the fused one (each difference of a sum), then whitened ones."""
+        output = self.model(images)
+        parts = list(output.maps.values()) if self.fusion == "sum" else [output.fused]
+        if whiten:
+            for residual, (mean, matrix) in zip(self._residuals(output, images), self.whitening, strict=True):
+                white = whitened_maps(residual[:, None], mean, matrix)  # (B, 1, h_l, w_l)
+                parts.append(to_grid(white, output.fused.shape[-2:])[:, 0])
+        return torch.stack(parts, dim=1)
+
+    def _residuals(self, output, images) -> list[torch.Tensor]:
+        """What the reconstruction left over, (B, C, h, w) for each level of the features, and for the image."""
+        found = []
+        if output.features_hat is not None:
+            found += [f - f_hat for f, f_hat in zip(output.features, output.features_hat, strict=True)]
+        if output.images_hat is not None:
+            found.append(to_grid(self.model.shrink(images) - output.images_hat, output.fused.shape[-2:]))
+        return found
 
     @torch.no_grad()
     def _calibrate(self) -> None:
-        """Level and spread of every map over normal training images, then the scores of held-out ones."""
-        s = self.settings
-        chosen = self.pairs.images[:: max(1, len(self.pairs.images) // 200)]
+        """Measure residuals and maps over normal training images, then score the held-out ones."""
+        s, normal = self.settings, self.pairs.images
+        self.whitening, self.calibration = [], None
+        if s.whiten:
+            probe = next(self._in_parts(normal[:1]))
+            size = sum(r.numel() for r in self._residuals(self.model(probe), probe))
+            chosen = _spread_out(normal, max(8, min(N_NORMAL, MAX_RESIDUALS // size)))
+            parts = [self._residuals(self.model(x), x) for x in self._in_parts(chosen)]
+            self.whitening = [whitening(torch.cat(level)[:, None]) for level in zip(*parts, strict=True)]
         if s.calibrate != "none":
-            maps = torch.cat([self._raw_maps(x) for x in self._in_parts(chosen)])
-            self.calibration = level_and_spread(maps, by_position=s.calibrate == "position")
+            maps = torch.cat([self._raw_maps(x, s.whiten) for x in self._in_parts(_spread_out(normal, N_NORMAL))])
+            if s.calibrate != "auto" or peaks_at_the_border(maps.sum(dim=1)):
+                self.calibration = level_and_spread(maps, by_position=s.calibrate != "global")
         found = [self.score(batch) for batch in batches(self._held_out.image_path, self.resize, 8)]
         self.normal_scores = np.concatenate([scores.image for scores in found])
         self.normal_map_maxima = np.concatenate([scores.map.max(axis=(1, 2)) for scores in found])
@@ -303,8 +327,10 @@ class PAGMFR:
         tensors = {f"model.{name}": tensor for name, tensor in state.items()}
         tensors["normal_scores"] = torch.from_numpy(self.normal_scores)
         tensors["normal_map_maxima"] = torch.from_numpy(self.normal_map_maxima)
-        if self.settings.calibrate != "none":
+        if self.calibration is not None:
             tensors["level"], tensors["spread"] = self.calibration
+        for i, (mean, matrix) in enumerate(self.whitening):
+            tensors |= {f"whitening.{i}.mean": mean, f"whitening.{i}.matrix": matrix}
         return tensors
 
     @classmethod
@@ -325,8 +351,10 @@ class PAGMFR:
         self.model.to(self.device).eval()
         self.normal_scores = tensors["normal_scores"].numpy()
         self.normal_map_maxima = tensors["normal_map_maxima"].numpy()
-        if self.settings.calibrate != "none":
-            self.calibration = tensors["level"].to(self.device), tensors["spread"].to(self.device)
+        tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        self.calibration = (tensors["level"], tensors["spread"]) if "level" in tensors else None
+        white = below("whitening.", tensors)
+        self.whitening = [(white[f"{i}.mean"], white[f"{i}.matrix"]) for i in range(len(white) // 2)]
 
 
 def image_scores(maps: np.ndarray, rule: str = "max") -> np.ndarray:
@@ -352,3 +380,8 @@ def level_and_spread(maps: torch.Tensor, by_position: bool, prior: float = 10.0)
         return maps.mean(dim=(0, 2, 3), keepdim=True), maps.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6)
     level = level_of(maps, prior)
     return level[None], level_of((maps - level).square(), prior).sqrt().clamp_min(1e-6)[None]
+
+
+def _spread_out(images: np.ndarray, n: int) -> np.ndarray:
+    """At most about `n` images, evenly spaced."""
+    return images[:: max(1, -(-len(images) // n))]

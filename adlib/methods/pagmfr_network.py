@@ -377,14 +377,21 @@ class PAGMFRModel(nn.Module):
         """Every channel to mean 0 and deviation 1 over the normal training images."""
         return [(f.float() - getattr(self, f"mean{i}")) / getattr(self, f"std{i}") for i, f in enumerate(features)]
 
-    def set_statistics(self, features) -> None:
-        """Take mean and deviation of every channel from features (N, C_l, H_l, W_l) of normal images."""
+    @torch.no_grad()
+    def set_statistics(self, features, images) -> None:
+        """Learn from normal images (N, 3, H, W) and their features how a plain answer looks.
+
+        Mean and deviation of every channel standardise the features; the image head starts at the mean colour, which
+        the sigmoid would otherwise take hundreds of steps to reach.
+        """
         for i, f in enumerate(features):
             f = f.float()
             getattr(self, f"mean{i}").copy_(f.mean(dim=(0, 2, 3))[None, :, None, None])
             # A channel that is nearly constant would be blown up to noise.
             std = f.std(dim=(0, 2, 3))
             getattr(self, f"std{i}").copy_(std.clamp_min(0.05 * float(std.mean()) + 1e-6)[None, :, None, None])
+        if self.mfrm.image_head is not None:
+            self.mfrm.image_head[-1].bias.copy_(images.mean(dim=(0, 2, 3)).clamp(0.01, 0.99).logit())
 
     def shrink(self, images: torch.Tensor) -> torch.Tensor:
         """Images at the size at which they are reconstructed."""

@@ -107,7 +107,8 @@ def train_pagmfr(model: PAGMFRModel, loader: DataLoader, epochs: int = 600, lr: 
     """
     pairs = loader.dataset.pairs
     device = next(model.parameters()).device
-    model.set_statistics(model.encode(to_tensor(pairs.images[:64]).to(device)))
+    normal = to_tensor(pairs.images[:64]).to(device)
+    model.set_statistics(model.encode(normal), normal)
     trainable = model.trainable()
     optimizer = torch.optim.Adam([p for m in trainable.values() for p in m.parameters()], lr, weight_decay=1e-5)
     n_steps = epochs * math.ceil(len(pairs.images) / pairs.settings.batch_size)
