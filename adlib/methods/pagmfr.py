@@ -10,6 +10,9 @@ join (`pagmfr_network`), losses, optimiser, batch and epochs, the names of its f
 choice: backbone, resolution, widths, weights of the losses, the generator's numbers (`adlib.synthesis.pagmfr`), the
 score rule, the selection. So this is an implementation after the README and no reproduction; its figures are not ours
 to match.
+
+Two settings go beyond it, both off by default: `whiten` adds the Mahalanobis length of the feature residuals to the
+logit, and `calibrate` brings maps to one scale at every place, both measured on normal training images.
 """
 
 import math
@@ -72,7 +75,7 @@ class PAGMFRSettings(PairSettings):
     workers: int = 1  # threads that prepare batches
     sigma: float = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
     score: str = "max"  # of the map: max, top (mean of the highest 0.1 %), mean21 (max of 21 x 21 means, DRAEM)
-    whiten: bool = False  # add the length of the residuals in units of their spread over normal images; ours
+    whiten: bool = False  # add the length of the feature residuals, in units of their spread over normal images; ours
     calibrate: str = "none"  # maps in units of their spread over normal images: none, global, position; auto: by
     # position where most normal maps have their peak at the border, else none
     hold_out: float = 0.15  # share of the training images for the threshold and for selection; at least 2
@@ -241,7 +244,7 @@ class PAGMFR:
 
         Map: the sigmoid of the fused logit (`mlp`) or the fused difference (`sum`, `product`, a function), bilinear to
         the input size, Gaussian smoothing. With `whiten`, and where it is calibrated, the logit itself, plus the
-        whitened residuals of both spaces. Image score: by the rule `score` from the map.
+        whitened residuals of the features. Image score: by the rule `score` from the map.
         """
         images = batch.images if isinstance(batch, Batch) else batch
         return self._scores(images.to(self.device))
@@ -262,19 +265,14 @@ class PAGMFR:
         output = self.model(images)
         parts = list(output.maps.values()) if self.fusion == "sum" else [output.fused]
         if whiten:
-            for residual, (mean, matrix) in zip(self._residuals(output, images), self.whitening, strict=True):
+            for residual, (mean, matrix) in zip(self._residuals(output), self.whitening, strict=True):
                 white = whitened_maps(residual[:, None], mean, matrix)  # (B, 1, h_l, w_l)
                 parts.append(to_grid(white, output.fused.shape[-2:])[:, 0])
         return torch.stack(parts, dim=1)
 
-    def _residuals(self, output, images) -> list[torch.Tensor]:
-        """What the reconstruction left over, (B, C, h, w) for each level of the features, and for the image."""
-        found = []
-        if output.features_hat is not None:
-            found += [f - f_hat for f, f_hat in zip(output.features, output.features_hat, strict=True)]
-        if output.images_hat is not None:
-            found.append(to_grid(self.model.shrink(images) - output.images_hat, output.fused.shape[-2:]))
-        return found
+    def _residuals(self, output) -> list[torch.Tensor]:
+        """What the reconstruction of the features left over, (B, C_l, h_l, w_l) for each level."""
+        return [f - f_hat for f, f_hat in zip(output.features, output.features_hat or (), strict=False)]
 
     @torch.no_grad()
     def _calibrate(self) -> None:
@@ -282,10 +280,9 @@ class PAGMFR:
         s, normal = self.settings, self.pairs.images
         self.whitening, self.calibration = [], None
         if s.whiten:
-            probe = next(self._in_parts(normal[:1]))
-            size = sum(r.numel() for r in self._residuals(self.model(probe), probe))
+            size = sum(f[0].numel() for f in self.model.encode(next(self._in_parts(normal[:1]))))
             chosen = _spread_out(normal, max(8, min(N_NORMAL, MAX_RESIDUALS // size)))
-            parts = [self._residuals(self.model(x), x) for x in self._in_parts(chosen)]
+            parts = [self._residuals(self.model(x)) for x in self._in_parts(chosen)]
             self.whitening = [whitening(torch.cat(level)[:, None]) for level in zip(*parts, strict=True)]
         if s.calibrate != "none":
             maps = torch.cat([self._raw_maps(x, s.whiten) for x in self._in_parts(_spread_out(normal, N_NORMAL))])
