@@ -31,7 +31,7 @@ from adlib.methods import Scores, check_training_table, glass_judge
 from adlib.methods.glass_step import Network
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.methods.reconstruction import allocate
-from adlib.paths import data_dir
+from adlib.pairs import folder as texture_folder
 from adlib.settings import as_dict, build, choice
 from adlib.support import check_fingerprint
 
@@ -451,12 +451,6 @@ def read_original(path) -> Network:
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise InputError(f"checkpoint {path} is not one of the authors' GLASS code ({reason})") from None
     return network
-
-
-def texture_folder(name: str) -> Path | None:
-    """The folder of textures: as given, or by its name below `data/`; None where they are to be made on the spot."""
-    below_data = data_dir() / name
-    return None if not name else below_data if not Path(name).is_dir() and below_data.is_dir() else Path(name)
 
 
 def some_rows(labels: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
