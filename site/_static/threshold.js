@@ -200,12 +200,15 @@
   // -- the page --------------------------------------------------------------------------------------------------------
 
   async function show(category) {
+    let data;
     try {
-      set = await load(category);
+      data = await load(category);
     } catch (error) {
       byId("cards").textContent = error.message;
       return;
     }
+    if (byId("category").value !== category) return; // another one was chosen while this one was read
+    set = data;
     makeCards();
     drawStrip();
     byId("threshold").value = set.threshold;
