@@ -103,11 +103,6 @@ def detectors(k: int, seed: int, training: dict, common: dict) -> dict:
         "few-shot, trained": (FewShot, few | training),
         "unified, step 0, no directions": (Unified, one | {"whiten": 1.0}),
         "unified, step 0": (Unified, one),
-        # The first design: the head sees every channel, and its last step is taken.
-        "unified, head on channels, trained": (
-            Unified,
-            one | training | {"head_input": "channels", "width": 128, "selection": "last"},
-        ),
         "unified, trained": (Unified, one | training),
     }
 

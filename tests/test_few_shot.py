@@ -8,6 +8,7 @@ from conftest import TINY, texture, write_image
 from adlib import episodes, images, support
 from adlib.errors import InputError
 from adlib.methods.few_shot import FewShot, Projection
+from adlib.methods.unified import Unified
 
 SMALL = TINY | {"stages": [2, 3], "k": 2, "steps": 2, "episodes": 2, "validate_every": 1, "hidden": 8}
 
@@ -204,3 +205,21 @@ def test_training_starts_at_the_detector_and_leaves_the_backbone(train, fitted, 
 def test_a_category_to_train_on_is_needed(fitted):
     with pytest.raises(InputError, match="no category to train on"):
         fitted.train_episodes({})
+
+
+@pytest.mark.parametrize("cls", [FewShot, Unified])
+@pytest.mark.parametrize(
+    ("backbone", "stages"),
+    [("resnet18", (2, 3)), ("swin_tiny_patch4_window7_224", (1, 2)), ("tf_efficientnet_lite0", (1, 4))],
+)
+def test_any_pyramid_serves(cls, backbone, stages, train):
+    """Stages of a CNN and of a transformer with their own grids; untrained weights, so only form and self-match."""
+    settings = {"backbone": backbone, "stages": stages, "weights": "random", "image_size": 64, "k": 2}
+    method = cls(**settings)
+    chosen, _ = support.choose_support(train, 3, seed=0)
+    stack = support.read_images(chosen.image_path, method.resize)
+    context = method.condition(stack[:2])
+    assert [m.rows.shape[1] for m in context] == list(method.channels)
+    scores = method.score(stack, context)
+    assert scores.map.shape == (3, 64, 64)
+    assert scores.image[:2].max() < scores.image[2]
