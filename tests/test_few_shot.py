@@ -223,3 +223,10 @@ def test_any_pyramid_serves(cls, backbone, stages, train):
     scores = method.score(stack, context)
     assert scores.map.shape == (3, 64, 64)
     assert scores.image[:2].max() < scores.image[2]
+
+
+def test_windows_at_the_border_count_zeros():
+    flat = support.describe([torch.ones(1, 2, 4, 4)], patch_size=3, layer_norm=False)[0][0, 0]
+    assert flat[1, 1] == 1
+    assert flat[0, 1].item() == pytest.approx(6 / 9)
+    assert flat[0, 0].item() == pytest.approx(4 / 9)
