@@ -305,6 +305,12 @@ def test_synthetic_selection_keeps_the_best_step(train):
     assert method.history.selected_step == found.step[found.score.idxmax()]
 
 
+def test_validation_is_watched_without_choosing_by_it(train):
+    method = ULSAD(**SMALL | {"validate_every": 2, "n_steps": 4}).fit(train)
+    assert list(method.history.validation.step) == [2, 4]
+    assert method.history.selected_step == 4  # the last, whatever the held-out pseudo-anomalies say
+
+
 def test_a_validation_table_is_used_instead_of_a_split(train):
     method = ULSAD(**SMALL | {"n_steps": 1}).fit(train.iloc[:3], validation=train.iloc[3:])
     assert len(method.normal_scores) == 3

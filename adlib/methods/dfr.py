@@ -260,7 +260,7 @@ class DFR:
             raise InputError(f"features of backbone {s.backbone!r} contain NaN; check its weights and the images")
         self._held_out = self._features(held_out.image_path)
         self.latent = s.latent or pca_width(features[: s.n_pca_images], s.variance)
-        synthetic = self._synthetic(held_out) if s.selection == "synthetic" else None
+        synthetic = self._synthetic(held_out) if s.selection == "synthetic" or s.validate_every else None
         self._build(seed=s.seed)
         batch_size = min(s.batch_size, len(train))
 

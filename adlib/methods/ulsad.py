@@ -244,7 +244,7 @@ class ULSAD:
         attended = self._self_attention(features) if s.attention_loss else None
         held_features, held_images = self._features(held_out.image_path)
         self._held_out = (held_features - mean) / std, held_images
-        synthetic = self._synthetic(held_out) if s.selection == "synthetic" else None
+        synthetic = self._synthetic(held_out) if s.selection == "synthetic" or s.validate_every else None
 
         self._build(seed=s.seed)
         modules = {"reconstruction": self.reconstruction_net, "global": self.global_net}
