@@ -82,6 +82,7 @@ class Records:
         damaged: (dataset, category, method) of the records that could not be used.
         left_out: one line a record that was left out, and why.
         protocol: what all plain columns share, in words.
+        remarks: one line a cell whose seeds were run with different settings.
         folder: the folder that holds `runs`.
     """
 
@@ -89,6 +90,7 @@ class Records:
     damaged: list
     left_out: list
     protocol: str
+    remarks: list
     folder: Path
 
 
@@ -117,7 +119,7 @@ def read(profile: str, results=None) -> Records:
         table, shared = _columns(table)
     else:
         shared = "no records"
-    return Records(table, damaged, left_out, shared, folder)
+    return Records(table, damaged, left_out, shared, _mixed_settings(table), folder)
 
 
 # -- records ----------------------------------------------------------------------------------------------------------
@@ -139,6 +141,17 @@ def _same_data(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             keep[i] = False
             lines.append(f"{table.run[i]} was made on other images of {dataset}/{category} than most; run it again")
     return table[keep].reset_index(drop=True), lines
+
+
+def _mixed_settings(table: pd.DataFrame) -> list[str]:
+    """Name the cells whose records differ in more than the seed: their deviation is not that of the seed alone."""
+    lines = []
+    for place, group in table.groupby(["dataset", "category", "column"]) if len(table) else ():
+        settings = [{k: v for k, v in parameters.items() if k != "seed"} for parameters in group.parameters]
+        names = sorted({k for one in settings for k in one if any(one[k] != other.get(k) for other in settings)})
+        if names:
+            lines.append(f"{place[0]} / {place[1]}, {place[2]}: the seeds differ in {', '.join(names)} too.")
+    return lines
 
 
 def _columns(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -289,6 +302,7 @@ def by_category(records: Records, cells: pd.DataFrame, profile: str, dataset: st
     absent = [category for category in known if category not in recorded]
     notes = [*LEGEND, f"Protocol: {records.protocol}."]
     notes += [f"No record at all: {', '.join(absent)}."] if absent else []
+    notes += [line for line in records.remarks if line.startswith(f"{dataset} / ")]
     data = _tidy(part, recorded, columns)
     title = f"{METRICS[metric]}, {dataset}, profile {profile}"
     return Table(
@@ -364,6 +378,7 @@ def _rows_by_run(records, cells, name, title, wanted, memory) -> Table:
             f"{DAMAGED} {dataset} / {category}, {method}: damaged record"
             for dataset, category, method in records.damaged
         ),
+        *records.remarks,
     )
     return Table(name, title, text, pd.DataFrame(data), ranks, links, notes, tuple(records.left_out))
 

@@ -116,6 +116,16 @@ def test_selections_of_one_method_are_never_averaged(write, tmp_path):
     assert list(table.text.columns) == ["glass (step: last)", "glass (step: synthetic)"]
 
 
+def test_seeds_of_other_settings_are_remarked(write, tmp_path):
+    write("glass", parameters={"textures": "dtd", "seed": 0})
+    write("glass", seed=1, parameters={"seed": 1})
+    write("dfr", parameters={"seed": 0})
+    write("dfr", seed=1, parameters={"seed": 1})
+    for name in ("laptop_headline", "laptop_mvtec_ad_pixel_auroc"):
+        found = [note for note in table_of(tmp_path, name).notes if "the seeds differ" in note]
+        assert found == ["mvtec_ad / screw, glass: the seeds differ in textures too."]
+
+
 def test_shots_are_part_of_the_column(write, tmp_path):
     write("few_shot", parameters={"k": 1})
     write("few_shot", seed=1, parameters={"k": 4})
