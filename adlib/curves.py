@@ -98,7 +98,8 @@ def recorded(method: str, profile: str, folder=None) -> tuple[pd.DataFrame, pd.D
         if "learning_curve" not in record:
             continue
         who = {"category": record["category"], "seed": record["seed"]}
-        found.append(pd.DataFrame(record["learning_curve"]).assign(**who))
+        curve = pd.DataFrame(record["learning_curve"])
+        found.append(curve.reindex(columns=["step", "seconds", *METRICS]).assign(**who))  # older records had no seconds
         picked += [who | {"selection": name} | values for name, values in record["selections"].items()]
     return (pd.concat(found, ignore_index=True) if found else pd.DataFrame()), pd.DataFrame(picked)
 
