@@ -102,7 +102,7 @@ def anomaly_maps(images, masks, maps, titles=None, scale=None, size: float = 1.8
     figure.colorbar(shown, ax=axes[2], label="score", fraction=0.02, pad=0.01)
     if title:
         figure.suptitle(title)
-    return figure
+    return _laid_out(figure)
 
 
 def score_histogram(scores: pd.DataFrame, threshold: float | None = None, title: str = ""):
@@ -123,6 +123,13 @@ def score_histogram(scores: pd.DataFrame, threshold: float | None = None, title:
             fontsize="small",
         )
     axis.set(xlabel="image score (higher is more anomalous)", ylabel="images", title=title)
+    return figure
+
+
+def _laid_out(figure):
+    """Settle the layout of a figure of many axes once; it would be solved again each time it is shown or saved."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     return figure
 
 
@@ -156,7 +163,7 @@ def compare_maps(images, rows: dict, titles=None, scale=(0, 1), size: float = 1.
     figure.colorbar(shown, ax=axes[first:], label="score", fraction=0.02, pad=0.01)
     if title:
         figure.suptitle(title)
-    return figure
+    return _laid_out(figure)
 
 
 def in_units_of_normals(maps, labels) -> np.ndarray:
