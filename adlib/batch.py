@@ -48,9 +48,13 @@ STUDY_NOTEBOOKS = {
     "28_training_data": ("patchcore",),
     "92_protocol_audit": ("patchcore", "glass"),
 }
-# Notebooks that read run records and fit nothing: they come last, and again when a record has changed.
+# Notebooks that read run records and fit nothing, with their modules: they come last, and again when a record changed.
 TABLES_NOTEBOOK = "90_tables"
-RECORD_NOTEBOOKS = {TABLES_NOTEBOOK: "adlib/tables.py", "91_figures": "adlib/figures.py"}
+TABLES_MODULES = ("tables", "table_files", "published_tables", "published", "ranks")
+RECORD_NOTEBOOKS = {
+    TABLES_NOTEBOOK: [f"adlib/{name}.py" for name in TABLES_MODULES],
+    "91_figures": ["adlib/figures.py"],
+}
 TYPES = {"str": str, "int": int, "float": (float, int), "bool": bool, "dict": dict, "list": list}
 
 
