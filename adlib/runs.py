@@ -261,25 +261,32 @@ def source_files(method: str) -> tuple[Path, ...]:
 
     A changed line in another method's file therefore leaves this method's results up to date.
     """
-    package = Path(__file__).parent
-    waiting = [package / "methods" / f"{methods.METHODS[method][0].rsplit('.', 1)[1]}.py", package / "evaluation.py"]
+    folder = Path(__file__).parent
+    waiting = [folder / "methods" / f"{methods.METHODS[method][0].rsplit('.', 1)[1]}.py", folder / "evaluation.py"]
     found = set()
     while waiting:
         file = waiting.pop()
-        if file in found:
-            continue
-        found.add(file)
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "adlib":
-                imported = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                imported = [alias.name for alias in node.names if alias.name.startswith("adlib.")]
-            else:
-                continue
-            for name in imported:
-                place = package.parent / name.replace(".", "/")
-                waiting += [f for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()]
+        if file not in found:
+            found.add(file)
+            waiting += _imported_files(file)
     return tuple(sorted(found))
+
+
+@functools.cache
+def _imported_files(file: Path) -> tuple[Path, ...]:
+    """Return the files of `adlib` that a file imports; parsing is slow, and every method imports much the same."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "adlib":
+            imported = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            imported = [alias.name for alias in node.names if alias.name.startswith("adlib.")]
+        else:
+            continue
+        for name in imported:
+            place = Path(__file__).parents[1] / name.replace(".", "/")
+            found += [f for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()]
+    return tuple(found)
 
 
 def device_name() -> str:
