@@ -194,6 +194,24 @@ def test_detach_cuts_the_detection_loss_off_from_the_reconstruction(encoder, det
     assert all(p.grad is not None for p in model.fusion.parameters())
 
 
+def test_the_untrained_mlp_assumes_the_prior_and_learns_the_right_way_round():
+    torch.manual_seed(0)
+    untrained = network.MLPFusion(3, prior=0.2)(torch.zeros(1, 3, 1, 1)).sigmoid()
+    assert float(untrained.detach()) == pytest.approx(0.2, abs=0.1)
+    difference = torch.rand(4, 1, 32, 32)
+    mask = difference[:, 0] > 0.98  # few pixels, where the difference is largest
+    for seed in range(3):
+        torch.manual_seed(seed)
+        mlp = network.MLPFusion(1)
+        optimizer = torch.optim.Adam(mlp.parameters(), 3e-3)
+        for _ in range(60):
+            optimizer.zero_grad()
+            network.detection_loss(mlp(difference), mask).backward()
+            optimizer.step()
+        logits = mlp(difference).detach()
+        assert logits[mask].mean() > logits[~mask].mean()
+
+
 def test_focal_loss_by_hand():
     logits, mask = torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[1, 0]]])
     p = torch.sigmoid(torch.tensor(2.0))
@@ -499,6 +517,7 @@ def test_table_one_is_as_printed_and_its_flags_are_seen():
         ({"kind": "fabric"}, "kind 'fabric' is unknown"),
         ({"pos_weight": -1.0}, "pos_weight -1.0 must not be negative"),
         ({"score": "mean"}, "score 'mean' is unknown"),
+        ({"prior": 1.0}, "prior 1.0 must be a share"),
         ({"textures": "/no/such/folder"}, "no such folder; textures must be a folder"),
         ({"objects": "/no/such/folder"}, "no such folder; objects must be a folder"),
         ({"epoch": 3}, "did you mean 'epochs'"),

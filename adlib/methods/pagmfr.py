@@ -59,6 +59,7 @@ class PAGMFRSettings(PairSettings):
     dropout: float = 0.0  # probability, whole channels of the MFFM and of the MLP
     fusion: str = "mlp"  # mlp (README), sum, product; `set_fusion` takes a function
     terms: tuple[str, ...] = TERMS  # cosine and mffm: feature space; colour and structure: image space
+    prior: float | None = 0.01  # share of anomalous pixels that the untrained MLP assumes; None: torch's start; ours
     detach: bool = False  # cut the detection loss off from the reconstruction
     gamma: float = 2.0  # focal loss
     pos_weight: float = 1.0  # weight of anomalous pixels in the focal loss (README's knob)
@@ -104,6 +105,8 @@ class PAGMFRSettings(PairSettings):
         for name in ("dropout", "warm_up"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must lie between 0 and 1")
+        if self.prior is not None and not 0 < self.prior < 1:
+            raise InputError(f"prior {self.prior} must be a share between 0 and 1, for example 0.01, or None")
         if not 0 < self.hold_out < 1:
             raise InputError(f"hold_out {self.hold_out} must be a share between 0 and 1, for example 0.15")
 
@@ -141,7 +144,7 @@ class PAGMFR:
             model = PAGMFRModel(
                 self.backbone, width=s.width, bottleneck=s.bottleneck, blocks=s.blocks, fusion_width=s.fusion_width,
                 image_stride=s.image_stride, norm=s.norm, dropout=s.dropout, fusion=self.fusion, terms=s.terms,
-                detach=s.detach, checkpointing=s.checkpointing,
+                detach=s.detach, checkpointing=s.checkpointing, prior=s.prior,
             )  # fmt: skip
         return model.to(self.device, memory_format=torch.channels_last).eval()  # the fast kernels on a CPU
 

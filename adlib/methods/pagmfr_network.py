@@ -9,6 +9,7 @@ The authors' README fixes the modules, what they are called and what goes in and
 is our choice.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -229,9 +230,15 @@ def texture_difference(images, reconstructed, sigma: float = 2.0) -> torch.Tenso
 
 
 class MLPFusion(nn.Module):
-    """One small perceptron for all pixels: all differences and the MFFM's channels -> logit."""
+    """One small perceptron for all pixels: all differences and the MFFM's channels -> logit.
 
-    def __init__(self, inputs: int, dropout: float = 0.0):
+    Args:
+        prior: share of anomalous pixels that the untrained perceptron assumes (its last bias); None leaves torch's
+            start near one half. Then the first steps push all logits down, and since no difference is negative they do
+            so by turning the slopes round: the map can stay upside down for good.
+    """
+
+    def __init__(self, inputs: int, dropout: float = 0.0, prior: float | None = 0.01):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(inputs, 32, 1),
@@ -241,6 +248,8 @@ class MLPFusion(nn.Module):
             nn.ReLU(),
             nn.Conv2d(16, 1, 1),
         )
+        if prior is not None:
+            nn.init.constant_(self.layers[-1].bias, math.log(prior / (1 - prior)))
 
     def forward(self, channels):
         """(B, T, h, w) -> (B, h, w)."""
@@ -320,11 +329,12 @@ class PAGMFRModel(nn.Module):
         terms: which of `TERMS` take part. Without "cosine" and "mffm" only the image space is left, without "colour"
             and "structure" only the feature space.
         detach: cut the detection loss off from the reconstruction.
+        prior: of the `MLPFusion`.
     """
 
     def __init__(self, backbone="wide_resnet50_2.tv_in1k", stages=(1, 2, 3), weights="auto", width=256, bottleneck=512,
                  blocks=2, fusion_width=128, image_stride=1, norm="batch", dropout=0.0, fusion="mlp", terms=TERMS,
-                 detach=False, checkpointing=False):  # fmt: skip
+                 detach=False, checkpointing=False, prior=0.01):  # fmt: skip
         super().__init__()
         if isinstance(backbone, str):
             from adlib import backbones
@@ -344,7 +354,7 @@ class PAGMFRModel(nn.Module):
         n_maps = len(channels) * ("cosine" in terms) + ("colour" in terms) + ("structure" in terms)
         if fusion == "mlp":
             self.mffm = MFFM(channels, fusion_width, norm, dropout) if "mffm" in terms else None
-            self.fusion = MLPFusion(n_maps + MFFM_CHANNELS * ("mffm" in terms), dropout)
+            self.fusion = MLPFusion(n_maps + MFFM_CHANNELS * ("mffm" in terms), dropout, prior)
         else:
             self.mffm, self.fusion = None, Affine()
 
