@@ -13,6 +13,12 @@ JOBS = {job.folder: job for job in batch.plan(PROFILE, DATA_ROOT)}
 RECORDS = {folder: f"{RESULTS}/runs/{folder}/record.json" for folder in JOBS}
 
 
+# The small runs of the smoke profile go side by side, one thread each. Otherwise torch uses every core, and runs follow
+# one another on one machine; a cluster runs them side by side.
+THREADS = 1 if PROFILE == "smoke" else workflow.cores
+shell.prefix(f"export OMP_NUM_THREADS={THREADS}; " if THREADS == 1 else "")
+
+
 def job_of(wildcards):
     return JOBS[f"{wildcards.profile}/{wildcards.method}/{wildcards.run}"]
 
@@ -33,7 +39,6 @@ rule all:
         batch.once_outputs(PROFILE),
 
 
-# torch uses every core, so runs follow one another on one machine; a cluster runs them side by side.
 rule method:
     input:
         lambda w: f"notebooks/{batch.METHOD_NOTEBOOKS[w.method]}.ipynb",
@@ -44,7 +49,7 @@ rule method:
         f"{RESULTS}/runs/{{profile}}/{{method}}/{{run}}/scores.csv",
     params:
         command=lambda w: job_of(w).command(f"{RESULTS}/runs/{w.profile}/{w.method}/{w.run}"),
-    threads: workflow.cores
+    threads: THREADS
     priority: 2
     shell:
         "adlib {params.command:q}"
@@ -57,7 +62,7 @@ rule story:
         f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
     wildcard_constraints:
         name="|".join(batch.SINGLE_NOTEBOOKS),
-    threads: workflow.cores
+    threads: THREADS
     priority: 1
     shell:
         "adlib notebook {wildcards.name} --out {output}"
@@ -76,7 +81,7 @@ rule study:
         name="|".join(batch.STUDY_NOTEBOOKS),
     params:
         command=lambda w, output: batch.study_command(w.name, w.profile, list(JOBS.values()), DATA_ROOT, output[0]),
-    threads: workflow.cores
+    threads: THREADS
     shell:
         "adlib {params.command:q}"
 
@@ -92,6 +97,6 @@ rule records:
         name="|".join(batch.RECORD_NOTEBOOKS),
     params:
         root=DATA_ROOT,
-    threads: workflow.cores
+    threads: THREADS
     shell:
         "adlib notebook {wildcards.name} --set profile={PROFILE} --set data_root={params.root:q} --out {output}"

@@ -70,21 +70,32 @@ def fit_all(profile: str, data_root: str = "", seed: int = 0, settings: dict | N
 
     Args:
         profile, seed: as in every notebook.
-        data_root: folder that holds the data sets; "" for demo data.
+        data_root: folder that holds the data sets; "" for demo data. What the profile names and is not there is left
+            out with a line that says so; where nothing of it is there, the demo gear serves.
         settings: changes to the study's settings (`runs`, `changes`).
 
     Yields:
         `Audited`.
     """
     chosen = profiles.study_settings(profile, STUDY, settings)
-    places = {name: path for name, _, path, _ in datasets.discover(data_root)} if data_root else {}
-    for name, categories in chosen["runs"].items():
+    wanted, places, there = chosen["runs"], {}, {f"demo/{name}" for name in datasets.categories("demo", None)}
+    for name, _, path, found in datasets.discover(data_root) if data_root else ():
+        places[name] = path
+        there |= {f"{name}/{category}" for category in found}
+    asked = "runs" in (settings or {})  # by the reader, not by the profile
+    if not asked and not any(place in there for group in wanted.values() for place in group):
+        print(f"nothing of the profile's list is below data root {data_root!r}: the demo gear serves")
+        wanted = {name: ["demo/gear"] for name in wanted}
+    for name, categories in wanted.items():
         for place in categories:
             dataset, _, category = place.partition("/")
-            if dataset != "demo" and dataset not in places:
-                raise InputError(
-                    f"{place}: no data set {dataset!r} below data root {data_root!r}; give its parent folder"
-                )
+            if place not in there:
+                if asked:
+                    raise InputError(
+                        f"{place}: no data set {dataset!r} below data root {data_root!r}; give its parent folder"
+                    )
+                print(f"left out: {place} is not below data root {data_root!r}")
+                continue
             table = datasets.load(dataset, places.get(dataset), category)
             values = profiles.method_settings(profile, name, chosen["changes"].get(name))
             seeded = {"seed": seed} if "seed" in methods.get(name).Settings.__dataclass_fields__ else {}
