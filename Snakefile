@@ -36,7 +36,7 @@ def records_of_study(name):
 rule all:
     input:
         list(RECORDS.values()),
-        batch.once_outputs(PROFILE),
+        batch.once_outputs(PROFILE, DATA_ROOT),
 
 
 rule method:

@@ -247,7 +247,7 @@ def reproduce(profile: str, data_root: str = "", cores: int | None = None) -> in
         arguments = ["--snakefile", str(root() / "Snakefile"), "--directory", str(root()), "--nolock"]
         arguments += ["--cores", str(cores or os.cpu_count()), "--keep-going", "--rerun-incomplete", "--quiet", "rules"]
         arguments += ["--config", f"profile={profile}", f"data_root={data_root}"]
-        before = _times(jobs, profile)
+        before = _times(jobs, profile, data_root)
         finished = subprocess.run([sys.executable, "-m", "snakemake", *arguments], check=False)
         failed = sorted(results_dir().glob(f"runs/{profile}/*/*/failed-*.ipynb"))
         failed += sorted(results_dir().glob(f"notebooks/{profile}/failed-*.ipynb"))
@@ -259,7 +259,7 @@ def reproduce(profile: str, data_root: str = "", cores: int | None = None) -> in
         print(f"failed: {_last_error(notebook)} ({notebook})", file=sys.stderr)
     if finished.returncode:
         return 1
-    if _times(jobs, profile) == before:
+    if _times(jobs, profile, data_root) == before:
         print(f"Nothing to do: all results of profile {profile!r} are up to date.")
     print(f"tables     {results_dir() / 'tables'}")
     print(f"figures    {root() / 'figures'}")
@@ -274,10 +274,14 @@ def outputs(names, profile: str) -> list[str]:
     return [str(folder / f"{name}.ipynb") for name in names if (root() / "notebooks" / f"{name}.ipynb").is_file()]
 
 
-def once_outputs(profile: str) -> list[str]:
-    """Return the executed copies of all notebooks that a batch runs once."""
+def once_outputs(profile: str, data_root: str = "") -> list[str]:
+    """Return the executed copies of all notebooks that a batch runs once.
+
+    Studies measure localisation too: without a data root, other profiles run on data that have no masks, and no study.
+    """
     stories = SINGLE_NOTEBOOKS if profile == "smoke" else ()
-    return outputs([*stories, *STUDY_NOTEBOOKS, *RECORD_NOTEBOOKS], profile)
+    studies = STUDY_NOTEBOOKS if profile == "smoke" or data_root else ()
+    return outputs([*stories, *studies, *RECORD_NOTEBOOKS], profile)
 
 
 def study_command(name: str, profile: str, jobs: list[Job], data_root: str, out: str) -> list[str]:
@@ -310,9 +314,9 @@ def _only_batch():
         yield
 
 
-def _times(jobs: list[Job], profile: str) -> dict:
+def _times(jobs: list[Job], profile: str, data_root: str) -> dict:
     files = [results_dir() / "runs" / job.folder / "record.json" for job in jobs]
-    files += [Path(name) for name in once_outputs(profile)]
+    files += [Path(name) for name in once_outputs(profile, data_root)]
     return {str(file): file.stat().st_mtime_ns if file.exists() else None for file in files}
 
 

@@ -286,7 +286,8 @@ def test_every_notebook_is_part_of_the_batch():
     assert there <= known
     once = {Path(name).stem for name in batch.once_outputs("smoke")}
     assert once == there - set(batch.METHOD_NOTEBOOKS.values())
-    assert {Path(name).stem for name in batch.once_outputs("laptop")} == once - set(batch.SINGLE_NOTEBOOKS)
+    assert {Path(name).stem for name in batch.once_outputs("laptop", "data")} == once - set(batch.SINGLE_NOTEBOOKS)
+    assert {Path(name).stem for name in batch.once_outputs("laptop")} == set(batch.RECORD_NOTEBOOKS)
 
 
 def test_a_study_runs_on_its_own_defaults_or_on_the_first_category_found(notebook):
