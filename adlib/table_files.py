@@ -1,7 +1,8 @@
 """All tables in four forms, and the block of results in the README: what `adlib tables` writes.
 
-Every form is made from the same `Table`: CSV with one row a number, Markdown, an HTML page and LaTeX. Links lead from
-a cell to the record of its run, relative to the file. The same records give the same bytes.
+Every form is made from the same `Table`: CSV with one row a number, Markdown, an HTML page and LaTeX. A cell of the
+last three links to the record of its run, relative to the file; the CSV names the run. The same records give the same
+bytes.
 """
 
 from html import escape
@@ -27,6 +28,13 @@ LATEX_STYLES = {  # Styler's notation for commands around a cell
 }
 MARKDOWN_STYLES = {1: "**{}**", 2: "<u>{}</u>", 3: "*{}*"}
 LONG = 40  # rows from which a LaTeX table breaks across pages
+# Links of LaTeX cells: \adlibrun{run}{cell} and \adlibseed{run}{seed1}, made by the document. A table that is input
+# into another document, where the way to the records is not known, prints the cell alone.
+LATEX_PLAIN = r"\providecommand{\adlibrun}[2]{#2}\providecommand{\adlibseed}[2]{}"
+LATEX_LINKS = (
+    r"\newcommand{\adlibrun}[2]{\href{run:../runs/#1/record.json}{#2}}",
+    r"\newcommand{\adlibseed}[2]{ {\scriptsize\adlibrun{#1}{#2}}}",
+)
 STYLESHEET = """
 body { font-family: sans-serif; margin: 2em; }
 table { border-collapse: collapse; }
@@ -176,8 +184,19 @@ def html_table(table: Table, runs: str = "../runs") -> str:
 
 
 def latex(table: Table) -> str:
-    """A LaTeX tabular (longtable where it is long), for a document that loads booktabs, xcolor and longtable."""
+    """A LaTeX tabular (longtable where it is long), for a document that loads booktabs, xcolor and longtable.
+
+    Cells link to their runs where the document defines the commands of `LATEX_LINKS`.
+    """
     text = table.text.map(_latex_text)
+    linked = table.runs is not None and table.runs.map(bool).to_numpy().any()
+    if linked:
+        for i in range(len(text)):
+            for j in range(len(text.columns)):
+                links = [_latex_link(run) for run in table.runs.iat[i, j]]
+                if text.iat[i, j] and links:
+                    more = [rf"\adlibseed{{{link}}}{{{_seed(link)}}}" for link in links[1:]]
+                    text.iat[i, j] = rf"\adlibrun{{{links[0]}}}{{{text.iat[i, j]}}}" + "".join(more)
     text.columns = [_latex_text(str(name)) for name in text.columns]
     text.index = text.index if isinstance(text.index, pd.RangeIndex) else [_latex_text(str(n)) for n in text.index]
     styler = _styler(table, text, LATEX_STYLES)
@@ -189,16 +208,22 @@ def latex(table: Table) -> str:
         styler = styler.hide(axis="index")
     environment = "longtable" if len(text) > LONG else None
     caption = _latex_text(table.title) if environment else None
-    return styler.to_latex(hrules=True, column_format="".join(widths), environment=environment, caption=caption)
+    made = styler.to_latex(hrules=True, column_format="".join(widths), environment=environment, caption=caption)
+    return f"{LATEX_PLAIN}\n{made}" if linked else made
 
 
 def document(made: list[Table]) -> str:
-    """A LaTeX document that inputs the given tables, for `pdflatex` in the folder of the tables."""
+    """A LaTeX document that inputs the given tables, for `pdflatex` in the folder of the tables.
+
+    Its links open the records beside that folder.
+    """
     lines = [
         r"\documentclass{article}",
         r"\usepackage[utf8]{inputenc}",
         r"\usepackage{booktabs,xcolor,graphicx,longtable}",
         r"\usepackage[landscape,margin=1.5cm]{geometry}",
+        r"\usepackage[hidelinks]{hyperref}",
+        *LATEX_LINKS,
         r"\begin{document}",
     ]
     for table in made:
@@ -244,6 +269,13 @@ def _latex_text(text: str) -> str:
     for character in "&%$#_{}":
         text = text.replace(character, f"\\{character}")
     return text.replace("~", r"\textasciitilde{}").replace("×", r"$\times$").replace("±", r"$\pm$")
+
+
+def _latex_link(run: str) -> str:
+    """Mask the signs that would end a command; the others may stand in an address as they are."""
+    for character in "#%":
+        run = run.replace(character, f"\\{character}")
+    return run
 
 
 def _seed(run: str) -> str:

@@ -1,6 +1,7 @@
 """Tables: what is compared, what is marked, what is missing; and the committed ones are those of the records."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -327,10 +328,20 @@ def test_four_forms_of_one_table(write, tmp_path):
     run = "../runs/laptop/patchcore/mvtec_ad-screw-seed0/record.json"
     assert f"| screw | **[90.00]({run})** |" in text
     assert (files[1].parent / run).resolve().is_file()
-    assert r"\bfseries 90.00" in files[3].read_text()
+    link = r"\adlibrun{laptop/patchcore/mvtec_ad-screw-seed0}{90.00}"
+    assert rf"\bfseries {link}" in files[3].read_text()
     before = [file.read_bytes() for file in files]
     table_files.write(table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc"), tmp_path)
     assert [file.read_bytes() for file in files] == before
+
+
+def test_latex_cells_link_to_every_seed_and_mask_odd_names(write, tmp_path):
+    for seed in (0, 1):
+        write("patchcore", "folder", "a#b_%", seed)
+    text = table_files.latex(table_of(tmp_path, "laptop_folder_pixel_auroc"))
+    run = r"laptop/patchcore/folder-a\#b_\%-seed"
+    assert rf"\adlibrun{{{run}0}}{{90.00 $\pm$ 0.00}}\adlibseed{{{run}1}}{{seed1}} \\" in text
+    assert "adlib" not in table_files.latex(published_tables.means(few_shot=True))  # no records, no links
 
 
 def test_readme_block_is_replaced_and_nothing_else(write, tmp_path):
@@ -388,11 +399,27 @@ def test_the_readme_shows_the_committed_headline(committed, tmp_path):
     assert not table_files.update_readme(headline, readme), "run `adlib tables`"
 
 
+def test_latex_links_lead_to_committed_records(committed):
+    text = (committed / "laptop_all.tex").read_text()
+    assert r"\href{run:../runs/#1/record.json}{#2}" in text
+    runs = {
+        run
+        for file in committed.glob("laptop_*.tex")
+        for run in re.findall(r"\\adlib\w+\{(laptop/[^}]+)\}", file.read_text())
+    }
+    assert len(runs) > 5
+    assert all((committed.parent / "runs" / run / "record.json").is_file() for run in runs)
+
+
 def test_latex_compiles(committed):
+    """Also a table in somebody's own document, which has no links."""
     program = shutil.which("pdflatex") or shutil.which("tectonic")
     if program is None:
         pytest.skip("neither pdflatex nor tectonic is installed")
-    for name in ("laptop_all.tex", "published_all.tex"):
+    lines = [r"\documentclass{article}", r"\usepackage{booktabs,xcolor}", r"\begin{document}"]
+    lines += [r"\input{laptop_mvtec_ad_image_auroc.tex}", r"\end{document}"]
+    (committed / "own.tex").write_text("\n".join(lines))
+    for name in ("laptop_all.tex", "published_all.tex", "own.tex"):
         options = ["-interaction=nonstopmode", "-halt-on-error"] if program.endswith("pdflatex") else []
         done = subprocess.run([program, *options, name], cwd=committed, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-1500:]
