@@ -168,6 +168,12 @@ def check_support(images: torch.Tensor, size: tuple[int, int]) -> None:
         raise InputError(f"support of shape {tuple(images.shape)} given; expected (k, 3, {size[0]}, {size[1]}), k >= 1")
 
 
+def check_queries(images: torch.Tensor) -> None:
+    """Refuse queries that are not a stack of colour images; `read_images` makes one of files of any kind."""
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise InputError(f"images of shape {tuple(images.shape)} given; expected (B, 3, H, W), B >= 1")
+
+
 def check_rotations(rotations, table) -> None:
     """Refuse turned supports for categories where orientation is what can be wrong."""
     found = sorted(set(table.category) & set(ORIENTED))

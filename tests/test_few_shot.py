@@ -230,3 +230,34 @@ def test_windows_at_the_border_count_zeros():
     assert flat[1, 1] == 1
     assert flat[0, 1].item() == pytest.approx(6 / 9)
     assert flat[0, 0].item() == pytest.approx(4 / 9)
+
+
+@pytest.mark.parametrize("cls", [FewShot, Unified])
+def test_a_batch_of_several_products_is_its_images_one_by_one(cls, small_table):
+    """Each image has its own context; swapping two contexts swaps two scores and nothing else."""
+    method = cls(**SMALL)
+    test = small_table[small_table.split == "test"]
+    stack = next(images.batches(test.image_path, method.resize, len(test))).images
+    one, other = method.condition(stack[:3]), method.condition(1 - stack[:2])  # its negatives: another product
+    queries, contexts = stack[[4, 4, 5]], [one, other, other]
+    mixed = method.score(queries, contexts=contexts)
+    for i, context in enumerate(contexts):
+        alone = method.score(queries[i : i + 1], context)
+        for together, single in zip(mixed, alone, strict=True):
+            np.testing.assert_allclose(together[i], single[0], rtol=1e-4, atol=1e-5)
+    swapped = method.score(queries, contexts=[other, one, other])
+    np.testing.assert_allclose(swapped.image[[1, 0, 2]], mixed.image, rtol=1e-4, atol=1e-5)
+    assert abs(mixed.image[0] - mixed.image[1]) > 0.01
+    with pytest.raises(InputError, match="2 contexts for 3 images"):
+        method.score(queries, contexts=[one, other])
+
+
+@pytest.mark.parametrize("cls", [FewShot, Unified])
+def test_bad_queries_are_one_line(cls, fitted):
+    method = cls(**SMALL)
+    with pytest.raises(InputError, match="has no context"):
+        method.score(torch.rand(1, 3, 64, 64))
+    context = method.condition(torch.rand(2, 3, 64, 64))
+    for shape in ((1, 1, 64, 64), (3, 64, 64), (0, 3, 64, 64)):
+        with pytest.raises(InputError, match="expected \\(B, 3, H, W\\)"):
+            method.score(torch.zeros(shape), context)

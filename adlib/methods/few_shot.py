@@ -18,6 +18,7 @@ import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ from adlib.settings import as_dict, build, choice
 from adlib.support import (
     below,
     check_fingerprint,
+    check_queries,
     check_rotations,
     check_support,
     check_support_settings,
@@ -279,13 +281,33 @@ class FewShot:
         self.normal_scores, self.normal_map_maxima = score_normals(self, images, held_out)
         return self
 
-    def score(self, batch: Batch | torch.Tensor, context: list[Memory] | None = None) -> Scores:
-        """Score images (B, 3, H, W) in [0, 1] against a context, by default the one that `fit` made."""
+    def score(self, batch: Batch | torch.Tensor, context: list | None = None, contexts: list | None = None) -> Scores:
+        """Score images (B, 3, H, W) in [0, 1] against a context, by default the one that `fit` made.
+
+        `contexts`: instead, one context an image, for a batch of several products; one pass of the backbone serves all.
+        """
         images = batch.images if isinstance(batch, Batch) else batch
-        s, context = self.settings, self.context if context is None else context
+        check_queries(images)
         size = tuple(images.shape[-2:])
+        if contexts is None and context is None:
+            if not hasattr(self, "context"):
+                raise InputError(f"this {self.name} detector has no context; call fit(table) or give one to score")
+            context = self.context
+        elif contexts is not None and len(contexts) != len(images):
+            raise InputError(
+                f"{len(contexts)} contexts for {len(images)} images; give one an image, or context= for all"
+            )
         with torch.no_grad():
-            grids = self.distances(self.describe(images), context)
+            described = self.describe(images)
+            if contexts is None:
+                return self._answer(described, context, size)
+            answers = [self._answer([f[i : i + 1] for f in described], c, size) for i, c in enumerate(contexts)]
+        return type(answers[0])(*(np.concatenate(parts) for parts in zip(*answers, strict=True)))
+
+    def _answer(self, described: list[torch.Tensor], context: list, size: tuple[int, int]) -> Scores:
+        """Scores of described queries of one context, as maps of `size`."""
+        s = self.settings
+        grids = self.distances(described, context)
         anomaly_map = self._mean(grids, size)
         top = s.image_score == "top"
         image_scores = top_mean(self._mean(grids, grids[0].shape[1:])) if top else anomaly_map.amax((1, 2))

@@ -30,7 +30,6 @@ from torch import nn
 
 from adlib import clustering, episodes, losses
 from adlib.errors import InputError
-from adlib.images import Batch
 from adlib.methods.few_shot import FewShot, Projection, SupportSettings, stage_contrast
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.patches import to_rows
@@ -177,6 +176,7 @@ class Unified(FewShot):
 
         context = model.condition(support)             # (k, 3, H, W), cached by the caller
         scores = model.score(query, context)           # UnifiedScores(image, map, p_value)
+        scores = model.score(queries, contexts=[...])  # a batch of several products, one context an image
 
     Attributes: as `FewShot`; its context is one `ScaledMemory` a stage.
     """
@@ -308,14 +308,10 @@ class Unified(FewShot):
         self.normal_scores = np.empty(0, np.float32)  # no p-values while the normals themselves are scored
         return super().fit(table, validation)
 
-    def score(self, batch: Batch | torch.Tensor, context=None) -> UnifiedScores:
-        """Score images (B, 3, H, W) in [0, 1] against a context, by default the one that `fit` made."""
-        images = batch.images if isinstance(batch, Batch) else batch
-        s, size = self.settings, tuple(images.shape[-2:])
-        context = self.context if context is None else context
-        with torch.no_grad():
-            described = self.describe(images)
-            logits, _, projected = self.logits(described, context)
+    def _answer(self, described, context, size: tuple[int, int]) -> UnifiedScores:
+        """Scores of described queries of one context, as maps of `size`; `score` says more."""
+        s = self.settings
+        logits, _, projected = self.logits(described, context)
         if s.clustering:
             logits = logits + self._clustered(projected[0], context[0], logits.shape)
         image = self.image_logits(logits) - context[0].usual
