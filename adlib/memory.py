@@ -1,9 +1,11 @@
-"""How much memory a process took, and what memory errors look like."""
+"""How much memory a process took, what memory errors look like, and arrays that may be larger than memory."""
 
 import resource
 import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 STATUS = Path("/proc/self/status")  # Linux only
@@ -28,3 +30,10 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     words = str(error).lower()
     return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
+
+
+def allocate(shape, max_memory: float) -> np.ndarray:
+    """Allocate float32 of `shape`; above `max_memory` GiB as a memory-mapped file that goes with its last user."""
+    if 4 * np.prod(shape, dtype=np.int64) <= max_memory * 2**30:
+        return np.empty(shape, dtype=np.float32)
+    return np.memmap(tempfile.TemporaryFile(), dtype=np.float32, shape=tuple(shape), mode="w+")

@@ -1,5 +1,6 @@
 """Fitted methods on disk: one folder with `model.json` (readable) and `model.safetensors` (arrays, no pickle)."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -48,6 +49,22 @@ def read_model(path) -> tuple[dict, dict[str, torch.Tensor]]:
         return header, load_file(file)
     except (FileNotFoundError, SafetensorError, OSError):
         raise InputError(f"{file} is missing or damaged; train the model again") from None
+
+
+@contextlib.contextmanager
+def parts_of(path):
+    """Take a model's parts into use: what is missing there, or does not fit its settings, becomes one line.
+
+    >>> with parts_of("model/"):  # doctest: +SKIP
+    ...     method.memory_bank = tensors["memory_bank"]
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error).splitlines()[0].strip()
+        raise InputError(f"model {path} is damaged ({reason}); train it again") from None
 
 
 def update_header(path, **facts) -> None:

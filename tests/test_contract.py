@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL_SETTINGS
+from safetensors.torch import load_file, save_file
 
 from adlib import batch, images, methods
 from adlib.errors import InputError
@@ -63,6 +64,19 @@ def test_saved_and_loaded_is_the_same(fit, test_batch, name, tmp_path):
     assert again.settings == fit(name).settings
     np.testing.assert_array_equal(again.score(test_batch).map, fit(name).score(test_batch).map)
     assert len(again.normal_scores) == len(again.normal_map_maxima) >= 2
+
+
+def test_a_damaged_model_is_one_line(fit, name, tmp_path):
+    fit(name).save(tmp_path / "model")
+    tensors = load_file(tmp_path / "model/model.safetensors")
+    save_file(
+        {key: value for key, value in tensors.items() if key != "normal_scores"}, tmp_path / "model/model.safetensors"
+    )
+    with pytest.raises(InputError, match=r"^model .*model is damaged \(lacks 'normal_scores'\); train it again$"):
+        methods.load(tmp_path / "model")
+    save_file({"normal_scores": tensors["normal_scores"]}, tmp_path / "model/model.safetensors")
+    with pytest.raises(InputError, match=r"^model .*model is damaged \([^\n]+\); train it again$"):
+        methods.load(tmp_path / "model")
 
 
 def test_test_images_and_anomalies_are_refused_in_training(small_table, name):

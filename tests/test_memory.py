@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
-from adlib.memory import is_out_of_memory, peak_memory_mib
+import numpy as np
+
+from adlib.memory import allocate, is_out_of_memory, peak_memory_mib
 
 PROGRAM = """
 from adlib.memory import peak_memory_mib
@@ -32,3 +34,12 @@ def test_memory_errors_are_known_by_their_words():
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("shapes differ"))
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_what_exceeds_memory_lies_in_a_file():
+    inside, outside = allocate((3, 4), 1), allocate((3, 4), 0)
+    assert not isinstance(inside, np.memmap)
+    assert isinstance(outside, np.memmap)
+    outside[:] = 1
+    assert outside.sum() == 12
+    assert inside.dtype == outside.dtype == np.float32

@@ -253,15 +253,20 @@ class Contrastive:
 
     def _validate(self, fixed) -> dict[str, float]:
         """Distance to the nearest normal cell as the score, so that selection does not hang on one clustering."""
+        contrast = []
 
         def score(episode):
             rows, grid = self._rows(self.modules, [f[None] for f in episode.query])
             support, _ = self._rows(self.modules, episode.support)
+            known = support if self.settings.positives == "support" else None
+            contrast.append(self.image_losses(rows, grid, episode.coverage, known))
             return (1 - (rows @ support.T).amax(1)).view(grid).cpu()
 
-        grid = tuple(score(fixed[0]).shape)
+        grid = tuple(self._rows(self.modules, [f[None] for f in fixed[0].query])[1])
         small = [e._replace(coverage=F.adaptive_avg_pool2d(e.coverage[None], grid)[0]) for e in fixed]
-        return episodes.validation_scores(small, score)
+        found = episodes.validation_scores(small, score)
+        loss = losses.mean_over_images([c for c in contrast if c is not None])
+        return found | {"loss": float("nan") if loss is None else float(loss)}
 
     def _calibrate(self, train, held_out):
         """Set the reference cells from training normals, gate and normal scores from held-out ones."""
@@ -327,14 +332,12 @@ class Contrastive:
         header, tensors = storage.read_model(path)
         method = cls(**header["settings"])
         check_fingerprint(header, method.backbone, path)
-        try:
+        with storage.parts_of(path):
             for name, module in method.modules.items():
                 module.load_state_dict(below(f"{name}.", tensors))
             method.reference, method.gate = tensors["reference"], header["gate"]
             method.normal_scores = tensors["normal_scores"].numpy()
             method.normal_map_maxima = tensors["normal_map_maxima"].numpy()
-        except (KeyError, RuntimeError):
-            raise InputError(f"{path} is damaged: its tensors are not those of contrastive; train it again") from None
         return method
 
 

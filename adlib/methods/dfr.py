@@ -23,9 +23,9 @@ from torch import nn
 from adlib import backbones, storage, training
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches, to_tensor
+from adlib.memory import allocate
 from adlib.methods import Scores
 from adlib.methods.reconstruction import (
-    allocate,
     epoch_rows,
     split_normals,
     synthetic_images,
@@ -361,11 +361,9 @@ class DFR:
         header, tensors = storage.read_model(path)
         method = cls(**header["settings"])
         check_fingerprint(header, method.backbone, path)
-        try:
+        with storage.parts_of(path):
             method.latent, method.segmentation_threshold = header["latent"], header["segmentation_threshold"]
             method._build()
             method.auto_encoder.load_state_dict(below("auto_encoder.", tensors))
             method.normal_scores = method.normal_map_maxima = tensors["normal_scores"].numpy()
-        except (KeyError, RuntimeError, TypeError):
-            raise InputError(f"{path} is incomplete or of other settings; train the model again") from None
         return method

@@ -260,11 +260,9 @@ class DRAEM:
         """Read a fitted method."""
         header, tensors = storage.read_model(path)
         method = cls(**header["settings"])
-        try:
+        with storage.parts_of(path):
             for name in ("reconstruction", "discriminator"):
                 getattr(method, name).load_state_dict(below(f"{name}.", tensors))
             method.normal_scores = tensors["normal_scores"].numpy()
             method.normal_map_maxima = tensors["normal_map_maxima"].numpy()
-        except (KeyError, RuntimeError):
-            raise InputError(f"{path} is incomplete or of other settings; train the model again") from None
         return method

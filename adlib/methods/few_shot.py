@@ -426,7 +426,7 @@ class FewShot:
         header, tensors = storage.read_model(path)
         method = cls(**header["settings"])
         check_fingerprint(header, method.backbone, path)
-        try:
+        with storage.parts_of(path):
             for name, module in method.modules.items():
                 module.load_state_dict(below(f"{name}.", tensors))
             method.context = [
@@ -436,8 +436,6 @@ class FewShot:
             method.normal_scores = tensors["normal_scores"].numpy()
             method.normal_map_maxima = tensors["normal_map_maxima"].numpy()
             method.support_ids = header["support_ids"]
-        except (KeyError, RuntimeError):
-            raise InputError(f"{path} is damaged: its tensors are not those of {cls.name}; train it again") from None
         return method
 
 

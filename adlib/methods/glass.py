@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from adlib import backbones, datasets, patches, storage, synthesis, training
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches, read_image, to_tensor
+from adlib.memory import allocate
 from adlib.methods import Scores, check_training_table, glass_judge
 from adlib.methods.glass_step import Network
 from adlib.methods.patchcore import upsample_and_smooth
-from adlib.methods.reconstruction import allocate
 from adlib.pairs import folder as texture_folder
 from adlib.settings import as_dict, build, choice
 from adlib.support import check_fingerprint
@@ -411,7 +411,7 @@ class Glass:
         header, tensors = storage.read_model(path)
         method = cls(**header["settings"])
         check_fingerprint(header, method.backbone, path)
-        try:
+        with storage.parts_of(path):
             method.feature_factor = header["feature_factor"]
             method.verdict = glass_judge.Verdict(header["hypothesis"], header["why"])
             method.normal_scores = tensors.pop("normal_scores").numpy()
@@ -419,8 +419,6 @@ class Glass:
             state = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
             method.network = method._new_network(*reversed(state["centre"].shape))
             method.network.load_state_dict(state)
-        except (KeyError, RuntimeError) as error:
-            raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}; train the model again") from None
         method.averaged = method.network.eval()
         return method
 

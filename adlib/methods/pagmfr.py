@@ -339,10 +339,8 @@ class PAGMFR:
         header, tensors = storage.read_model(path)
         method = cls(**header["settings"])
         check_fingerprint(header, method.backbone, path)
-        try:
+        with storage.parts_of(path):
             method._use(tensors)
-        except (KeyError, RuntimeError) as error:
-            raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}; train the model again") from None
         return method
 
     def _use(self, tensors: dict) -> None:

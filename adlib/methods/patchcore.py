@@ -12,7 +12,6 @@ Where we differ: the greedy rule picks the same rows but in a fraction of the ti
 default embedding avoids the unfolded windows (`adlib.patches`).
 """
 
-import tempfile
 from dataclasses import dataclass
 
 import cv2
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 from adlib import backbones, neighbours, patches, storage
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches
+from adlib.memory import allocate
 from adlib.methods import Scores, check_training_table
 from adlib.settings import as_dict, build, choice
 from adlib.support import check_fingerprint
@@ -154,7 +154,7 @@ class PatchCore:
                 numbers = np.arange(total)
                 if s.max_rows and total > s.max_rows:
                     numbers = np.sort(rng.choice(total, s.max_rows, replace=False))
-                rows = _allocate((len(numbers), grid.shape[1]), s.max_memory)
+                rows = allocate((len(numbers), grid.shape[1]), s.max_memory)
             block = patches.to_rows(grid).cpu().numpy()
             kept = numbers[filled : np.searchsorted(numbers, seen + len(block))] - seen
             rows[filled : filled + len(kept)] = block[kept]
@@ -250,15 +250,13 @@ class PatchCore:
         header, tensors = storage.read_model(path)
         method = cls(**header["settings"])
         check_fingerprint(header, method.backbone, path)
-        try:
+        with storage.parts_of(path):
             method.memory_bank = tensors["memory_bank"]
             method.bank_image = tensors["bank_image"]
             method.normal_scores = tensors["normal_scores"].numpy()
             method.normal_map_maxima = tensors["normal_map_maxima"].numpy()
             method.grid = tuple(header["grid"])
             method.patch_size = header["patch_size"]
-        except KeyError as error:
-            raise InputError(f"{path} lacks {error}; the model is damaged, train it again") from None
         method._build_index()
         return method
 
@@ -329,10 +327,3 @@ def upsample_and_smooth(patch_scores: torch.Tensor, size: tuple[int, int], sigma
         return maps
     width = 2 * int(4 * sigma + 0.5) + 1
     return np.stack([cv2.GaussianBlur(m, (width, width), sigma, borderType=cv2.BORDER_REFLECT) for m in maps])
-
-
-def _allocate(shape: tuple[int, int], max_memory: float) -> np.ndarray:
-    """Allocate float32 of `shape`; above `max_memory` GiB as a memory-mapped file that goes with its last user."""
-    if 4 * shape[0] * shape[1] <= max_memory * 2**30:
-        return np.empty(shape, dtype=np.float32)
-    return np.memmap(tempfile.TemporaryFile(), dtype=np.float32, shape=shape)

@@ -1,7 +1,5 @@
 """What ULSAD and DFR share: which normals to train on, cached features, and held-out pseudo-anomalies to select on."""
 
-import tempfile
-
 import numpy as np
 import torch
 
@@ -66,13 +64,6 @@ def synthetic_score(scores, maps, masks, labels) -> dict[str, float]:
     image_auroc = metrics.image_metrics(scores, labels)["image_auroc"]
     pixel_ap = metrics.pixel_metrics(list(maps), list(masks))["pixel_ap"]
     return {"score": (image_auroc + pixel_ap) / 2, "image_auroc": image_auroc, "pixel_ap": pixel_ap}
-
-
-def allocate(shape, max_memory: float) -> np.ndarray:
-    """Allocate float32 of `shape`; above `max_memory` GiB as a memory-mapped file that goes with its last user."""
-    if 4 * np.prod(shape, dtype=np.int64) <= max_memory * 2**30:
-        return np.empty(shape, dtype=np.float32)
-    return np.memmap(tempfile.TemporaryFile(), dtype=np.float32, shape=tuple(shape), mode="w+")
 
 
 def to_grid(features: np.ndarray, device) -> torch.Tensor:

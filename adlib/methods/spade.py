@@ -113,11 +113,9 @@ class Spade:
         header, tensors = storage.read_model(path)
         method = cls(**header["settings"])
         check_fingerprint(header, method.backbone, path)
-        try:
+        with storage.parts_of(path):
             method.pooled, method.gallery = (tensors[name].to(method.device) for name in ("pooled", "gallery"))
             for name in ("normal_scores", "normal_map_maxima"):
                 setattr(method, name, tensors[name].numpy())
             method.support_ids = header["support_ids"]
-        except KeyError:
-            raise InputError(f"{path} is damaged: its tensors are not those of spade; train it again") from None
         return method

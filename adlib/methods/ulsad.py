@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from adlib import backbones, storage, training
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches
+from adlib.memory import allocate
 from adlib.methods import Scores
 from adlib.methods.reconstruction import (
-    allocate,
     epoch_rows,
     split_normals,
     synthetic_images,
@@ -456,7 +456,7 @@ class ULSAD:
         method = cls(**header["settings"])
         check_fingerprint(header, method.backbone, path)
         method._build()
-        try:
+        with storage.parts_of(path):
             for name, net in (("reconstruction", method.reconstruction_net), ("global", method.global_net)):
                 net.load_state_dict(below(f"{name}.", tensors))
             for name in ("residual_mean", "residual_matrix")[: 2 * method.settings.whiten]:
@@ -465,6 +465,4 @@ class ULSAD:
             method.channel_mean, method.channel_std = tensors["channel_mean"], tensors["channel_std"]
             for name in ("quantiles", "normal_scores", "normal_map_maxima"):
                 setattr(method, name, tensors[name].numpy())
-        except (KeyError, RuntimeError):
-            raise InputError(f"{path} is incomplete or of other settings; train the model again") from None
         return method
