@@ -43,7 +43,9 @@ def test_training_lowers_the_loss_below_chance(fitted):
     history = fitted.history.losses
     trained = history[history.contrastive > 0].contrastive
     assert trained.iloc[-3:].mean() < trained.iloc[:3].mean()
-    assert {"score", "image_auroc", "cell_ap"} <= set(fitted.history.validation.columns)
+    validation = fitted.history.validation
+    assert {"score", "image_auroc", "cell_ap", "cell_f1", "macro_f1", "cell_iou", "clean_share"} <= set(validation)
+    assert np.isfinite(validation.loss).all()
     assert history.skipped_images.between(0, 3).all()
 
 

@@ -150,6 +150,22 @@ def test_episodes_keep_the_query_out_of_its_support(pool):
             assert not any(torch.equal(host, other) for other in supports)
 
 
+def test_validation_by_hand():
+    """Two clean episodes and one defect of one cell that scores highest; the line is the highest clean cell's."""
+    empty, one = torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    fixed = [
+        episodes.Episode([], [], [], coverage, kind)
+        for coverage, kind in ((empty, "clean"), (empty, "clean"), (one, "defect"))
+    ]
+    maps = iter([torch.full((2, 2), 0.1), torch.full((2, 2), 0.1), torch.tensor([[0.9, 0.8], [0.0, 0.0]])])
+    found = episodes.validation_scores(fixed, lambda episode: next(maps))
+    assert found["image_auroc"] == found["cell_ap"] == found["score"] == found["clean_share"] == 1
+    # Above the line: the true cell and one other; 12 cells in all.
+    assert found["cell_f1"] == pytest.approx(2 / 3)
+    assert found["cell_iou"] == pytest.approx(1 / 2)
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 20 / 21) / 2)
+
+
 def test_pools_are_seeded_and_swaps_show_the_same_style(pool, train, fitted):
     again = episodes.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
     assert torch.equal(pool.defective[0], again.defective[0])

@@ -1,0 +1,86 @@
+"""The testing step of `12_contrastive`: what was decided at a threshold, and what the clustering did with each image.
+
+    decisions(result, image_line, pixel_line)      accuracy, F1, false alarms, pixel F1 and IoU, overall and by kind
+    diagnose(method, test)                         one row an image: clusters, noise, separation, gate, wrong side
+
+Both read labels and masks of a test set, after everything has been chosen.
+"""
+
+import numpy as np
+import pandas as pd
+
+from adlib import images
+from adlib.evaluation import Evaluation
+
+
+def decisions(result: Evaluation, image_line: float, pixel_line: float) -> pd.DataFrame:
+    """Describe the decisions score > line, image by image and pixel by pixel.
+
+    Args:
+        result: of `evaluation.evaluate`, at input size.
+        image_line, pixel_line: thresholds from held-out normals, of image scores and of maps.
+
+    Returns:
+        one row a kind of defect, `all` and `oracle`: n, its images; accuracy, f1, false_alarms (share of good images
+        above the line), found (share of defective ones); pixel_f1, pixel_iou. A kind is judged among all good images,
+        its pixels in its own images alone. `oracle` is the best F1 that any threshold reaches on this test set, which
+        nobody can know beforehand. NaN where there are no masks, or nothing to count.
+    """
+    scores = result.scores
+    kinds = sorted(scores.defect[scores.label == 1].unique())
+    chosen = {kind: (scores.label == 0) | (scores.defect == kind) for kind in kinds}
+    chosen["all"] = scores.label.notna()
+    rows = {}
+    for name, rows_of in chosen.items():
+        label, flagged = scores.label[rows_of] == 1, scores.score[rows_of] > image_line
+        row = {
+            "n": len(label) if name == "all" else int(label.sum()),
+            "accuracy": (flagged == label).mean(),
+            "f1": _ratio(2 * (flagged & label).sum(), flagged.sum() + label.sum()),
+            "false_alarms": _ratio((flagged & ~label).sum(), (~label).sum()),
+            "found": _ratio((flagged & label).sum(), label.sum()),
+        }
+        inside = rows_of if name == "all" else rows_of & (scores.label == 1)
+        rows[name] = row | _pixel_decisions(result, np.flatnonzero(inside), pixel_line)
+    best = {"f1": result.metrics["image_f1_max"], "pixel_f1": result.metrics.get("pixel_f1_max")}
+    rows["oracle"] = {"n": len(scores)} | best
+    return pd.DataFrame(rows).T.astype(float)
+
+
+def _pixel_decisions(result: Evaluation, chosen, line: float) -> dict:
+    if not any(mask.any() for mask in result.masks):
+        return {"pixel_f1": np.nan, "pixel_iou": np.nan}
+    said = np.stack([result.anomaly_maps[i] for i in chosen]) > line
+    truth = np.stack([result.masks[i] for i in chosen])
+    both, either = np.count_nonzero(said & truth), np.count_nonzero(said | truth)
+    return {"pixel_f1": _ratio(2 * both, either + both), "pixel_iou": _ratio(both, either)}
+
+
+def diagnose(method, table: pd.DataFrame, batch_size: int = 16) -> pd.DataFrame:
+    """What the clustering of a fitted `Contrastive` did with each image of a table.
+
+    Returns:
+        image_path, defect, label; n_clusters; noise, share of cells in no cluster; separation, of the two sides; open,
+        whether that is above the gate; anomalous, share of cells called so; wrong_side, whether those cells lie in the
+        mask less often than the others do: None where the mask is empty or fills the image, where there is none, or
+        where no cell or every one was called anomalous. An analysis with masks, never a choice.
+    """
+    rows, threshold = [], table.attrs.get("mask_threshold", 127)
+    masks = iter(table.mask_path)
+    for batch in images.batches(table.image_path, method.resize, batch_size):
+        grid = tuple(method.embed(batch.images[:1]).shape[2:])
+        for found in method.cluster(batch.images):
+            path, wrong = next(masks), None
+            if isinstance(path, str):
+                inside = images.Resize(grid).mask(method.resize.mask(images.read_mask(path, threshold))).ravel()
+                if 0 < inside.sum() < len(inside) and 0 < found.anomalous.sum() < len(inside):
+                    wrong = bool(found.anomalous[inside].mean() < found.anomalous[~inside].mean())
+            row = {"n_clusters": found.n_clusters, "noise": found.noise, "separation": found.separation}
+            row |= {"open": found.separation > method.gate, "anomalous": found.anomalous.mean(), "wrong_side": wrong}
+            rows.append(row)
+    described = table[["image_path", "defect", "label"]].reset_index(drop=True)
+    return pd.concat([described, pd.DataFrame(rows)], axis=1)
+
+
+def _ratio(part, whole) -> float:
+    return float(part) / float(whole) if whole else float("nan")
