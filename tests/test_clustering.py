@@ -55,11 +55,11 @@ def test_border_rule_takes_the_frame_as_normal():
 
 @pytest.mark.parametrize("name", list(clustering.ALGORITHMS))
 def test_clean_images_behind_the_gate(name):
-    clean = [clustering.cluster(name, cells(0, seed)[0], reference=REFERENCE) for seed in range(20)]
+    clean = [clustering.cluster(name, cells(0, seed)[0], reference=REFERENCE) for seed in range(40)]
     gate = clustering.gate_from_normals([found.separation for found in clean], 1.0)
-    # Of clean images that the gate has not seen, one in twenty may pass it by chance.
-    unseen = [clustering.cluster(name, cells(0, 30 + i)[0], reference=REFERENCE, gate=gate) for i in range(10)]
-    assert sum(found.anomalous.any() for found in unseen) <= 2
+    # Of clean images that the gate has not seen, one in forty may pass it by chance.
+    unseen = [clustering.cluster(name, cells(0, 40 + i)[0], reference=REFERENCE, gate=gate) for i in range(10)]
+    assert sum(found.anomalous.any() for found in unseen) <= 1
     assert all(np.isfinite(found.scores).all() for found in unseen)
     x, truth = cells(25)
     np.testing.assert_array_equal(clustering.cluster(name, x, reference=REFERENCE, gate=gate).anomalous, truth)

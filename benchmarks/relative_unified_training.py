@@ -1,0 +1,98 @@
+"""What does training add to the unified model? One change at a time, judged by products that the training left out.
+
+    python benchmarks/relative_unified_training.py [--judges gear grass tray] [--seeds 0] [--only NAME ...]
+
+Each judge in turn is left out; the model is trained on the other demo products and asked at every `--every` steps about
+synthetic defects on the judge's normals (`adlib.episodes`), step 0 included. No test image is read, so that settings
+may be chosen by the result, results/studies/unified_training.csv: one row a change, judge, seed and step.
+"""
+
+import argparse
+import time
+
+import pandas as pd
+
+from adlib import episodes, held_out, profiles
+from adlib.methods.unified import Unified
+from adlib.paths import atomic_path, results_dir
+
+# name: changes of settings; what is no setting is done in `study`
+CHANGES = {
+    "as set": {},
+    "no contrastive loss": {"contrastive_weight": 0.0},
+    "mean of all positives": {"contrastive": "focal"},
+    "no image loss": {"image_weight": 0.0},
+    "no calibration loss": {"calibration_weight": 0.0},
+    "no context swaps": {"swap": 0.0},
+    "no foreign normals": {},
+    "head only": {},
+    "projection only": {},
+    "learning rate 1e-4": {"learning_rate": 1e-4},
+    "learning rate 3e-3": {"learning_rate": 3e-3},
+    "head sees channels": {"head_input": "channels"},
+    "four-shot supports only": {"shots": [4]},
+}
+FROZEN = {"head only": "projection", "projection only": "head"}
+
+
+def make_pools(method: Unified, foreign: bool) -> dict:
+    """Make one pool of episodes a demo product: the others train on it, or it judges them."""
+    tables, s = {name: held_out.load(name)[0] for name in held_out.DEMO}, method.settings
+    paths = {name: list(table.image_path[:20]) for name, table in tables.items()}
+    return {
+        name: episodes.build_pool(
+            table,
+            method.describe,
+            method.resize,
+            seed=0,
+            foreign=[p for other, found in paths.items() if other != name for p in found] if foreign else (),
+            n_normals=s.pool_normals,
+            n_styles=s.pool_styles,
+        )
+        for name, table in tables.items()
+    }
+
+
+def study(change: str, pools: dict, judge: str, seed: int, common: dict, judging=None) -> pd.DataFrame:
+    """Train without the judge; return its answers at every validation."""
+    method = Unified(**profiles.method_settings("smoke", "unified") | common | CHANGES[change] | {"seed": seed})
+    if change in FROZEN:
+        method.modules[FROZEN[change]].requires_grad_(False)
+    others = [pool for name, pool in pools.items() if name != judge]
+    method.train_episodes(None, pools=others, validation_pools=[(judging or pools)[judge]])
+    return method.history.validation.drop(columns="seconds").assign(change=change, judge=judge, seed=seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--judges", nargs="*", default=["gear", "grass", "tray"], choices=held_out.DEMO)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--every", type=int, default=40)
+    parser.add_argument("--only", nargs="*", choices=CHANGES, help="only these changes; other rows of the file stay")
+    arguments = parser.parse_args()
+    started, chosen = time.perf_counter(), arguments.only or list(CHANGES)
+    common = {"steps": arguments.steps, "validate_every": arguments.every, "selection": "last", "pool_normals": 24}
+    method = Unified(**profiles.method_settings("smoke", "unified") | common)
+    pools = make_pools(method, foreign=True)
+    without = make_pools(method, foreign=False) if "no foreign normals" in chosen else None
+    file = results_dir() / "studies" / "unified_training.csv"
+    for change in chosen:
+        trained_on = without if change == "no foreign normals" else pools
+        rows = [
+            study(change, trained_on, judge, seed, common, judging=pools)
+            for judge in arguments.judges
+            for seed in arguments.seeds
+        ]
+        found = pd.concat(rows)
+        print(f"{time.perf_counter() - started:5.0f} s {change}", flush=True)
+        print(found.groupby("step")[["image_auroc", "cell_ap"]].mean().round(4).T.to_string(), flush=True)
+        if file.is_file():
+            old = pd.read_csv(file)
+            found = pd.concat([old[old.change != change], found])
+        with atomic_path(file) as temporary:
+            found.to_csv(temporary, index=False, float_format="%.4f")
+
+
+if __name__ == "__main__":
+    main()
