@@ -1,10 +1,11 @@
-"""Contrastive learning, one change at a time: loss, temperature, positives, fusion, clustering and rule.
+"""Contrastive learning, one change at a time: loss, temperature, positives, fusion, families, clustering and rule.
 
-    python benchmarks/relative_contrastive.py [--categories brick gear] [--seeds 0]
+    python benchmarks/relative_contrastive.py [--categories brick gear] [--seeds 0] [--only CHANGE ...]
 
-The settings are those of the smoke profile. A fifth of the normals is held out of everything; damaged by
-`adlib.synthesis` it is what choices are made on (`synthetic`). The test column is there to see what such a choice was
-worth; nothing is chosen by it. Results go to results/studies/relative_contrastive.csv.
+`all families` trains on four families of pseudo-anomalies, `without ...` on three of them. The settings are those of
+the smoke profile. A fifth of the normals is held out of everything; damaged by `adlib.synthesis` it is what choices are
+made on (`synthetic`). The test column is there to see what such a choice was worth; nothing is chosen by it. Results go
+to results/studies/relative_contrastive.csv.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from adlib.methods.contrastive import Contrastive
 from adlib.paths import atomic_path, results_dir
 from adlib.synthesis import SyntheticSplit
 
+FAMILIES = ("cutpaste", "cutpaste_scar", "nsa", "perlin_dtd")
 CHANGES = {
     "as set": {},
     "loss focal": {"loss": "focal"},
@@ -28,15 +30,18 @@ CHANGES = {
     "temperature 0.2": {"temperature": 0.2},
     "one stage": {"stages": [2]},
     "symmetric": {"symmetric": True},
+    "all families": {"families": FAMILIES},
+    **{f"without {name}": {"families": tuple(f for f in FAMILIES if f != name)} for name in FAMILIES},
+    "backbone lite1": {"backbone": "tf_efficientnet_lite1"},  # from the optional package of its weights
 }
+EVERY_CLUSTERING = ("as set", "backbone lite1")
 
 
-def study(category: str, seed: int, changes: dict) -> pd.DataFrame:
-    """Train with each change on a demo category, and score with one or, unchanged, with every clustering and rule."""
+def study(category: str, seed: int, changes: dict):
+    """Train with each change on a demo category, and score by two or (`EVERY_CLUSTERING`) all clusterings and rules."""
     table = datasets.load("demo", None, category)
     train, test = table[(table.split == "train") & (table.label == 0)], table[table.split == "test"]
     train, judged = datasets.hold_out(train, 0.2, seed)
-    rows = []
     for change, settings in changes.items():
         method = Contrastive(**profiles.method_settings("smoke", "contrastive", {"seed": seed} | settings)).fit(train)
         synthetic = SyntheticSplit(judged, number=4 * len(judged), resize=method.resize, seed=seed)
@@ -48,25 +53,34 @@ def study(category: str, seed: int, changes: dict) -> pd.DataFrame:
             ),
         }
         options = {"reference": method.reference.numpy(), "seed": seed}
-        if change != "as set":
+        if change not in EVERY_CLUSTERING:
             options |= {"names": ("bank_knn", "kmeans"), "rules": ("reference",)}
         found = {
             where: clustering.compare(grids, labels, **options)["image AUROC"]
             for where, (grids, labels) in sets.items()
         }
-        rows.append(pd.DataFrame(found).reset_index().assign(category=category, seed=seed, change=change))
-        print(rows[-1].round(3).to_string(index=False, header=False), flush=True)
-    return pd.concat(rows)
+        rows = pd.DataFrame(found).reset_index().assign(category=category, seed=seed, change=change)
+        print(rows.round(3).to_string(index=False, header=False), flush=True)
+        yield rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--categories", nargs="*", default=["brick", "gear"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--only", nargs="*", choices=CHANGES, help="only these changes; other rows of the file stay")
     arguments = parser.parse_args()
-    found = [study(category, seed, CHANGES) for category in arguments.categories for seed in arguments.seeds]
-    with atomic_path(results_dir() / "studies" / "relative_contrastive.csv") as temporary:
-        pd.concat(found).to_csv(temporary, index=False, float_format="%.4f")
+    changes = {name: CHANGES[name] for name in arguments.only or CHANGES}
+    file, keys = results_dir() / "studies" / "relative_contrastive.csv", ["category", "seed", "change"]
+    for category in arguments.categories:
+        for seed in arguments.seeds:
+            for rows in study(category, seed, changes):
+                if file.is_file():
+                    old = pd.read_csv(file)
+                    same = old[keys].eq(rows[keys].iloc[0]).all(axis=1)
+                    rows = pd.concat([old[~same], rows])
+                with atomic_path(file) as temporary:
+                    rows.to_csv(temporary, index=False, float_format="%.4f")
 
 
 if __name__ == "__main__":
