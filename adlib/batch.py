@@ -14,10 +14,12 @@ from pathlib import Path
 
 import nbformat
 
-from adlib import datasets, methods, profiles, runs, teaching
+from adlib import methods, profiles, teaching
 from adlib.errors import InputError, suggest
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import build
+
+# Modules that load torch are imported where they are needed: a notebook has its own kernel to load it.
 
 # The notebook that runs each method.
 METHOD_NOTEBOOKS = {
@@ -83,6 +85,8 @@ class Job:
 
 def plan(profile: str, data_root: str = "") -> list[Job]:
     """List the method runs of a profile: on what is found below `data_root`, or else on the profile's own data sets."""
+    from adlib import datasets
+
     settings = profiles.load(profile)
     if data_root and settings["discover"]:
         found = [(name, str(path), categories) for name, _, path, categories in datasets.discover(data_root)]
@@ -210,6 +214,8 @@ def run_method(method, *, data_root, dataset, category, profile, seed, overrides
     Returns:
         "done" or "up to date".
     """
+    from adlib import datasets, runs
+
     settings = profiles.method_settings(profile, method, overrides)
     table = datasets.load(dataset, data_root or None, category)
     out = Path(out)

@@ -184,3 +184,10 @@ def test_an_empty_folder_and_a_folder_of_broken_images(tmp_path):
     with pytest.raises(InputError, match="none of the images"):
         predict.train(tmp_path / "broken", tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_commands_that_only_start_a_notebook_load_no_torch():
+    """Its kernel loads it; a batch starts dozens of such commands."""
+    program = "import sys; from adlib import batch, cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -15,7 +15,6 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -130,6 +129,8 @@ def _resample_matrix(length: int, map_size: int, window: int, stride: int, upsam
 
 def vgg_relus(name: str, stages: tuple[str, ...], weights: str) -> backbones.Backbone:
     """A VGG that returns the outputs of named ReLUs ("relu3_2": the second of the third block)."""
+    import timm  # here and not above: see adlib.backbones
+
     for stage in stages:
         choice("stage", stage, [f"relu{b}_{i}" for b in range(1, 6) for i in range(1, 5)])
     if not name.startswith("vgg") or not timm.is_model(name):
