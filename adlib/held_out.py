@@ -36,6 +36,17 @@ FOLDS = (
     (("brick", "gear", "tray", "magnetic_tile"), ("grass", "gravel")),
     (("grass", "gravel", "screw", "magnetic_tile"), ("brick", "gear", "tray")),
 )
+# The same for all of MVTec AD: five folds, each of one texture and two objects, trained on the other twelve categories.
+MVTEC_HELD_OUT = (
+    ("carpet", "bottle", "pill"),
+    ("grid", "cable", "screw"),
+    ("leather", "capsule", "toothbrush"),
+    ("tile", "hazelnut", "transistor"),
+    ("wood", "metal_nut", "zipper"),
+)
+MVTEC_FOLDS = tuple(
+    (tuple(name for other in MVTEC_HELD_OUT if other != names for name in other), names) for names in MVTEC_HELD_OUT
+)
 
 
 class CachedBackbone(nn.Module):
@@ -68,7 +79,10 @@ class Queries(NamedTuple):
 
 def load(category: str, data_root=None, n_train: int = 120) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return at most `n_train` normal training images of a category, and its test images."""
-    root = None if category in DEMO else Path(data_root) / REAL[category]
+    root = None
+    if category not in DEMO:
+        whole = Path(data_root) / "mvtec_ad"
+        root = whole if (whole / category).is_dir() else Path(data_root) / REAL.get(category, "mvtec_ad")
     table = datasets.load("demo" if root is None else "mvtec", root, category)
     train = table[(table.split == "train") & (table.label == 0)]
     return train.sample(frac=1, random_state=0).iloc[:n_train], table[table.split == "test"]
@@ -123,7 +137,7 @@ def study(
 
     Args:
         folds: pairs (categories to train on, categories to test on).
-        data_root: folder with the folders of `REAL`; None where only demo categories are used.
+        data_root: folder with `mvtec_ad` and the folders of `REAL`; None where only demo categories are used.
         seeds: of support and training. k: support images. n_test: test images of a category, at most.
         training: changes to the settings of training, as `steps`; common: to all detectors, as `image_size`.
         methods: only these rows.
@@ -163,7 +177,7 @@ def study(
                         part = {"method": row, "seed": seed, "score": scores, "label": queries.table.label}
                         scored.append(pd.DataFrame(part))
                     line += f" {category} {rows[-1]['image_auroc']:.3f}"
-                    if swaps is not None and name == "unified, trained" and category in REAL:
+                    if swaps is not None and name == "unified, trained" and category not in DEMO:
                         swaps += _swapped(name, method, support, queries, category, seed)
                 if report:
                     report(line)

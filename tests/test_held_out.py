@@ -15,6 +15,9 @@ def test_every_category_is_held_out_once_and_never_trained_on():
     tested = [name for _, names in held_out.FOLDS for name in names]
     assert sorted(tested) == sorted([*held_out.DEMO, *held_out.REAL])
     assert all(not set(trained_on) & set(names) for trained_on, names in held_out.FOLDS)
+    tested = [name for _, names in held_out.MVTEC_FOLDS for name in names]
+    assert len(tested) == len(set(tested)) == 15
+    assert all(set(trained_on) == set(tested) - set(names) for trained_on, names in held_out.MVTEC_FOLDS)
 
 
 def test_all_detectors_see_the_same_features_and_support():
