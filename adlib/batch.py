@@ -46,9 +46,9 @@ STUDY_NOTEBOOKS = {
     "24_ulsad_ablations": ("ulsad",),
     "25_pagmfr_ablations": ("pagmfr",),
     "26_synthesis_families": ("glass", "contrastive", "pagmfr"),
-    "27_robustness": ("patchcore",),
+    "27_robustness": ("patchcore", "padim", "dfr"),
     "28_training_data": ("patchcore",),
-    "92_protocol_audit": ("patchcore", "glass"),
+    "92_protocol_audit": ("patchcore", "glass", "dfr"),
 }
 # Notebooks that read run records and fit nothing, with their modules: they come last, and again when a record changed.
 TABLES_NOTEBOOK = "90_tables"
