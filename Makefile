@@ -28,7 +28,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 		{ echo "Python 3.11, 3.12 or 3.13 is needed; say for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@echo "installing into $(VENV) (torch is large: minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lab]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lab,onnx]"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt noise 2>/dev/null || \
 		echo "noise could not be compiled (no C compiler?): Perlin masks use the built-in lattice, the rest is unaffected"
 	@touch $@

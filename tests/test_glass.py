@@ -415,12 +415,16 @@ def test_original_weights_give_the_original_scores(golden, tmp_path):
         glass.Glass(**TINY).use_original(tmp_path / "ckpt.pth")
 
 
-def test_the_onnx_file_scores_like_the_method(train, tmp_path):
+@pytest.mark.parametrize("image_score", ["max", "top"])
+def test_the_onnx_file_scores_like_the_method(train, tmp_path, image_score):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     from adlib.methods import glass_onnx
 
-    method = glass.Glass(**TINY | {"target_dim": 48, "pretrain_dim": 48, "feature_norm": 1.0}).fit(train)
+    method = glass.Glass(
+        **TINY | {"target_dim": 48, "pretrain_dim": 48, "feature_norm": 1.0, "image_score": image_score}
+    )
+    method.fit(train)
     file = glass_onnx.export(method, tmp_path / "glass.onnx")
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     for n in (1, 3):  # the batch is dynamic

@@ -33,9 +33,10 @@ from adlib.methods.glass_step import Network
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.pairs import folder as texture_folder
 from adlib.settings import as_dict, build, choice
-from adlib.support import check_fingerprint
+from adlib.support import check_fingerprint, top_mean
 
 PAPER_WIDTH = 1536  # the width that the paper's noise was chosen for
+IMAGE_SCORES = ("max", "top")
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,14 @@ class GlassSettings:
     checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
     checkpoint_every: int = 100  # steps
     sigma: float = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
+    image_score: str = "max"  # max (largest token score; paper), top (mean of the highest 1 % of the smoothed map)
     max_memory: float = 8.0  # GiB of cached features; more go to a memory-mapped temporary file
     seed: int = 0  # weights, order of the images, synthesis, noise
 
     def __post_init__(self):
         choice("hypothesis", self.hypothesis, glass_judge.MODES)
         choice("selection", self.selection, training.SELECTIONS)
+        choice("image_score", self.image_score, IMAGE_SCORES)
         for name in ("hidden", "batch_size", "epochs", "limit", "project_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 1")
@@ -355,8 +358,9 @@ class Glass:
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1] at the network's input size.
 
-        Token score: the discriminator's probability. Image score: the largest token score. Map: token scores,
-        bilinear to the input size, then Gaussian smoothing.
+        Token score: the discriminator's probability. Map: token scores, bilinear to the input size, then Gaussian
+        smoothing. Image score: the largest token score, or with `image_score="top"` the mean of the highest 1 % of
+        the map: a single token may be high by chance, a defect of some size is not.
         """
         images = batch.images if isinstance(batch, Batch) else batch
         return self._scores(self.embed(images), tuple(images.shape[-2:]))
@@ -368,8 +372,12 @@ class Glass:
         probabilities = (
             network.logits(patches.to_rows(tokens)).sigmoid().reshape(len(tokens), *tokens.shape[2:])
         )  # (B, h, w)
-        image = probabilities.flatten(1).amax(1).cpu().numpy()
-        return Scores(image.astype(np.float32), upsample_and_smooth(probabilities, size, self.settings.sigma))
+        maps = upsample_and_smooth(probabilities, size, self.settings.sigma)
+        if self.settings.image_score == "top":
+            image = top_mean(torch.from_numpy(maps))
+        else:
+            image = probabilities.flatten(1).amax(1)
+        return Scores(image.cpu().numpy().astype(np.float32), maps)
 
     def use_snapshot(self, states) -> None:
         """Load the weights of a snapshot of `history.snapshots`, for learning curves."""

@@ -10,6 +10,7 @@ from torch import nn
 from adlib.errors import InputError
 from adlib.methods.glass import Glass, embed
 from adlib.paths import atomic_path
+from adlib.support import top_mean
 
 
 class Deployed(nn.Module):
@@ -24,6 +25,7 @@ class Deployed(nn.Module):
         self.pooling = (s.patch_size, s.patch_stride, s.pretrain_dim, s.target_dim)
         self.factor, self.size = method.feature_factor, method.resize.hw
         self.backbone, self.network = method.backbone, method.network.eval()
+        self.image_score = s.image_score
         self.reach = int(4 * s.sigma + 0.5)  # the Gaussian is cut off at 4 sigma
         distance = torch.arange(-self.reach, self.reach + 1, dtype=torch.float32)
         kernel = torch.exp(-0.5 * (distance / max(s.sigma, 1e-6)) ** 2)
@@ -36,7 +38,8 @@ class Deployed(nn.Module):
         grid = rows.shape[1:3]
         probabilities = self.network.logits(rows.flatten(0, 2)).sigmoid().reshape(-1, 1, *grid)  # (B, 1, h, w)
         maps = F.interpolate(probabilities, size=self.size, mode="bilinear", align_corners=False)
-        return probabilities.amax(dim=(1, 2, 3)), self.smooth(maps)[:, 0]
+        maps = self.smooth(maps)[:, 0]
+        return top_mean(maps) if self.image_score == "top" else probabilities.amax(dim=(1, 2, 3)), maps
 
     def smooth(self, maps: torch.Tensor) -> torch.Tensor:
         """Gaussian smoothing of maps (B, 1, H, W); edges are mirrored and repeated, which no padding mode offers."""
