@@ -9,6 +9,7 @@ second tells what the choice was worth. Rows go to results/studies/glass_accurac
 """
 
 import argparse
+import copy
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +21,10 @@ import torch
 
 from adlib import datasets, images, metrics, synthesis
 from adlib.methods.glass import Glass, optimizers, some_rows, token_labels
-from adlib.methods.glass_step import Network
+from adlib.methods.glass_step import Ensemble, Network
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.paths import atomic_path, results_dir
+from adlib.support import top_mean
 
 HELD_OUT_FAMILIES = ("cutpaste", "cutpaste_scar", "nsa")
 N_BLENDED, SIZE, GRID, WIDTH = 240, 256, (32, 32), 152
@@ -43,6 +45,8 @@ class Variant:
     average: float = 0.0  # decay of the running mean of the weights
     hidden: int = 128
     token_share: float = 0.25
+    patch_size: int = 3  # neighbourhood whose mean is a token, cells
+    heads: int = 1  # networks that learn from the same batches and score together
     looks: tuple[int, ...] = (150,)  # steps at which it is measured; the last ends the training
 
 
@@ -63,7 +67,13 @@ VARIANTS = (
     replace(
         FAST, name="rate x 10, length 10, hypersphere, averaged", norm=10.0, hypothesis="hypersphere", average=0.97
     ),
-)
+    replace(FAST, name="rate x 10, length 10, averaged, 5 heads", norm=10.0, average=0.97, heads=5, looks=CURVE),
+    replace(FAST, name="rate x 10, length 10, averaged, window 1", norm=10.0, average=0.97, patch_size=1, looks=CURVE),
+    replace(
+        FAST, name="rate x 10, length 10, averaged, window 1, 5 heads", norm=10.0, average=0.97, patch_size=1, heads=5,
+        looks=CURVE,
+    ),
+)  # fmt: skip
 STEP = {
     "mining": True, "n_ascent": 5, "step_size": 0.004, "project_every": 5, "radius": 0.75, "p": 0.5,
     "all_statistics": True,
@@ -73,7 +83,7 @@ STEP = {
 # -- features ---------------------------------------------------------------------------------------------------------
 
 
-def prepare(table, textures: str, every: int) -> dict:
+def prepare(table, textures: str, every: int, patch_size: int) -> dict:
     """Tokens (float16), labels and masks of training, held-out and test images; `every` n-th of a large category."""
     train, test = table[(table.split == "train") & (table.label == 0)], table[table.split == "test"]
     attributes = table.attrs
@@ -82,7 +92,7 @@ def prepare(table, textures: str, every: int) -> dict:
     train.attrs.update(attributes)
     method = Glass(
         backbone="tf_efficientnet_lite0", image_size=SIZE, resize="stretch", scale=None, pretrain_dim=None,
-        target_dim=None, hidden=128, hypothesis="manifold", textures=textures, bank=N_BLENDED,
+        target_dim=None, hidden=128, hypothesis="manifold", textures=textures, bank=N_BLENDED, patch_size=patch_size,
     )  # fmt: skip
 
     def features(pictures):
@@ -140,15 +150,15 @@ def transform(tokens: np.ndarray, v: Variant):
 
 
 def measure(network, tokens, labels, masks, apply, prefix: str) -> dict:
-    """Image AUROC of the largest token and of the smoothed map's maximum, pixel AUROC, AUPRO."""
+    """Image AUROC of the largest token and of the smoothed map's highest per cent, pixel AUROC, AUPRO."""
     with torch.no_grad():
         found = [network.logits(apply(part).flatten(0, 1)).sigmoid() for part in np.array_split(tokens, 8)]
     grid = torch.cat(found).reshape(-1, *GRID)
     maps = upsample_and_smooth(grid, (SIZE, SIZE), 4.0)
     pixel = metrics.pixel_metrics(list(maps), list(masks))
     image = metrics.image_metrics(grid.flatten(1).amax(1).double().numpy(), labels)["image_auroc"]
-    smooth = metrics.image_metrics(maps.max(axis=(1, 2)), labels)["image_auroc"]
-    values = {"image_auroc": image, "map_image_auroc": smooth} | {k: pixel[k] for k in ("pixel_auroc", "aupro_30")}
+    top = metrics.image_metrics(top_mean(torch.from_numpy(maps)).double().numpy(), labels)["image_auroc"]
+    values = {"image_auroc": image, "top_image_auroc": top} | {k: pixel[k] for k in ("pixel_auroc", "aupro_30")}
     return {f"{prefix}{key}": round(float(value), 4) for key, value in values.items()}
 
 
@@ -157,17 +167,16 @@ def run(data: dict, v: Variant, seed: int) -> list[dict]:
     apply, (blended, labels) = transform(data["train"], v), (data[v.families], data[f"{v.families}_labels"])
     n, settings = len(data["train"]), SimpleNamespace(hypothesis=v.hypothesis, **STEP)
     torch.manual_seed(seed)
-    network = Network(WIDTH, v.hidden, GRID[0] * GRID[1]).train()
-    averaged = Network(WIDTH, v.hidden, GRID[0] * GRID[1])
-    averaged.load_state_dict(network.state_dict())
+    heads = [Network(WIDTH, v.hidden, GRID[0] * GRID[1]) for _ in range(v.heads)]
+    network = heads[0] if v.heads == 1 else Ensemble(heads)
+    averaged = copy.deepcopy(network)
     both, rng = optimizers(network, v.lr, 2 * v.lr), np.random.default_rng(seed)
     centre, seconds, rows = apply(data["train"].mean(0)), 0.0, []
     for step in range(1, v.looks[-1] + 1):
         started = time.process_time()
         chosen = rng.choice(len(blended), 8, replace=False)
         if step % 50 == 1:
-            with torch.no_grad():
-                network.centre.copy_(network.adaptor(centre))
+            network.renew_centre(centre)
         x, y = apply(data["train"][chosen % n]).flatten(0, 1), torch.from_numpy(labels[chosen]).flatten()
         noise = torch.randn_like(x) * v.noise / WIDTH**0.5
         terms = network(x, apply(blended[chosen]).flatten(0, 1), y, noise, settings, rows=some_rows(y, v.token_share))
@@ -189,13 +198,13 @@ def run(data: dict, v: Variant, seed: int) -> list[dict]:
     return rows
 
 
-def load(options) -> dict:
+def load(options, patch_size: int) -> dict:
     """Tokens of a category, from the cache where they are."""
-    file = Path(options.cache) / f"glass_{options.category}.npz" if options.cache else None
+    file = Path(options.cache) / f"glass_{options.category}_{patch_size}.npz" if options.cache else None
     if file and file.is_file():
         return dict(np.load(file))
     table = datasets.load(options.dataset, options.data_root, options.category)
-    data = prepare(table, options.textures, options.every)
+    data = prepare(table, options.textures, options.every, patch_size)
     if file:
         np.savez(file, **data)
     return data
@@ -214,10 +223,13 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(1)
     file = results_dir() / "studies" / "glass_accuracy.csv"
-    tokens = load(options)
+    tokens = {}
     for number in range(len(VARIANTS)) if options.only is None else options.only:
+        size = VARIANTS[number].patch_size
+        if size not in tokens:
+            tokens = {size: load(options, size)}  # one window at a time in memory
         for seed in options.seeds:
-            rows = [{"category": options.category} | row for row in run(tokens, VARIANTS[number], seed)]
+            rows = [{"category": options.category} | row for row in run(tokens[size], VARIANTS[number], seed)]
             print(pd.DataFrame(rows).to_string(header=seed == options.seeds[0], index=False), flush=True)
             table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
             with atomic_path(file) as temporary:

@@ -325,6 +325,21 @@ def test_a_bank_and_a_share_of_the_tokens_train_reproducibly(train, hypothesis):
     assert set(method.bank) <= {0, 1, 2}
 
 
+def test_heads_score_by_their_mean_and_survive_saving(train, tmp_path):
+    method = glass.Glass(**TINY | {"heads": 3, "image_score": "top"}).fit(train)
+    first, second = method.network[0].adaptor.weight, method.network[1].adaptor.weight
+    assert not torch.equal(first, second)  # other initial weights
+    tokens = torch.rand(5, 152)
+    mean = sum(head.logits(tokens) for head in method.network) / 3
+    torch.testing.assert_close(method.network.logits(tokens), mean)
+    method.save(tmp_path / "model")
+    images = torch.rand(2, 3, 64, 64)
+    again, before = glass.Glass.load(tmp_path / "model").score(images), method.score(images)
+    np.testing.assert_array_equal(again.map, before.map)
+    top = np.sort(before.map.reshape(2, -1), axis=1)[:, -40:].mean(axis=1)  # 1 % of 64 x 64 pixels
+    np.testing.assert_allclose(before.image, top, rtol=1e-5)
+
+
 def test_several_processes_can_share_a_step(train, tmp_path):
     """Through the wrapper of torch.distributed (a group of one) the gradients are those of the plain network."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)

@@ -29,7 +29,7 @@ from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches, read_image, to_tensor
 from adlib.memory import allocate
 from adlib.methods import Scores, check_training_table, glass_judge
-from adlib.methods.glass_step import Network
+from adlib.methods.glass_step import Ensemble, Network
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.pairs import folder as texture_folder
 from adlib.settings import as_dict, build, choice
@@ -55,6 +55,7 @@ class GlassSettings:
     target_dim: int | None = 1536  # length D of a token
     feature_norm: float | None = None  # scale features to this mean length; None leaves them (paper)
     hidden: int = 1024  # width of the discriminator's hidden layer
+    heads: int = 1  # networks that learn from the same batches and score together; the paper has one
     hypothesis: str = "stored"  # stored, analyse, manifold (GLASS-m), hypersphere (GLASS-h), opposite
     noise: float = 0.015  # standard deviation of the noise at width 1536
     mining: bool = True  # gradient ascent; without it the global anomalies are plain noise
@@ -93,7 +94,7 @@ class GlassSettings:
         choice("hypothesis", self.hypothesis, glass_judge.MODES)
         choice("selection", self.selection, training.SELECTIONS)
         choice("image_score", self.image_score, IMAGE_SCORES)
-        for name in ("hidden", "batch_size", "epochs", "limit", "project_every"):
+        for name in ("hidden", "heads", "batch_size", "epochs", "limit", "project_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 1")
         for name in ("noise", "n_ascent", "step_size", "beta_std", "sigma"):
@@ -118,7 +119,7 @@ class Glass:
 
     Attributes after `fit`:
         verdict: the hypothesis and why (`glass_judge.Verdict`).
-        network: adaptor, discriminator and centre (`glass_step.Network`).
+        network: adaptor, discriminator and centre (`glass_step.Network`), or with `heads` an `Ensemble` of such.
         history: `adlib.training.History`: losses, shares and radii of every step.
         normal_scores, normal_map_maxima: float32 (n,), image scores and map maxima of the held-out normal images.
     """
@@ -231,10 +232,12 @@ class Glass:
         self.batches_per_epoch = min(-(-n // s.batch_size), s.limit // s.batch_size + 1)
         return self
 
-    def _new_network(self, width: int, positions: int) -> Network:
+    def _new_network(self, width: int, positions: int) -> Network | Ensemble:
+        s = self.settings
         with torch.random.fork_rng():
-            torch.manual_seed(self.settings.seed)
-            return Network(width, self.settings.hidden, positions).to(self.device)
+            torch.manual_seed(s.seed)
+            networks = [Network(width, s.hidden, positions).to(self.device) for _ in range(s.heads)]
+        return networks[0] if s.heads == 1 else Ensemble(networks)
 
     def make_batch(self, step: int):
         """Features of normal images, the same images with local anomalies, and the labels of their tokens.
@@ -327,9 +330,7 @@ class Glass:
                 mean.lerp_(value, 1 - decay) if mean.is_floating_point() else mean.copy_(value)
         normal, blended, labels = (part.to(self.device) for part in batch)
         if step % self.batches_per_epoch == 0:
-            # A is linear, so the mean of A(t(x)) over all images is A of their mean: no pass over the data.
-            with torch.no_grad():
-                network.centre.copy_(network.adaptor(self.mean_features))
+            network.renew_centre(self.mean_features)
         if blended.ndim == 4:
             blended = self.embed(blended).flatten(2).transpose(1, 2).clone()  # (B, L, D)
         normal, blended, labels = normal.flatten(0, 1), blended.flatten(0, 1), labels.flatten()
@@ -425,17 +426,21 @@ class Glass:
             method.normal_scores = tensors.pop("normal_scores").numpy()
             method.normal_map_maxima = tensors.pop("normal_map_maxima").numpy()
             state = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
-            method.network = method._new_network(*reversed(state["centre"].shape))
+            centre = next(tensor for name, tensor in state.items() if name.endswith("centre"))
+            method.network = method._new_network(*reversed(centre.shape))
             method.network.load_state_dict(state)
         method.averaged = method.network.eval()
         return method
 
 
-def optimizers(network: Network, lr: float, lr_discriminator: float) -> list[torch.optim.Optimizer]:
+def optimizers(network: Network | Ensemble, lr: float, lr_discriminator: float) -> list[torch.optim.Optimizer]:
     """The two optimisers: Adam with weight decay 1e-5 for the adaptor, AdamW with decay 0.01 for the discriminator."""
+    networks = network if isinstance(network, Ensemble) else [network]
+    adaptors = [p for one in networks for p in one.adaptor.parameters()]
+    discriminators = [p for one in networks for p in one.discriminator.parameters()]
     return [
-        torch.optim.Adam(network.adaptor.parameters(), lr=lr, weight_decay=1e-5),
-        torch.optim.AdamW(network.discriminator.parameters(), lr=lr_discriminator),
+        torch.optim.Adam(adaptors, lr=lr, weight_decay=1e-5),
+        torch.optim.AdamW(discriminators, lr=lr_discriminator),
     ]
 
 

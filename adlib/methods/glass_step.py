@@ -66,6 +66,32 @@ class Network(nn.Module):
         """Return logits (N,) for pooled backbone features (N, D): the way of a test image."""
         return self.discriminator(self.adaptor(tokens))
 
+    def renew_centre(self, mean_features: torch.Tensor) -> None:
+        """Set the centre to A of the mean features (L, D): A is linear, so that is the mean of A(t(x)), at no pass."""
+        with torch.no_grad():
+            self.centre.copy_(self.adaptor(mean_features))
+
+
+class Ensemble(nn.ModuleList):
+    """Networks with different initial weights that learn from the same batches; a token's logit is their mean.
+
+    Ours: after few steps much of a score is the luck of the initial weights, and that part averages out.
+    """
+
+    def forward(self, *batch, **options) -> dict[str, torch.Tensor]:
+        """Return the mean over the networks of each loss term and of each number for the log."""
+        terms = [network(*batch, **options) for network in self]
+        return {name: torch.stack([torch.as_tensor(t[name]) for t in terms]).mean(0) for name in terms[0]}
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return mean logits (N,) for pooled backbone features (N, D)."""
+        return torch.stack([network.logits(tokens) for network in self]).mean(0)
+
+    def renew_centre(self, mean_features: torch.Tensor) -> None:
+        """Set the centre of each network."""
+        for network in self:
+            network.renew_centre(mean_features)
+
 
 def losses(network: Network, normal, blended, labels, noise, settings, trace: list | None = None, rows=None) -> dict:
     """The losses of one batch; their sum is minimised.
