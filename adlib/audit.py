@@ -318,22 +318,33 @@ def _full_resolution(anomaly_maps, originals, test, resize) -> tuple[dict, dict]
 def plot(table: pd.DataFrame, title: str = ""):
     """Points added by every habit (rows) to each metric (panels), a mark for every method and category.
 
+    Points are drawn linearly up to 2 and logarithmically beyond: most habits add a little, some cost twenty.
+
     Args:
         table: rows of `audit` with `method` and `category`.
         title: of the figure.
     """
     habits = [habit for habit in HABITS if habit in set(table.habit)]
-    table = table.assign(row=table.habit.map(habits.index))
+    order = sorted(set(table.method))
+    # Methods of one row lie a little above each other, or their marks would hide each other.
+    aside = table.method.map(order.index) - (len(order) - 1) / 2
+    table = table.assign(row=table.habit.map(habits.index) + 0.6 / len(order) * aside)
     names = [name for name in METRICS if name in set(table.metric)]
-    figure, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names) + 2, 0.33 * len(habits) + 1.2), sharey=True)
+    figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names) + 2, 0.33 * len(habits) + 1.2), sharey=True)
     for axis, name in zip(np.atleast_1d(axes), names, strict=True):
         part = table[table.metric == name]
         axis.axvline(0, color="0.6", linewidth=1)
         for y in range(len(habits)):
             axis.axhline(y, color="0.93", linewidth=1, zorder=0)
         sns.scatterplot(part, x="added", y="row", hue="method", style="category", s=55, alpha=0.85, ax=axis,
-                        hue_order=sorted(set(table.method)), style_order=sorted(set(table.category)))  # fmt: skip
-        axis.set(title=METRICS[name], xlabel="points added", ylabel="", yticks=range(len(habits)))
+                        hue_order=order, style_order=sorted(set(table.category)))  # fmt: skip
+        axis.set_xscale("symlog", linthresh=2, linscale=0.6)
+        reach = 1.2 * max(2.5, part.added.abs().max())
+        ticks = [sign * points for points in (1, 2, 5, 20) if points < reach for sign in (-1, 1)]
+        axis.set_xticks([0, *ticks], [f"{points:g}" for points in (0, *ticks)])
+        axis.minorticks_off()
+        axis.set(title=METRICS[name], xlim=(-reach, reach), xlabel="points added", ylabel="")
+        axis.set_yticks(range(len(habits)))
         axis.set_yticklabels(habits)
         if axis is not np.atleast_1d(axes)[-1]:
             axis.get_legend().remove()

@@ -19,6 +19,7 @@ from adlib.datasets.catalogue import DATASETS
 from adlib.errors import InputError
 from adlib.methods import METHODS
 from adlib.paths import results_dir
+from adlib.ranks import average_ranks
 from adlib.synthesis.pagmfr import category_kind
 
 METRICS = {
@@ -270,7 +271,8 @@ def by_category(records: Records, cells: pd.DataFrame, profile: str, dataset: st
     """Methods in columns, categories in rows, and the means over textures, objects and all categories at hand.
 
     A mean is over categories, never over group means, and a method that lacks one of the rows has none: it would be
-    compared over other categories than its neighbour.
+    compared over other categories than its neighbour. The last row holds average ranks (`adlib.ranks`) among the
+    methods that have every category, where there are two of both.
     """
     part = cells[(cells.dataset == dataset) & (cells.metric == metric)]
     entry = DATASETS.get(dataset)
@@ -297,6 +299,13 @@ def by_category(records: Records, cells: pd.DataFrame, profile: str, dataset: st
     links = pd.DataFrame({c: [getattr(found.get((r, c)), "runs", []) for r in rows] for c in columns}, index=rows)
     for place in damaged:
         text.loc[place] = f"{text.loc[place].removesuffix(NO_RECORD)} {DAMAGED}".strip()
+    order = rank(value)
+    complete = value.loc[recorded].dropna(axis=1)
+    complete = complete.drop(columns=[column for column in complete if _oracle(column)])
+    if min(complete.shape) > 1:
+        label, average = f"average rank ({len(recorded)} categories)", average_ranks(complete.round(2)).average
+        text.loc[label] = average.map("{:.2f}".format).reindex(columns).fillna(NO_RECORD)
+        order.loc[label], links.loc[label] = 0, pd.Series({column: [] for column in columns})
     for frame in (value, text, links):
         frame.index.name = dataset
     absent = [category for category in known if category not in recorded]
@@ -306,7 +315,7 @@ def by_category(records: Records, cells: pd.DataFrame, profile: str, dataset: st
     data = _tidy(part, recorded, columns)
     title = f"{METRICS[metric]}, {dataset}, profile {profile}"
     return Table(
-        f"{profile}_{dataset}_{metric}", title, text, data, rank(value), links, tuple(notes), tuple(records.left_out)
+        f"{profile}_{dataset}_{metric}", title, text, data, order, links, tuple(notes), tuple(records.left_out)
     )
 
 
@@ -451,9 +460,14 @@ def logical_structural(records: Records, profile: str) -> Table:
 
 def rank(values: pd.DataFrame) -> pd.DataFrame:
     """Rank 1 to 3 within each row (0 elsewhere); equal at two decimals is equal; oracle columns have no rank."""
-    fair = values.drop(columns=[c for c in values.columns if "oracle" in str(c)])
+    fair = values.drop(columns=[c for c in values.columns if _oracle(c)])
     ranks = fair.astype(float).round(2).rank(axis=1, ascending=False, method="min")
     return ranks.where(ranks <= 3, 0).fillna(0).astype(int).reindex(columns=values.columns, fill_value=0)
+
+
+def _oracle(column) -> bool:
+    """Tell whether a column's step was chosen on the test set: it is shown, but takes part in no ranking."""
+    return "oracle" in str(column)
 
 
 def missing(records: pd.DataFrame, expected: list[dict]) -> list[str]:

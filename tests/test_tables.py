@@ -91,6 +91,26 @@ def test_means_are_over_categories_and_have_no_gaps(write, tmp_path):
     assert any(note.startswith("No record at all: bottle, cable") for note in table.notes)
 
 
+def test_average_ranks_are_over_the_methods_that_have_every_category(write, tmp_path):
+    for category, values in {"carpet": (0.9, 0.8), "tile": (0.9, 0.90001), "screw": (0.7, 0.6)}.items():
+        for method, value in zip(("patchcore", "padim"), values, strict=True):
+            write(method, category=category, metrics={"pixel_auroc": value})
+    write("glass", category="carpet", metrics={"pixel_auroc": 0.99})  # would be first where it has a record
+    for category in ("carpet", "tile", "screw"):
+        write("dfr", category=category, protocol={"selection": "oracle"}, metrics={"pixel_auroc": 1.0})
+    table = table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc")
+    row = table.text.loc["average rank (3 categories)"]
+    assert row.to_dict() == {  # 1, 1.5 and 1: equal at two decimals share a rank
+        "patchcore": "1.17",
+        "glass": "–",
+        "padim": "1.83",
+        "dfr (oracle: step chosen on the test set)": "–",
+    }
+    assert table.ranks.loc[row.name].sum() == 0
+    assert "1.17" in table_files.html(table)
+    assert r"1.17 & -- &" in table_files.latex(table) or "1.17 & – &" in table_files.latex(table)
+
+
 @pytest.mark.parametrize(
     ("changes", "column"),
     [
