@@ -88,10 +88,19 @@ def cluster(
     if rule == "support" and (known_normal is None or len(known_normal) != len(x) or not np.any(known_normal)):
         raise InputError("rule 'support' needs known_normal=, true for at least one cell of x")
     reference = None if reference is None else _unit(reference)
+    return _decide(_partition(name, x, reference, seed, **params), x, rule, reference, grid, known_normal, gate)
+
+
+def _partition(name: str, x, reference, seed: int, **params):
+    """Labels (n,) of unit cells and the algorithm's own scores or None, as the functions below return them."""
     if np.ptp(x, axis=0).max() < 1e-6:  # all cells alike: one cluster, whatever the algorithm
-        labels, own = np.zeros(len(x), int), None
-    else:
-        labels, own = ALGORITHMS[name](x, reference, seed, **params)
+        return np.zeros(len(x), int), None
+    return ALGORITHMS[name](x, reference, seed, **params)
+
+
+def _decide(partition, x, rule: str, reference, grid, known_normal=None, gate: float = 0.0) -> Clustering:
+    """Say which clusters are anomalous, and score the cells."""
+    labels, own = partition
     normal = _normal_side(labels, x, rule, reference, grid, known_normal)
     separated = separation(x, normal)
     scores = np.where(normal, *own) if own is not None else _scores(x, normal)
@@ -138,15 +147,18 @@ def compare(
     Returns:
         one row an algorithm and rule: image AUROC of the largest cell score; wrong side: share of masked images where
         the cluster called anomalous overlaps the mask less than the other one; clusters, noise (means), separation
-        (median); ms an image.
+        (median); ms an image, of the algorithm.
     """
-    rows, shape = [], tuple(grids.shape[2:])
-    cells = [np.asarray(grid).reshape(len(grid), -1).T for grid in grids]  # (h w, d) an image
+    rows, shape, reference = [], tuple(grids.shape[2:]), _unit(reference)
+    cells = [_unit(np.asarray(grid).reshape(len(grid), -1).T) for grid in grids]  # (h w, d) an image
     for name in names or ALGORITHMS:
+        choice("clustering", name, ALGORITHMS)
+        started = time.perf_counter()
+        partitions = [_partition(name, x, reference, seed) for x in cells]  # what the rules share
+        seconds = (time.perf_counter() - started) / len(grids)
         for rule in rules:
-            started = time.perf_counter()
-            found = [cluster(name, x, rule, reference, shape, seed=seed) for x in cells]
-            seconds = (time.perf_counter() - started) / len(grids)
+            choice("cluster rule", rule, RULES[:3])
+            found = [_decide(p, x, rule, reference, shape) for p, x in zip(partitions, cells, strict=True)]
             wrong = [
                 f.anomalous[mask.ravel()].mean() < f.anomalous[~mask.ravel()].mean()
                 for f, mask in zip(found, masks or [None] * len(found), strict=True)
