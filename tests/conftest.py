@@ -93,7 +93,7 @@ SMALL_SETTINGS = {
     "few_shot": TINY | {"k": 2},
     "padim": TINY | {"stages": [2], "d": 20, "hold_out": 0.34},
     "spade": TINY | {"stages": [2, 3], "hold_out": 0.34},
-    "ulsad": TINY | {"channels": 24, "n_steps": 2, "batch_size": 4, "whiten": True, "position_wise": "on"},
+    "ulsad": TINY | {"channels": 24, "n_steps": 2, "batch_size": 4, "whiten": "both", "position_wise": "on"},
     "dfr": TINY | {"stages": [2, 3], "map_size": 32, "n_steps": 2},
     "contrastive": TINY
     | {

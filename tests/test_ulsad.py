@@ -1,5 +1,7 @@
 """ULSAD: golden values of the original, hand-computed cases, bounded attention, resume, bad input."""
 
+import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -233,6 +235,17 @@ def test_level_and_border_rule():
     assert not ulsad_maps.peaks_at_the_border(maps[:, 0])
 
 
+def test_place_statistics_by_hand():
+    maps = torch.zeros(4, 1, 2, 2)
+    maps[:, 0, 0, 0] = torch.tensor([1.0, 1.0, 3.0, 3.0])
+    mean, deviation = ulsad_maps.place_statistics(maps, prior=0)
+    assert mean[0].tolist() == [[2.0, 0.0], [0.0, 0.0]]
+    np.testing.assert_allclose(deviation[0], [[1.0, 1e-6], [1e-6, 1e-6]], rtol=1e-5)
+    mean, deviation = ulsad_maps.place_statistics(maps, prior=4)  # drawn half way to the mean of all places, 0.5
+    np.testing.assert_allclose(mean[0], [[1.25, 0.25], [0.25, 0.25]])
+    assert deviation.min() > 0.1
+
+
 @given(st.integers(2, 30), st.integers(1, 30), st.integers(0, 3))
 def test_an_epoch_shows_every_image_once(n_images, batch_size, seed):
     batch_size = min(batch_size, n_images)
@@ -243,6 +256,19 @@ def test_an_epoch_shows_every_image_once(n_images, batch_size, seed):
         ]
         shown = np.concatenate(rows)
         assert len(shown) == n_steps * batch_size == len(set(shown.tolist()))
+
+
+def test_disturbed_features_lose_their_share_of_cells():
+    features = torch.full((2, 3, 40, 50), 2.0)
+    torch.manual_seed(0)
+    found = ulsad.disturbed(features, 0.0, 0.3)
+    assert set(found.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(found.amin(dim=1), found.amax(dim=1))  # a cell is hidden in all its channels
+    assert abs((found == 0).float().mean() - 0.3) < 0.02
+    noisy = ulsad.disturbed(features, 0.5, 0.0) - features
+    assert abs(noisy.std() - 0.5) < 0.02
+    assert abs(noisy.mean()) < 0.02
+    assert ulsad.disturbed(features, 0.0, 0.0) is features
 
 
 # -- the method -------------------------------------------------------------------------------------------------------
@@ -300,7 +326,7 @@ def test_snapshots_are_scored_like_trained_weights(fitted):
 
 
 def test_synthetic_selection_keeps_the_best_step(train):
-    method = ULSAD(**SMALL | {"selection": "synthetic", "validate_every": 1, "whiten": True}).fit(train)
+    method = ULSAD(**SMALL | {"selection": "synthetic", "validate_every": 1, "whiten": "both"}).fit(train)
     found = method.history.validation
     assert method.history.selected_step == found.step[found.score.idxmax()]
 
@@ -309,6 +335,73 @@ def test_validation_is_watched_without_choosing_by_it(train):
     method = ULSAD(**SMALL | {"validate_every": 2, "n_steps": 4}).fit(train)
     assert list(method.history.validation.step) == [2, 4]
     assert method.history.selected_step == 4  # the last, whatever the held-out pseudo-anomalies say
+
+
+def test_whitening_the_global_residual_leaves_the_local_map_alone(train):
+    method = ULSAD(**SMALL | {"n_steps": 1}).fit(train)
+    plain = method._small(*method._held_out)
+    method.settings = dataclasses.replace(method.settings, whiten="global", global_residual="features", area=1.0)
+    method.calibrate()
+    assert method.residual_matrix.shape == (1, 24, 24)
+    found = method._small(*method._held_out)
+    assert torch.equal(found[:, 0], plain[:, 0])
+    assert not torch.allclose(found[:, 1], plain[:, 1])
+
+
+def test_auto_takes_the_reading_that_tells_held_out_pseudo_anomalies_best(train, tmp_path):
+    method = ULSAD(**SMALL | {"maps": "auto", "position_wise": "auto"}).fit(train)
+    chosen, best = (method.chosen_maps, method.chosen_level), method._choose()["score"]
+    assert chosen == (method.chosen_maps, method.chosen_level)
+    method.save(tmp_path)
+    loaded = ULSAD.load(tmp_path)
+    assert (loaded.chosen_maps, loaded.chosen_level) == chosen
+    scores = {}
+    for maps in ("both", "local", "global"):
+        for level in ("off", "on"):
+            method.settings = dataclasses.replace(method.settings, maps=maps, position_wise=level)
+            scores[maps, level == "on"] = method._choose()["score"]
+    assert max(scores.values()) == best == scores[chosen]
+
+
+def test_the_global_branch_may_learn_in_every_other_step(train):
+    losses = ULSAD(**SMALL | {"n_steps": 4, "global_every": 2}).fit(train).history.losses
+    assert losses.local.notna().all()
+    for name in ("attention", "local_global"):
+        assert losses[name].notna().tolist() == [True, False, True, False]
+
+
+def test_hidden_cells_and_a_falling_rate_resume_like_uninterrupted(train, tmp_path, monkeypatch):
+    settings = SMALL | {"noise": 0.5, "hidden": 0.5, "schedule": "cosine"}
+    whole = ULSAD(**settings).fit(train)
+    assert whole.history.losses.learning_rate.is_monotonic_decreasing
+    assert whole.history.losses.learning_rate.iloc[-1] < whole.history.losses.learning_rate.iloc[0]
+    calls = itertools.count(1)
+
+    def interrupted(*args):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return ulsad_step.losses(*args)
+
+    file = tmp_path / "checkpoint.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr(ulsad, "losses", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ULSAD(**settings).fit(train, checkpoint=file, checkpoint_every=1)
+    resumed = ULSAD(**settings).fit(train, checkpoint=file, checkpoint_every=1)
+    assert resumed.history.losses.equals(whole.history.losses)
+    np.testing.assert_array_equal(resumed.normal_scores, whole.normal_scores)
+    with pytest.raises(InputError, match="made with n_steps"):  # the rate at a step depends on the length
+        ULSAD(**settings | {"n_steps": 9}).fit(train, checkpoint=file)
+
+
+def test_flat_normal_maps_give_finite_scores(train):
+    """Networks that reproduce nothing and features that never vary: no quantile has a span, and nothing becomes NaN."""
+    method = ULSAD(**SMALL | {"n_steps": 1}).fit(train)
+    features, pictures = method._held_out
+    method._held_out = np.zeros_like(features), np.zeros_like(pictures)
+    method.calibrate()
+    assert np.isfinite(method.normal_scores).all()
+    assert np.isfinite(method._combine(method._raw_maps(features, pictures), "both")[0]).all()
 
 
 def test_a_validation_table_is_used_instead_of_a_split(train):
@@ -331,6 +424,8 @@ def test_a_map_file_on_disk_gives_the_same_numbers(train, fitted):
         ({"area": 2.0}, "set whiten"),
         ({"maps": "locl"}, "did you mean 'local'"),
         ({"hold_out": 0.0}, "share"),
+        ({"hidden": 1.0}, "hidden 1.0 must be a share"),
+        ({"global_every": 0}, "global_every 0 must be at least 1"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

@@ -38,9 +38,13 @@ def epoch_rows(n_images: int, batch_size: int, seed: int, step: int) -> np.ndarr
 
 
 def train_options(settings, backbone, checkpoint, checkpoint_every: int) -> dict:
-    """What a method hands to `training.train` as it is; refuses a checkpoint of other settings or backbone weights."""
+    """What a method hands to `training.train` as it is; refuses a checkpoint of other settings or backbone weights.
+
+    A run at a constant rate may go on longer than its checkpoint was meant to.
+    """
     if checkpoint:
-        fixed = {key: value for key, value in as_dict(settings).items() if key != "n_steps"}  # a run may go on longer
+        falling = getattr(settings, "schedule", "constant") != "constant"  # then the rate depends on the length
+        fixed = {key: value for key, value in as_dict(settings).items() if falling or key != "n_steps"}
         training.check_checkpoint(checkpoint, fixed | {"backbone weights": backbone.fingerprint})
     names = ("seed", "selection", "validate_every", "snapshot_every", "precision")
     options = {name: getattr(settings, name) for name in names}

@@ -15,9 +15,10 @@ The defaults are the paper's. The released code has three behaviours that matter
 - `final_relu`: its reconstruction ends in a ReLU, so negative features cannot be reproduced. Default True, as there.
 
 Where we differ: features and their self-attention are computed once, since neither can change; all sizes follow the
-feature grid, so that other image sizes than 256 work. Six settings that the paper does not have make short training
-worth its while: `context`, `whiten`, `global_residual`, `area`, `position_wise`, `fusion`. Their defaults leave the
-paper's method as it is; the study in notebook 24 shows what each of them does.
+feature grid, so that other image sizes than 256 work. Settings that the paper does not have make short training worth
+its while: in training `schedule`, `noise`, `hidden`, `global_every`; in the maps `context`, `whiten`,
+`global_residual`, `area`, `position_wise`, `fusion` and "auto". Their defaults leave the paper's method as it is; the
+study in notebook 24 shows what each of them does.
 """
 
 from dataclasses import dataclass
@@ -42,21 +43,22 @@ from adlib.methods.reconstruction import (
 )
 from adlib.methods.ulsad_maps import (
     enlarge,
-    level_of,
     map_quantiles,
     normalise,
-    peaks_at_the_border,
+    place_statistics,
     residuals,
     small_maps,
     smooth,
     whitened_maps,
     whitening,
 )
-from adlib.methods.ulsad_step import GlobalNet, ReconstructionNet, attend, losses
+from adlib.methods.ulsad_step import GlobalNet, ReconstructionNet, attend, local_loss, losses
 from adlib.settings import as_dict, build, choice
 from adlib.support import below, check_fingerprint
 
-MAPS = ("both", "local", "global")
+MAPS = ("both", "local", "global", "auto")
+WHITEN = ("off", "global", "both")
+SCHEDULES = ("constant", "cosine")
 GLOBAL_RESIDUALS = ("imitation", "features")
 N_SAMPLE = 128  # training images that the covariance and the level of the residuals rest on
 FUSIONS = ("mean", "max")
@@ -83,15 +85,19 @@ class ULSADSettings:
     attention_loss: bool = True  # L_pg; without it nothing ties the global branch to the features
     local_global_loss: bool = True  # L_lg
     learning_rate: float = 2e-4  # Adam
+    schedule: str = "constant"  # constant, cosine (rises over the first 5 % of the steps, falls to 1 % at the end)
     weight_decay: float = 2e-5
     batch_size: int = 8  # images a step
     epochs: int = 200  # passes over the training images
     n_steps: int | None = None  # optimiser steps, instead of epochs
-    whiten: bool = False  # measure residuals by their covariance over the training images, instead of d
+    noise: float = 0.0  # standard deviation of noise on the standardised features that the network sees in training
+    hidden: float = 0.0  # share of the cells whose features the reconstruction network must guess in training
+    global_every: int = 1  # the global branch learns in every so many-th step; it costs half of a step
+    whiten: str = "off"  # off, global, both: residuals measured by their covariance on training images, not by d
     global_residual: str = "imitation"  # imitation: G - R_g as in the paper; features: F - G
     area: float = 0.0  # Gaussian over which the global residual is averaged before it is measured, feature cells
-    position_wise: str = "off"  # off, on, auto: divide maps by what normal images have at the same place
-    maps: str = "both"  # both, local, global
+    position_wise: str = "off"  # off, on: standardise maps by what normal images have at the same place; auto
+    maps: str = "both"  # both, local, global; auto, here and above: what tells held-out pseudo-anomalies best
     fusion: str = "mean"  # of local and global map: mean, max
     quantiles: tuple[float, ...] = (0.9, 0.995)  # q_a, q_b of the pixels of held-out normal maps
     quantiles_from: str = "chosen_weights"  # chosen_weights, none (the maps are added as they are)
@@ -109,6 +115,8 @@ class ULSADSettings:
 
     def __post_init__(self):
         choice("maps", self.maps, MAPS)
+        choice("whiten", self.whiten, WHITEN)
+        choice("schedule", self.schedule, SCHEDULES)
         choice("fusion", self.fusion, FUSIONS)
         choice("global_residual", self.global_residual, GLOBAL_RESIDUALS)
         choice("position_wise", self.position_wise, POSITION_WISE)
@@ -120,19 +128,21 @@ class ULSADSettings:
             raise InputError(
                 f"quantiles {self.quantiles!r} must be two shares in rising order, for example (0.9, 0.995)"
             )
-        for name in ("channels", "epochs", "batch_size"):
+        for name in ("channels", "epochs", "batch_size", "global_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 1")
         if self.n_steps is not None and self.n_steps < 1:
             raise InputError(f"n_steps {self.n_steps} must be at least 1, or None to count in epochs")
+        if not 0 <= self.hidden < 1:
+            raise InputError(f"hidden {self.hidden} must be a share from 0 to below 1, for example 0.5")
         if not 0 < self.hold_out < 1:
             raise InputError(f"hold_out {self.hold_out} must be a share between 0 and 1, for example 0.15")
-        for name in ("direction", "direction_global", "area", "sigma"):
+        for name in ("direction", "direction_global", "area", "sigma", "noise"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} {getattr(self, name)} must not be negative")
-        if not self.whiten and (self.area or self.global_residual != "imitation"):
+        if self.whiten == "off" and (self.area or self.global_residual != "imitation"):
             raise InputError(
-                "area and global_residual 'features' change the residual that is whitened; set whiten: true"
+                "area and global_residual 'features' change the residual that is whitened; set whiten: global"
             )
 
 
@@ -176,6 +186,23 @@ def channel_statistics(blocks) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), std.astype(np.float32)
 
 
+def disturbed(features: torch.Tensor, noise: float, hidden: float) -> torch.Tensor:
+    """Add noise and hide cells at random, so that a network cannot learn to copy: it must know what is normal here.
+
+    Args:
+        features: standardised features (B, C, h, w).
+        noise: standard deviation of the Gaussian noise.
+        hidden: share of the cells that are set to 0, the mean of every channel.
+
+    Draws from torch's global generator, which `training.train` seeds at every step.
+    """
+    if noise:
+        features = features + noise * torch.randn_like(features)
+    if hidden:
+        features = features * (torch.rand_like(features[:, :1]) >= hidden)
+    return features
+
+
 # -- the method -------------------------------------------------------------------------------------------------------
 
 
@@ -188,8 +215,9 @@ class ULSAD:
     Attributes after `fit`:
         reconstruction_net, global_net: the trained networks.
         channel_mean, channel_std: float32 tensors (C,), for standardisation.
-        residual_mean (2, C, h, w), residual_matrix (2, C, C): with `whiten` only.
-        level: (2, h, w), what normal maps have at every place; ones without `position_wise`.
+        chosen_maps, chosen_level: both, local or global, and whether there is a level; as set or as "auto" found.
+        residual_mean (M, C, h, w), residual_matrix (M, C, C): of the M whitened residuals.
+        level: (2, 2, h, w), mean and deviation of normal maps at every place; 0 and 1 without `position_wise`.
         quantiles: float32 (2, 2), rows local and global, columns q_a and q_b.
         normal_scores, normal_map_maxima: float32 (n,), of the held-out normal images.
         history: losses, validations and snapshots (`adlib.training.History`).
@@ -244,7 +272,8 @@ class ULSAD:
         attended = self._self_attention(features) if s.attention_loss else None
         held_features, held_images = self._features(held_out.image_path)
         self._held_out = (held_features - mean) / std, held_images
-        synthetic = self._synthetic(held_out) if s.selection == "synthetic" or s.validate_every else None
+        watched = s.selection == "synthetic" or s.validate_every > 0
+        self._pseudo = self._synthetic(held_out) if watched or self._is_open() else None
 
         self._build(seed=s.seed)
         modules = {"reconstruction": self.reconstruction_net, "global": self.global_net}
@@ -255,20 +284,26 @@ class ULSAD:
             rows = epoch_rows(len(train), batch_size, s.seed, step)
             return features[rows], None if attended is None else attended[rows], images[rows]
 
-        def compute_losses(modules, batch, _step):
+        def compute_losses(modules, batch, step):
             f, attended_f = (None if x is None else to_grid(x, self.device) for x in batch[:2])
-            reconstructed = modules["reconstruction"](f)  # (B, 2 C, h, w)
+            reconstructed = modules["reconstruction"](disturbed(f, s.noise, s.hidden))  # (B, 2 C, h, w)
+            if step % s.global_every:
+                return {"local": local_loss(f, reconstructed, s.direction)}
             from_image = modules["global"](to_images(batch[2], self.device))  # (B, C, h, w)
             return losses(f, attended_f, reconstructed, from_image, s)
 
         self._sample = features[:N_SAMPLE], images[:N_SAMPLE]
+        n_steps = s.n_steps or s.epochs * max(1, len(train) // batch_size)
+        optimizer = torch.optim.Adam(parameters, s.learning_rate, weight_decay=s.weight_decay, fused=True)
+        falling = [training.warm_up_cosine(optimizer, n_steps, 0.05, 0.01)] if s.schedule == "cosine" else None
         self.history = training.train(
             modules,
-            [torch.optim.Adam(parameters, s.learning_rate, weight_decay=s.weight_decay, fused=True)],
+            [optimizer],
             make_batch,
             compute_losses,
-            s.n_steps or s.epochs * max(1, len(train) // batch_size),
-            validate=(lambda: self._validate(synthetic)) if synthetic else None,
+            n_steps,
+            schedulers=falling,
+            validate=self._choose if watched else None,
             progress="ulsad",
             **train_options(s, self.backbone, checkpoint, checkpoint_every),
         )
@@ -276,11 +311,11 @@ class ULSAD:
         return self
 
     def use_snapshot(self, states: dict) -> None:
-        """Put the weights of `history.snapshots` in place and calibrate again on the held-out normals."""
+        """Put the weights of `history.snapshots` in place and calibrate again; what "auto" chose stays as it is."""
         self._check_held_out()
         self.reconstruction_net.load_state_dict(states["reconstruction"])
         self.global_net.load_state_dict(states["global"])
-        self.calibrate()
+        self._score_held_out()
 
     def _features(self, image_paths) -> tuple[np.ndarray, np.ndarray]:
         """Raw pooled features (N, h, w, C) float32 and the images (N, H, W, 3) uint8, each computed once."""
@@ -327,7 +362,14 @@ class ULSAD:
         `fit` ends with this. Call it again after a change of the settings that only concern the maps.
         """
         self._check_held_out()
-        self.normal_scores, maps = self._combine(self._calibrate(*self._held_out))
+        if self._is_open():
+            self._choose()
+        else:
+            self.chosen_maps, self.chosen_level = self.settings.maps, self.settings.position_wise == "on"
+        self._score_held_out()
+
+    def _score_held_out(self) -> None:
+        self.normal_scores, maps = self._combine(self._calibrate(*self._held_out), self.chosen_maps)
         self.normal_map_maxima = maps.max(axis=(1, 2))
 
     def _check_held_out(self) -> None:
@@ -340,14 +382,13 @@ class ULSAD:
         Covariance and level come from training images, the quantiles from the held-out ones that are given.
         """
         s = self.settings
-        self.level = torch.ones(2, *self.grid, device=self.device)
-        if s.whiten:
+        self.level = torch.ones(2, 2, *self.grid, device=self.device)
+        self.level[0] = 0  # the mean; the deviation is 1
+        if s.whiten != "off":
             normal = torch.cat([self._residuals(*outputs) for outputs in self._outputs(*self._sample)])
             self.residual_mean, self.residual_matrix = whitening(normal)
-        if s.position_wise != "off":
-            local = self._small(features, images)[:, 0]
-            if s.position_wise == "on" or peaks_at_the_border(local):
-                self.level = level_of(self._small(*self._sample))
+        if self.chosen_level:
+            self.level = place_statistics(self._small(*self._sample))
         raw = self._raw_maps(features, images)
         if s.quantiles_from == "none":
             self.quantiles = np.tile(np.float32([0, 0.1]), (2, 1))  # 0.1 (map - 0) / (0.1 - 0): the map as it is
@@ -363,19 +404,32 @@ class ULSAD:
         features = torch.cat(parts).permute(0, 2, 3, 1).cpu().numpy()  # (N, h, w, C)
         return (features - self.channel_mean.numpy()) / self.channel_std.numpy(), images, masks, labels
 
-    def _validate(self, synthetic) -> dict[str, float]:
-        """Score the held-out pseudo-anomalies, with the quantiles of the clean ones among them."""
-        features, images, masks, labels = synthetic
-        self._calibrate(features[labels == 0], images[labels == 0])
-        scores, maps = self._combine(self._raw_maps(features, images))
-        return synthetic_score(scores, maps, masks, labels)
+    def _is_open(self) -> bool:
+        return "auto" in (self.settings.maps, self.settings.position_wise)
+
+    def _choose(self) -> dict[str, float]:
+        """Score the held-out pseudo-anomalies; of the readings of the maps that the settings leave open, keep the best.
+
+        The quantiles are those of the clean images among them. Ties go to the first: both maps, no level.
+        """
+        features, images, masks, labels = self._pseudo
+        maps = MAPS[:3] if self.settings.maps == "auto" else (self.settings.maps,)
+        levels = {"off": (False,), "on": (True,), "auto": (False, True)}[self.settings.position_wise]
+        found = {}
+        for self.chosen_level in levels:
+            self._calibrate(features[labels == 0], images[labels == 0])
+            raw = self._raw_maps(features, images)
+            for name in maps:
+                found[name, self.chosen_level] = synthetic_score(*self._combine(raw, name), masks, labels)
+        self.chosen_maps, self.chosen_level = max(found, key=lambda reading: found[reading]["score"])
+        return found[self.chosen_maps, self.chosen_level]
 
     # -- score ----------------------------------------------------------------------------------------------------
 
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]: the combined map and its maximum."""
         images = batch.images if isinstance(batch, Batch) else batch
-        return Scores(*self._combine(self._score_raw(images)))
+        return Scores(*self._combine(self._score_raw(images), self.chosen_maps))
 
     def branch_maps(self, batch: Batch | torch.Tensor) -> np.ndarray:
         """Return the local and the global map, normalised and blurred, float32 (B, 2, H, W)."""
@@ -398,14 +452,19 @@ class ULSAD:
                 yield f, self.reconstruction_net(f), self.global_net(x)
 
     def _residuals(self, features, reconstructed, from_image) -> torch.Tensor:
-        return residuals(features, reconstructed, from_image, self.settings.global_residual, self.settings.area)
+        """The residuals that are whitened: of both branches or of the global one alone (B, M, C, h, w)."""
+        s = self.settings
+        found = residuals(features, reconstructed, from_image, s.global_residual, s.area)
+        return found if s.whiten == "both" else found[:, 1:]
 
     def _maps_of(self, features, reconstructed, from_image) -> torch.Tensor:
         """F, R, G -> local and global map on the feature grid (B, 2, h, w)."""
-        if self.settings.whiten:
+        maps = small_maps(features, reconstructed, from_image)
+        if self.settings.whiten != "off":
             residual = self._residuals(features, reconstructed, from_image)
-            return whitened_maps(residual, self.residual_mean, self.residual_matrix) / self.level
-        return small_maps(features, reconstructed, from_image) / self.level
+            white = whitened_maps(residual, self.residual_mean, self.residual_matrix)  # (B, M, h, w)
+            maps = torch.cat([maps[:, : 2 - white.shape[1]], white], dim=1)
+        return (maps - self.level[0]) / self.level[1]
 
     def _small(self, features: np.ndarray, images: np.ndarray) -> torch.Tensor:
         return torch.cat([self._maps_of(*outputs) for outputs in self._outputs(features, images)])
@@ -416,12 +475,12 @@ class ULSAD:
     def _enlarged(self, maps: torch.Tensor) -> np.ndarray:
         return enlarge(maps, self.resize.hw, self.settings.pad_maps)  # (B, 2, H, W)
 
-    def _combine(self, raw_maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _combine(self, raw_maps: np.ndarray, wanted: str) -> tuple[np.ndarray, np.ndarray]:
         """Raw maps (B, 2, H, W) -> image scores (B,) and the final map (B, H, W): normalise, blur, average."""
         s = self.settings
         maps = smooth(normalise(raw_maps, self.quantiles), s.sigma)
         fused = maps.mean(axis=1) if s.fusion == "mean" else maps.max(axis=1)
-        chosen = {"both": fused, "local": maps[:, 0], "global": maps[:, 1]}[s.maps]
+        chosen = {"both": fused, "local": maps[:, 0], "global": maps[:, 1]}[wanted]
         flat = chosen.reshape(len(chosen), -1)
         if s.image_score == "top":
             n_top = max(1, flat.shape[1] // 100)
@@ -442,11 +501,15 @@ class ULSAD:
             "normal_scores": torch.from_numpy(self.normal_scores),
             "normal_map_maxima": torch.from_numpy(self.normal_map_maxima),
         }
-        if self.settings.whiten:
+        if self.settings.whiten != "off":
             tensors |= {"residual_mean": self.residual_mean, "residual_matrix": self.residual_matrix}
         for name, net in (("reconstruction", self.reconstruction_net), ("global", self.global_net)):
             tensors |= {f"{name}.{key}": value for key, value in net.state_dict().items()}
-        facts = {"backbone_fingerprint": self.backbone.fingerprint}
+        facts = {
+            "backbone_fingerprint": self.backbone.fingerprint,
+            "maps": self.chosen_maps,
+            "level": self.chosen_level,
+        }
         storage.save_model(path, self.name, as_dict(self.settings), tensors, **facts)
 
     @classmethod
@@ -459,9 +522,10 @@ class ULSAD:
         with storage.parts_of(path):
             for name, net in (("reconstruction", method.reconstruction_net), ("global", method.global_net)):
                 net.load_state_dict(below(f"{name}.", tensors))
-            for name in ("residual_mean", "residual_matrix")[: 2 * method.settings.whiten]:
+            for name in ("residual_mean", "residual_matrix") if method.settings.whiten != "off" else ():
                 setattr(method, name, tensors[name].to(method.device))
             method.level = tensors["level"].to(method.device)
+            method.chosen_maps, method.chosen_level = header["maps"], header["level"]
             method.channel_mean, method.channel_std = tensors["channel_mean"], tensors["channel_std"]
             for name in ("quantiles", "normal_scores", "normal_map_maxima"):
                 setattr(method, name, tensors[name].numpy())

@@ -75,6 +75,15 @@ def level_of(normal: torch.Tensor, prior: float = 10.0) -> torch.Tensor:
     return (normal.sum(dim=0) + prior * overall) / (len(normal) + prior)
 
 
+def place_statistics(normal: torch.Tensor, prior: float = 10.0) -> torch.Tensor:
+    """Mean and standard deviation of N normal maps at every place, both drawn to those of all places by `prior` images.
+
+    (N, M, h, w) -> (2, M, h, w).
+    """
+    mean = level_of(normal, prior)
+    return torch.stack([mean, level_of((normal - mean).square(), prior).clamp_min(1e-12).sqrt()])
+
+
 def peaks_at_the_border(maps: torch.Tensor, cells: int = 2) -> bool:
     """Tell whether most normal maps (N, h, w) have their maximum in the outer ring of `cells` cells.
 

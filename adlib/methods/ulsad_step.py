@@ -166,6 +166,11 @@ def attention_loss(from_image, features, attended, direction: float = 0.5) -> to
         return _AttentionLoss.apply(q, f, sa, direction, TILE)
 
 
+def local_loss(features, reconstructed, direction: float = 0.5) -> torch.Tensor:
+    """L_pl: mean over images and positions of d(F, R_l), for R = `reconstructed` (B, 2 C, h, w)."""
+    return dissimilarity(features, reconstructed[:, : features.shape[1]], direction).mean()
+
+
 def losses(features, attended, reconstructed, from_image, settings) -> dict[str, torch.Tensor]:
     """The three terms of the loss, each the mean over images and positions; their sum is minimised.
 
@@ -178,7 +183,7 @@ def losses(features, attended, reconstructed, from_image, settings) -> dict[str,
         settings: `direction`, `direction_global`, `attention_loss`, `local_global_loss`.
     """
     s, c = settings, features.shape[1]
-    terms = {"local": dissimilarity(features, reconstructed[:, :c], s.direction).mean()}  # L_pl
+    terms = {"local": local_loss(features, reconstructed, s.direction)}  # L_pl
     if s.attention_loss:
         terms["attention"] = attention_loss(from_image, features, attended, s.direction_global)  # L_pg
     if s.local_global_loss:
