@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import SMALL_SETTINGS, write_image
 
-from adlib import images, methods, profiles, studies
+from adlib import backbones, images, methods, profiles, studies, synthesis
+from adlib.datasets.catalogue import DATASETS
 from adlib.errors import InputError
 from adlib.methods.patchcore import PatchCore
 
@@ -45,6 +46,34 @@ def test_all_profiles_know_the_same_studies_and_settings():
     known = {name: profiles.load(name)["studies"] for name in profiles.names()}
     for name, found in known.items():
         assert {s: sorted(v) for s, v in found.items()} == {s: sorted(v) for s, v in known["smoke"].items()}, name
+
+
+@pytest.mark.parametrize("profile", profiles.names())
+def test_what_a_study_names_exists(profile):
+    """A study of the paper profile would otherwise fail after hours, or on somebody else's cluster."""
+    known = profiles.load(profile)["studies"]
+    for study in known.values():
+        for method, values in study["changes"].items():
+            profiles.method_settings(profile, method, values)
+    for values in known["25_pagmfr_ablations"]["variants"].values():
+        profiles.method_settings(profile, "pagmfr", values)
+    for method, values in known["26_synthesis_families"]["methods"].items():
+        profiles.method_settings(profile, method, values)
+    assert set(known["26_synthesis_families"]["families"]) <= set(synthesis.names())
+    assert set(known["27_robustness"]["methods"]) <= set(methods.METHODS)
+    assert set(known["27_robustness"]["amounts"]) == set(studies.CORRUPTIONS)
+    assert all(amounts[0] == 0 for amounts in known["27_robustness"]["amounts"].values())
+    assert set(known["23_scorers"]["scorers"]) == set(studies.SCORERS)
+    for method, places in known["92_protocol_audit"]["runs"].items():
+        assert method in methods.METHODS
+        for place in places:
+            dataset, _, category = place.partition("/")
+            assert category in DATASETS[dataset].categories
+    sizes = {**known["21_backbones"]["backbones"], **known["21_backbones"]["time_only"]}
+    sizes |= {backbone: stages for backbone, stages, _ in known["22_pretrainings"]["pretrainings"].values()}
+    for backbone, stages in sizes.items():
+        with torch.device("meta"):  # no weights, no time
+            assert len(backbones._stage_indices(backbone, tuple(stages))) == len(stages)
 
 
 def test_settings_of_a_method_are_the_profiles_then_the_studys_then_the_callers(study):
