@@ -13,6 +13,7 @@ import time
 import pandas as pd
 
 from adlib import episodes, held_out, profiles
+from adlib.methods.few_shot import FewShot
 from adlib.methods.unified import Unified
 from adlib.paths import atomic_path, results_dir
 
@@ -27,10 +28,11 @@ CHANGES = {
     "no foreign normals": {},
     "head only": {},
     "projection only": {},
-    "learning rate 1e-4": {"learning_rate": 1e-4},
     "learning rate 3e-3": {"learning_rate": 3e-3},
     "head sees channels": {"head_input": "channels"},
     "four-shot supports only": {"shots": [4]},
+    "no directions": {"whiten": 1.0},
+    "few-shot similarity": {},  # the other method that is trained on episodes, for comparison
 }
 FROZEN = {"head only": "projection", "projection only": "head"}
 
@@ -55,7 +57,8 @@ def make_pools(method: Unified, foreign: bool) -> dict:
 
 def study(change: str, pools: dict, judge: str, seed: int, common: dict, judging=None) -> pd.DataFrame:
     """Train without the judge; return its answers at every validation."""
-    method = Unified(**profiles.method_settings("smoke", "unified") | common | CHANGES[change] | {"seed": seed})
+    name, cls = ("few_shot", FewShot) if change == "few-shot similarity" else ("unified", Unified)
+    method = cls(**profiles.method_settings("smoke", name) | common | CHANGES[change] | {"seed": seed})
     if change in FROZEN:
         method.modules[FROZEN[change]].requires_grad_(False)
     others = [pool for name, pool in pools.items() if name != judge]
