@@ -307,6 +307,7 @@ def radar(found: dict, title: str = ""):
         style = {"color": colors[i], "linestyle": ["-", "--", ":", "-."][i % 4]}
         axis.plot(np.append(angles, angles[0]), 100 * closed, label=label, linewidth=1.6, **style)
     axis.set_xticks(angles, kinds)
+    axis.tick_params(axis="x", pad=14)  # names outside the circle
     axis.set_ylim(min(50, *(100 * v.min() for v in values.values())), 100)
     axis.set_rlabel_position(180 / len(kinds))
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
