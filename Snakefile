@@ -71,7 +71,7 @@ rule story:
 rule study:
     input:
         "notebooks/{name}.ipynb",
-        "adlib/studies.py",
+        lambda w: batch.study_modules(w.name),
         lambda w: sources(*batch.STUDY_NOTEBOOKS[w.name]),
         lambda w: f"profiles/{w.profile}.yaml",
         lambda w: records_of_study(w.name),

@@ -50,6 +50,8 @@ STUDY_NOTEBOOKS = {
     "28_training_data": ("patchcore",),
     "92_protocol_audit": ("patchcore", "glass", "dfr"),
 }
+# The modules of `adlib` that measure in a study, beside the methods; a change there runs the study again.
+STUDY_MODULES = {"24_ulsad_ablations": ("curves", "kinds"), "92_protocol_audit": ("audit", "curves")}
 # Notebooks that read run records and fit nothing, with their modules: they come last, and again when a record changed.
 TABLES_NOTEBOOK = "90_tables"
 TABLES_MODULES = ("tables", "table_files", "published_tables", "published", "ranks")
@@ -288,6 +290,11 @@ def once_outputs(profile: str, data_root: str = "") -> list[str]:
     stories = SINGLE_NOTEBOOKS if profile == "smoke" else ()
     studies = STUDY_NOTEBOOKS if profile == "smoke" or data_root else ()
     return outputs([*stories, *studies, *RECORD_NOTEBOOKS], profile)
+
+
+def study_modules(name: str) -> list[str]:
+    """Return the files that measure in a study: `adlib/studies.py` but for those that have others."""
+    return [f"adlib/{module}.py" for module in STUDY_MODULES.get(name, ("studies",))]
 
 
 def study_command(name: str, profile: str, jobs: list[Job], data_root: str, out: str) -> list[str]:

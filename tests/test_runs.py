@@ -290,6 +290,16 @@ def test_every_notebook_is_part_of_the_batch():
     assert {Path(name).stem for name in batch.once_outputs("laptop")} == set(batch.RECORD_NOTEBOOKS)
 
 
+@pytest.mark.parametrize("name", batch.STUDY_NOTEBOOKS)
+def test_a_study_imports_the_modules_that_renew_it(name):
+    book = nbformat.read(batch.notebook_path(name), as_version=4)
+    code = "\n".join(cell.source for cell in book.cells if cell.cell_type == "code")
+    imported = re.findall(r"[a-z_]+", " ".join(re.findall(r"^from adlib import (.*)$", code, re.MULTILINE)))
+    files = batch.study_modules(name)
+    assert all((batch.root() / file).is_file() for file in files)
+    assert {Path(file).stem for file in files} == set(imported) & {"studies", "audit", "curves", "kinds"}
+
+
 def test_a_study_runs_on_its_own_defaults_or_on_the_first_category_found(notebook):
     folder = notebook("1")
     smoke = batch.study_command("toy", "smoke", [], "", "o.ipynb")
