@@ -57,17 +57,22 @@ def snapshot_metrics(method, table: pd.DataFrame, max_memory: float = 2.0) -> pd
     return pd.DataFrame(rows).astype(dict.fromkeys(METRICS, float))
 
 
+def held_out_scores(curve: pd.DataFrame, history) -> np.ndarray:
+    """Score on held-out pseudo-anomalies at each row of `curve`; NaN where nothing was validated at that step."""
+    if not len(history.validation):
+        return np.full(len(curve), np.nan)
+    return history.validation.set_index("step").score.reindex(curve.step).to_numpy()
+
+
 def selections(curve: pd.DataFrame, history) -> dict[str, int]:
     """Rows of `curve` that would be kept: the last; the best on held-out pseudo-anomalies; the best on the test set.
 
     The second is missing where nothing was validated at the snapshots' steps. The third is the published protocol of
     many papers: the largest sum of image and pixel AUROC. It knows the answers.
     """
-    chosen = {"last": len(curve) - 1}
-    if len(history.validation):
-        held_out = history.validation.set_index("step").score.reindex(curve.step).to_numpy()
-        if np.isfinite(held_out).any():
-            chosen["synthetic"] = int(np.nanargmax(held_out))
+    chosen, held_out = {"last": len(curve) - 1}, held_out_scores(curve, history)
+    if np.isfinite(held_out).any():
+        chosen["synthetic"] = int(np.nanargmax(held_out))
     chosen[ORACLE] = int((curve.image_auroc.fillna(0) + curve.pixel_auroc.fillna(0)).to_numpy().argmax())
     return chosen
 
@@ -108,7 +113,8 @@ def over_seeds(table: pd.DataFrame, keys: list[str], columns=METRICS) -> pd.Data
     """Mean and standard deviation in percent over the seeds ("85.1 ± 2.0"), one row a group of `keys`."""
     grouped = 100 * table.groupby(keys, sort=False)[list(columns)].agg(["mean", "std"]).astype(float)
     shown = {
-        name: [f"{m:.1f} ± {d:.1f}" if d == d else f"{m:.1f}" for m, d in grouped[name].to_numpy()] for name in columns
+        name: [f"{m:.1f} ± {d:.1f}" if d == d else f"{m:.1f}" if m == m else "" for m, d in grouped[name].to_numpy()]
+        for name in columns
     }
     return pd.DataFrame(shown, index=grouped.index).assign(seeds=table.groupby(keys, sort=False).size())
 

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -51,6 +52,9 @@ def test_three_ways_to_choose():
     assert curves.selections(curve, history) == {"last": 2, "synthetic": 0, curves.ORACLE: 1}
     history.validation = pd.DataFrame({"step": [5], "score": [1.0]})
     assert "synthetic" not in curves.selections(curve, history)
+    history.validation = pd.DataFrame()  # the paper profile looks at nothing on the way
+    assert np.isnan(curves.held_out_scores(curve, history)).all()
+    assert set(curves.selections(curve, history)) == {"last", curves.ORACLE}
 
 
 def test_records_give_back_curves_and_spread_over_seeds(tmp_path, monkeypatch):
