@@ -206,6 +206,12 @@ def rotated(image: np.ndarray, degrees: float) -> np.ndarray:
 
 
 def folder(name: str) -> Path | None:
-    """A folder of source images: as given, or by its name below `data/`; None for ""."""
-    below_data = data_dir() / name
-    return None if not name else below_data if not Path(name).is_dir() and below_data.is_dir() else Path(name)
+    """A folder of source images: as given, or by its name below `data/`.
+
+    None for "", and for a name with a question mark ("dtd?") whose folder is not there.
+    """
+    name, optional = name.removesuffix("?"), name.endswith("?")
+    if not name:
+        return None
+    found = next((place for place in (Path(name), data_dir() / name) if place.is_dir()), Path(name))
+    return None if optional and not found.is_dir() else found
