@@ -70,9 +70,7 @@ class GlassSettings:
     families: tuple[str, ...] = ("glass_las",)  # of adlib.synthesis, in turn: where local anomalies come from
     bank: int = 0  # make so many local anomalies once and reuse them; 0 makes new ones in every step (paper)
     token_share: float = 1.0  # share of all tokens that a step trains on; the paper takes all
-    textures: str = (
-        ""  # folder of textures, also by its name below data/ ("dtd"; "dtd?": if there); "": made on the spot
-    )
+    textures: str = ""  # folder, also by its name below data/ ("dtd"; "dtd?": if it is there); "": made on the spot
     foreground: str = "rules"  # rules (published rule or auto), none, or a folder <folder>/<category>/<image name>
     lr: float = 1e-4  # learning rate of the adaptor (Adam, weight decay 1e-5)
     lr_discriminator: float = 2e-4  # of the discriminator (AdamW, weight decay 0.01)
