@@ -87,13 +87,31 @@ class Study:
         place = {"dataset": self.dataset, "category": self.category, "seed": self.seed}
         own = self.table.assign(**place)
         own = own[[*place, *(column for column in own if column not in place)]]
-        before = read(self.name, self.profile)
-        if len(before):
-            before = before[(before[list(place)] != pd.Series(place)).any(axis=1)]
-        file = results_dir() / "studies" / f"{self.name}_{self.profile}.csv"
-        with atomic_path(file) as temporary:
-            pd.concat([before, own]).to_csv(temporary, index=False, float_format="%.5g")
-        return file
+        write_rows(f"{self.name}_{self.profile}", own, keys=list(place), float_format="%.5g")
+        return results_dir() / "studies" / f"{self.name}_{self.profile}.csv"
+
+
+def write_rows(name: str, rows: pd.DataFrame, keys=(), order: str | None = None, float_format: str | None = None):
+    """Add rows to `results/studies/<name>.csv`, in place of those there that agree with a new one in all `keys`.
+
+    Args:
+        rows: what was measured.
+        keys: columns; without any nothing is replaced.
+        order: column to sort the whole by, or None to leave the new rows at the end.
+
+    Returns:
+        the whole table.
+    """
+    file = results_dir() / "studies" / f"{name}.csv"
+    if file.is_file():
+        old = pd.read_csv(file)
+        if keys:
+            old = old[~pd.MultiIndex.from_frame(old[list(keys)]).isin(pd.MultiIndex.from_frame(rows[list(keys)]))]
+        rows = pd.concat([old, rows])
+    rows = rows.sort_values(order, kind="stable") if order else rows
+    with atomic_path(file) as temporary:
+        rows.to_csv(temporary, index=False, float_format=float_format)
+    return rows
 
 
 def read(name: str, profile: str) -> pd.DataFrame:

@@ -19,11 +19,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from adlib import datasets, images, metrics, synthesis
+from adlib import datasets, images, metrics, studies, synthesis
 from adlib.methods.glass import Glass, optimizers, some_rows, token_labels
 from adlib.methods.glass_step import Ensemble, Network
 from adlib.methods.patchcore import upsample_and_smooth
-from adlib.paths import atomic_path, results_dir
 from adlib.support import top_mean
 
 HELD_OUT_FAMILIES = ("cutpaste", "cutpaste_scar", "nsa")
@@ -222,7 +221,6 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    file = results_dir() / "studies" / "glass_accuracy.csv"
     tokens = {}
     for number in range(len(VARIANTS)) if options.only is None else options.only:
         size = VARIANTS[number].patch_size
@@ -231,6 +229,4 @@ if __name__ == "__main__":
         for seed in options.seeds:
             rows = [{"category": options.category} | row for row in run(tokens[size], VARIANTS[number], seed)]
             print(pd.DataFrame(rows).to_string(header=seed == options.seeds[0], index=False), flush=True)
-            table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
-            with atomic_path(file) as temporary:
-                pd.concat([table, pd.DataFrame(rows)]).to_csv(temporary, index=False)
+            studies.write_rows("glass_accuracy", pd.DataFrame(rows))

@@ -13,10 +13,9 @@ import argparse
 import pandas as pd
 import torch
 
-from adlib import clustering, datasets, profiles
+from adlib import clustering, datasets, profiles, studies
 from adlib.images import batches
 from adlib.methods.contrastive import Contrastive
-from adlib.paths import atomic_path, results_dir
 from adlib.synthesis import SyntheticSplit
 
 FAMILIES = ("cutpaste", "cutpaste_scar", "nsa", "perlin_dtd")
@@ -71,16 +70,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=CHANGES, help="only these changes; other rows of the file stay")
     arguments = parser.parse_args()
     changes = {name: CHANGES[name] for name in arguments.only or CHANGES}
-    file, keys = results_dir() / "studies" / "relative_contrastive.csv", ["category", "seed", "change"]
     for category in arguments.categories:
         for seed in arguments.seeds:
             for rows in study(category, seed, changes):
-                if file.is_file():
-                    old = pd.read_csv(file)
-                    same = old[keys].eq(rows[keys].iloc[0]).all(axis=1)
-                    rows = pd.concat([old[~same], rows])
-                with atomic_path(file) as temporary:
-                    rows.to_csv(temporary, index=False, float_format="%.4f")
+                keys = ["category", "seed", "change"]
+                studies.write_rows("relative_contrastive", rows, keys, float_format="%.4f")
 
 
 if __name__ == "__main__":

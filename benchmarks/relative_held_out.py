@@ -11,20 +11,8 @@ import time
 
 import pandas as pd
 
-from adlib import held_out
-from adlib.paths import atomic_path, results_dir
+from adlib import held_out, studies
 from adlib.settings import parse_overrides
-
-
-def write(table: pd.DataFrame, name: str, seeds) -> pd.DataFrame:
-    """Write the rows of these seeds; those of others stay. Return all."""
-    file = results_dir() / "studies" / f"{name}.csv"
-    if file.is_file():
-        old = pd.read_csv(file)
-        table = pd.concat([old[~old.seed.isin(seeds)], table]).sort_values("seed", kind="stable")
-    with atomic_path(file) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.4f")
-    return table
 
 
 def main() -> None:
@@ -53,8 +41,9 @@ def main() -> None:
         report=report,
     )
     if not arguments.methods:
-        found = write(found, f"{prefix}relative_held_out", arguments.seeds)
-        write(pd.DataFrame(swaps), f"{prefix}relative_context_swap", arguments.seeds)
+        own = {"keys": ["seed"], "order": "seed", "float_format": "%.4f"}  # the rows of other seeds stay
+        found = studies.write_rows(f"{prefix}relative_held_out", found, **own)
+        studies.write_rows(f"{prefix}relative_context_swap", pd.DataFrame(swaps), **own)
     print(held_out.summarise(found).round(3).to_string())
 
 

@@ -12,10 +12,9 @@ import time
 
 import pandas as pd
 
-from adlib import episodes, held_out, profiles
+from adlib import episodes, held_out, profiles, studies
 from adlib.methods.few_shot import FewShot
 from adlib.methods.unified import Unified
-from adlib.paths import atomic_path, results_dir
 
 # name: changes of settings; what is no setting is done in `study`
 CHANGES = {
@@ -79,7 +78,6 @@ def main() -> None:
     method = Unified(**profiles.method_settings("smoke", "unified") | common)
     pools = make_pools(method, foreign=True)
     without = make_pools(method, foreign=False) if "no foreign normals" in chosen else None
-    file = results_dir() / "studies" / "unified_training.csv"
     for change in chosen:
         trained_on = without if change == "no foreign normals" else pools
         rows = [
@@ -90,11 +88,7 @@ def main() -> None:
         found = pd.concat(rows)
         print(f"{time.perf_counter() - started:5.0f} s {change}", flush=True)
         print(found.groupby("step")[["image_auroc", "cell_ap"]].mean().round(4).T.to_string(), flush=True)
-        if file.is_file():
-            old = pd.read_csv(file)
-            found = pd.concat([old[old.change != change], found])
-        with atomic_path(file) as temporary:
-            found.to_csv(temporary, index=False, float_format="%.4f")
+        studies.write_rows("unified_training", found, keys=["change"], float_format="%.4f")
 
 
 if __name__ == "__main__":

@@ -19,11 +19,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from adlib import datasets, images, metrics, synthesis, training
+from adlib import datasets, images, metrics, studies, synthesis, training
 from adlib.methods import ulsad_maps, ulsad_step
 from adlib.methods.reconstruction import epoch_rows, to_grid
 from adlib.methods.ulsad import ULSAD, channel_statistics, disturbed
-from adlib.paths import atomic_path, results_dir
 
 FAMILIES = ("cutpaste", "cutpaste_scar", "nsa")
 SIZE, GRID, CHANNELS, N_SAMPLE = 256, (32, 32), 96, 128
@@ -160,12 +159,9 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    file = results_dir() / "studies" / "ulsad_accuracy.csv"
     features = load(options)
     for number in range(len(VARIANTS)) if options.only is None else options.only:
         for seed in options.seeds:
             rows = [{"category": options.category} | row for row in run(features, VARIANTS[number], seed)]
             print(pd.DataFrame(rows).to_string(index=False), flush=True)
-            table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
-            with atomic_path(file) as temporary:
-                pd.concat([table, pd.DataFrame(rows)]).to_csv(temporary, index=False)
+            studies.write_rows("ulsad_accuracy", pd.DataFrame(rows))

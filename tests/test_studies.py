@@ -269,3 +269,14 @@ def test_committed_studies_hold_fractions_and_say_what_they_rest_on():
         assert {"dataset", "category", "seed", "n_train", "n_test", *studies.METRICS} <= set(table), file.name
         assert table[list(studies.METRICS)].stack().dropna().between(0, 1).all(), file.name
         assert not table.select_dtypes("object").stack().astype(str).str.contains("/").any(), file.name
+
+
+def test_rows_replace_those_with_the_same_keys_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
+    rows = pd.DataFrame({"seed": [1, 1, 0], "change": ["a", "b", "a"], "value": [1.0, 2.0, 3.0]})
+    studies.write_rows("some", rows)
+    new = pd.DataFrame({"seed": [1], "change": ["a"], "value": [9.0]})
+    assert studies.write_rows("some", new, keys=["seed", "change"]).value.tolist() == [2.0, 3.0, 9.0]
+    assert studies.write_rows("some", new, keys=["change"], order="seed").value.tolist() == [2.0, 9.0]
+    assert len(studies.write_rows("some", new)) == 3  # without keys nothing goes
+    assert len(pd.read_csv(tmp_path / "studies" / "some.csv")) == 3

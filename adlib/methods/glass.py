@@ -435,12 +435,13 @@ class Glass:
 
 def optimizers(network: Network | Ensemble, lr: float, lr_discriminator: float) -> list[torch.optim.Optimizer]:
     """The two optimisers: Adam with weight decay 1e-5 for the adaptor, AdamW with decay 0.01 for the discriminator."""
-    networks = network if isinstance(network, Ensemble) else [network]
-    adaptors = [p for one in networks for p in one.adaptor.parameters()]
-    discriminators = [p for one in networks for p in one.discriminator.parameters()]
+
+    def parts(kind):  # of every head
+        return [parameter for name, parameter in network.named_parameters() if kind in name.split(".")]
+
     return [
-        torch.optim.Adam(adaptors, lr=lr, weight_decay=1e-5),
-        torch.optim.AdamW(discriminators, lr=lr_discriminator),
+        torch.optim.Adam(parts("adaptor"), lr=lr, weight_decay=1e-5),
+        torch.optim.AdamW(parts("discriminator"), lr=lr_discriminator),
     ]
 
 

@@ -29,7 +29,7 @@ from adlib.methods import Scores
 from adlib.methods.pagmfr_network import NORMS, TERMS, PAGMFRModel, check_terms, losses, to_grid
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.methods.reconstruction import split_normals, synthetic_images, synthetic_score
-from adlib.methods.ulsad_maps import level_of, peaks_at_the_border, whitened_maps, whitening
+from adlib.methods.ulsad_maps import peaks_at_the_border, place_statistics, whitened_maps, whitening
 from adlib.pairs import Pairs, PairSettings
 from adlib.settings import as_dict, build, choice
 from adlib.support import below, check_fingerprint
@@ -376,8 +376,8 @@ def level_and_spread(maps: torch.Tensor, by_position: bool, prior: float = 10.0)
     """
     if not by_position:
         return maps.mean(dim=(0, 2, 3), keepdim=True), maps.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6)
-    level = level_of(maps, prior)
-    return level[None], level_of((maps - level).square(), prior).sqrt().clamp_min(1e-6)[None]
+    level, spread = place_statistics(maps, prior)
+    return level[None], spread[None]
 
 
 def _spread_out(images: np.ndarray, n: int) -> np.ndarray:
