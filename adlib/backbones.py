@@ -80,6 +80,32 @@ class Backbone(nn.Module):
         return features
 
 
+class LastStage(nn.Module):
+    """The module of a backbone that makes its deepest feature map, to be trained in place.
+
+    Its batch normalisation keeps the statistics of the pre-training: those of a handful of images say less.
+
+    Args:
+        backbone: made with `fold=False`.
+    """
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        name = backbone.model.feature_info.module_name()[-1]
+        modules = dict(backbone.model.named_modules())
+        # Some timm wrappers flatten the name.
+        found = next((modules[n] for n in (name, name.replace(".", "_")) if n in modules), None)
+        if found is None:
+            raise InputError(
+                f"stage {name!r} of backbone {backbone.name!r} cannot be trained; leave train_last_stage off"
+            )
+        self.stage = found.requires_grad_(True)
+
+    def train(self, mode: bool = True):
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+
 def create(
     name: str = DEFAULT_BACKBONE,
     stages: tuple[int | str, ...] = (2, 3),

@@ -3,9 +3,11 @@
     pool = build_pool(train, describe, resize, seed=0)           features of one category, made once
     episode = draw(pool, rng, shots=(1, 2, 4), swap=0.2)         a query, its support, and what is anomalous here
 
-The encoder is frozen, so a pool is made once and episodes are cut out of cached features. A pool holds normal images
-and pseudo-anomalies in *styles*: one family with one source of foreign material, painted onto several hosts. A style
-can then serve as a defect, or, in a *context swap*, be declared acceptable by showing it in the support.
+Where the encoder is frozen, a pool is made once and episodes are cut out of cached features; where its last stage is
+trained, the pool keeps images (`describe` hands them through) and the method describes them in every step. A pool
+holds normal images and pseudo-anomalies in *styles*: one family with one source of foreign material, painted onto
+several hosts. A style can then serve as a defect, or, in a *context swap*, be declared acceptable by showing it in the
+support.
 """
 
 from typing import NamedTuple
@@ -99,6 +101,7 @@ def build_pool(
     n_normals: int = 24,
     n_styles: int = 9,
     families: tuple[str, ...] = (),
+    grid: tuple[int, int] | None = None,
 ) -> Pool:
     """Make the cached features of a category.
 
@@ -111,6 +114,7 @@ def build_pool(
             normal there is anomalous here.
         n_normals: normal images, at most; n_styles: styles of pseudo-anomaly, each on `HOSTS` hosts.
         families: of `adlib.synthesis`, one a style in turn; () for a mix of foreign patches, CutPaste, NSA, textures.
+        grid: (h, w) of the cells that defects are counted in; None for that of the first stage.
     """
     rng = np.random.default_rng(seed)
     chosen = table.iloc[np.sort(rng.permutation(len(table))[:n_normals])]
@@ -132,7 +136,7 @@ def build_pool(
             painted.append(image)
             masks.append(mask)
     defective = [f.unflatten(0, (n_styles, n_hosts)) for f in _describe(to_tensor(painted), describe)]
-    coverage = cell_coverage(masks, tuple(normal[0].shape[2:])).unflatten(0, (n_styles, n_hosts))
+    coverage = cell_coverage(masks, grid or tuple(normal[0].shape[2:])).unflatten(0, (n_styles, n_hosts))
     category = str(table.category.iloc[0])
     return Pool(category, normal, augmented, defective, np.stack(hosts), coverage, tuple(styles))
 
@@ -248,10 +252,9 @@ def make_pools(tables: dict, validation: dict | None, describe, resize: Resize, 
     return pools, validation_pools
 
 
-def kept_rows(rng: np.random.Generator, support: torch.Tensor, n_rows: int) -> torch.Tensor:
-    """Draw which support patches (k, C, h, w) a training episode keeps: int64 (at most n_rows,)."""
-    total = support.shape[0] * support.shape[2] * support.shape[3]
-    return torch.from_numpy(np.sort(rng.permutation(total)[:n_rows]))
+def kept_rows(rng: np.random.Generator, k: int, grid: tuple[int, int], n_rows: int) -> torch.Tensor:
+    """Draw which patches of a support of k images, cut into (h, w) each, a step keeps: int64 (at most n_rows,)."""
+    return torch.from_numpy(np.sort(rng.permutation(k * grid[0] * grid[1])[:n_rows]))
 
 
 def fixed_episodes(pools, shots: tuple[int, ...], seed: int, n: int = 48) -> list[Episode]:

@@ -18,7 +18,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
-from adlib import datasets, episodes, images, metrics, profiles, thresholds
+from adlib import datasets, images, metrics, profiles, thresholds
 from adlib.methods.few_shot import FewShot
 from adlib.methods.padim import Padim
 from adlib.methods.patchcore import PatchCore
@@ -152,13 +152,10 @@ def study(
     for trained_on, held_out in folds:
         sizes = detectors(k, 0, training or {}, common or {})["unified, trained"]
         probe = _share(sizes[0](**sizes[1]), cached)
-        s = probe.settings
         pools = None
         if any(name.endswith(", trained") for name in methods or detectors(k, 0, {}, {})):
             tables = {name: load(name, data_root)[0] for name in trained_on}
-            pools, validation_pools = episodes.make_pools(
-                tables, None, probe.describe, probe.resize, 0, n_normals=s.pool_normals, n_styles=s.pool_styles
-            )
+            pools, validation_pools = probe.make_pools(tables, None, seed=0)
         tests = {name: load(name, data_root) for name in held_out}
         tests = {name: (train, read_queries(test, probe.resize, n_test)) for name, (train, test) in tests.items()}
         for seed in seeds:
@@ -253,6 +250,8 @@ def swap_answer(swap: pd.DataFrame, kind: str, threshold: float) -> dict:
 
 
 def _share(method, cached: dict):
+    if getattr(method.settings, "train_last_stage", False):
+        return method  # what one detector trains is not for the others
     method.backbone = cached.setdefault(method.backbone.fingerprint, CachedBackbone(method.backbone))
     return method
 

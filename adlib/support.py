@@ -233,6 +233,8 @@ def load_modules(path, modules: dict[str, nn.Module], backbone) -> None:
         raise InputError(f"{path}: no readable file of trained weights (.safetensors); train first") from None
     if fingerprint != backbone.fingerprint:
         raise InputError(f"{path} was trained on another backbone, stages or weights than {backbone.name!r} here")
+    if unknown := ", ".join(sorted({key.split(".")[0] for key in tensors} - set(modules))):
+        raise InputError(f"{path} holds {unknown}, which these settings do not have (another method?)")
     try:
         for name, module in modules.items():
             module.load_state_dict(below(f"{name}.", tensors))

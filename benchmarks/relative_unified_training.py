@@ -31,6 +31,7 @@ CHANGES = {
     "head sees channels": {"head_input": "channels"},
     "four-shot supports only": {"shots": [4]},
     "no directions": {"whiten": 1.0},
+    "last stage trained too": {"train_last_stage": True},
     "few-shot similarity": {},  # the other method that is trained on episodes, for comparison
 }
 FROZEN = {"head only": "projection", "projection only": "head"}
@@ -43,9 +44,10 @@ def make_pools(method: Unified, foreign: bool) -> dict:
     return {
         name: episodes.build_pool(
             table,
-            method.describe,
+            method.cached,
             method.resize,
             seed=0,
+            grid=method.grids()[0],
             foreign=[p for other, found in paths.items() if other != name for p in found] if foreign else (),
             n_normals=s.pool_normals,
             n_styles=s.pool_styles,
@@ -77,11 +79,15 @@ def main() -> None:
     common = {"steps": arguments.steps, "validate_every": arguments.every, "selection": "last", "pool_normals": 24}
     method = Unified(**profiles.method_settings("smoke", "unified") | common)
     pools = make_pools(method, foreign=True)
-    without = make_pools(method, foreign=False) if "no foreign normals" in chosen else None
     for change in chosen:
-        trained_on = without if change == "no foreign normals" else pools
+        trained_on = judging = pools
+        if change == "no foreign normals":
+            trained_on = make_pools(method, foreign=False)
+        elif change == "last stage trained too":
+            with_stage = Unified(**profiles.method_settings("smoke", "unified") | common | CHANGES[change])
+            trained_on = judging = make_pools(with_stage, foreign=True)
         rows = [
-            study(change, trained_on, judge, seed, common, judging=pools)
+            study(change, trained_on, judge, seed, common, judging=judging)
             for judge in arguments.judges
             for seed in arguments.seeds
         ]

@@ -218,6 +218,31 @@ def test_training_starts_at_the_detector_and_leaves_the_backbone(train, fitted, 
         FewShot(**SMALL | {"trained": str(tmp_path / "none.safetensors")})
 
 
+@pytest.mark.parametrize("cls", [FewShot, Unified])
+def test_the_last_stage_can_be_trained_too(cls, train, tmp_path):
+    """Only that stage changes, its statistics stay, and what was learnt goes where the weights are written."""
+    asked = SMALL | {"train_last_stage": True, "learning_rate": 0.01, "selection": "last", "pool_styles": 2}
+    method = cls(**asked)
+    before = {key: value.clone() for key, value in method.backbone.state_dict().items()}
+    query = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    plain = method.fit(train).score(query).map
+    np.testing.assert_allclose(plain, cls(**SMALL).fit(train).score(query).map, atol=1e-4)  # folded or not
+    method.train_episodes({"one": train, "two": train}).fit(train)
+    changed = {k for k, v in method.backbone.state_dict().items() if not torch.equal(v, before[k])}
+    last = method.backbone.model.feature_info.module_name()[-1]
+    assert changed
+    assert all(key.startswith(f"model.{last}") and "running" not in key for key in changed)
+
+    method.save_trained(tmp_path / "stage.safetensors")
+    found = method.score(query).map
+    loaded = cls(**asked | {"trained": str(tmp_path / "stage.safetensors")}).fit(train)
+    np.testing.assert_array_equal(loaded.score(query).map, found)
+    method.save(tmp_path / "model")
+    np.testing.assert_array_equal(cls.load(tmp_path / "model").score(query).map, found)
+    with pytest.raises(InputError, match="last_stage, which these settings do not have"):
+        cls(**SMALL | {"trained": str(tmp_path / "stage.safetensors")})
+
+
 def test_a_category_to_train_on_is_needed(fitted):
     with pytest.raises(InputError, match="no category to train on"):
         fitted.train_episodes({})

@@ -155,7 +155,7 @@ def test_gradients_reach_projection_and_head_only(fitted, train):
     torch.nn.init.constant_(method.modules["head"].layers[-1].weight, 0.1)
     torch.nn.init.constant_(method.projection.mlps[0][2].weight, 0.01)
     episode = episodes.draw(pool, np.random.default_rng(1), shots=(2,), clean=0.0)
-    keep = [episodes.kept_rows(np.random.default_rng(0), f, 64) for f in episode.support]
+    keep = [episodes.kept_rows(np.random.default_rng(0), len(f), f.shape[2:], 64) for f in episode.support]
     sum(method.episode_losses(method.modules, episode, keep).values()).backward()
     assert all(p.grad is not None for p in method.modules["head"].parameters())
     assert all(p.grad is not None for p in method.projection.mlps.parameters())

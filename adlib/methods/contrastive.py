@@ -137,7 +137,7 @@ class Contrastive:
         neck = Neck(self.backbone.channels, s.width, s.dim, grid_stage, s.seed)
         self.modules = {"neck": neck.to(self.device).eval()}
         if s.train_last_stage:
-            self.modules["last_stage"] = last_stage(self.backbone).requires_grad_(True)
+            self.modules["last_stage"] = backbones.LastStage(self.backbone)
         self.history = None
 
     def features(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -339,13 +339,3 @@ class Contrastive:
             method.normal_scores = tensors["normal_scores"].numpy()
             method.normal_map_maxima = tensors["normal_map_maxima"].numpy()
         return method
-
-
-def last_stage(backbone) -> nn.Module:
-    """Return the module that makes the deepest feature map of a backbone."""
-    name = backbone.model.feature_info.module_name()[-1]
-    modules = dict(backbone.model.named_modules())
-    for candidate in (name, name.replace(".", "_")):  # some timm wrappers flatten the name
-        if candidate in modules:
-            return modules[candidate]
-    raise InputError(f"stage {name!r} of backbone {backbone.name!r} cannot be trained; leave train_last_stage off")

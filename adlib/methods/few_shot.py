@@ -88,6 +88,7 @@ class SupportSettings:
     pool_normals: int = 24  # normal images of each training category, at most
     pool_styles: int = 9  # styles of pseudo-anomaly of each training category, on five images each
     rows: int = 1024  # support patches a stage that a training episode keeps
+    train_last_stage: bool = False  # train the encoder's last stage too, at a tenth of the learning rate
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     contrastive: str = "nearest_positive"  # see adlib.losses.contrastive_loss
@@ -187,8 +188,11 @@ class FewShot:
         size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
         self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
         self.device = backbones.default_device()
-        self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
+        self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw, fold=not s.train_last_stage)
+        self.backbone.to(self.device)
         self.modules = {name: module.to(self.device).eval() for name, module in self.make_modules().items()}
+        if s.train_last_stage:
+            self.modules["last_stage"] = backbones.LastStage(self.backbone)
         if s.trained:
             load_modules(s.trained, self.modules, self.backbone)
         self.history, self.trained_on = None, []
@@ -210,7 +214,10 @@ class FewShot:
     def describe(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Describe images (B, 3, H, W) in [0, 1] as patches, (B, C_l, h_l, w_l) a stage."""
         with torch.no_grad():
-            return describe(self.backbone(images.to(self.device)), self.settings.patch_size, self.settings.layer_norm)
+            return self._describe(images)
+
+    def _describe(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return describe(self.backbone(images.to(self.device)), self.settings.patch_size, self.settings.layer_norm)
 
     def condition(self, images: torch.Tensor) -> list[Memory]:
         """Take in a support (k, 3, H, W) in [0, 1]; repeated images count once."""
@@ -318,23 +325,24 @@ class FewShot:
     def train_episodes(self, tables: dict, validation: dict | None = None, pools=None, validation_pools=None):
         """Train the projection on episodes of other categories than the one that will be tested.
 
+        With `train_last_stage` the deepest stage of the encoder learns too; then pools hold images, not features.
+
         Args:
             tables: category -> table of normal training images.
             validation: the same of categories that are left out of the training, to select by; by default the last
                 seventh of each training category's normals.
-            pools, validation_pools: lists of `episodes.Pool` made before, instead of the tables.
+            pools, validation_pools: lists of `episodes.Pool` made before (`make_pools`), instead of the tables.
         """
         s = self.settings
         if pools is None:
-            pools, validation_pools = episodes.make_pools(
-                tables, validation, self.describe, self.resize, s.seed, n_normals=s.pool_normals, n_styles=s.pool_styles
-            )
+            pools, validation_pools = self.make_pools(tables, validation, s.seed)
+        grids = self.grids()
 
         def make_batch(step):
             rng = training.step_generator(s.seed, step)
             chosen = rng.permutation(len(pools))[: s.episodes]
             drawn = [episodes.draw(pools[i], rng, s.shots, s.clean, s.swap) for i in chosen]
-            return [(e, [episodes.kept_rows(rng, f, s.rows) for f in e.support]) for e in drawn]
+            return [(e, [episodes.kept_rows(rng, len(e.support[0]), g, s.rows) for g in grids]) for e in drawn]
 
         def compute_losses(modules, batch, step):
             terms = [self.episode_losses(modules, episode, keep) for episode, keep in batch]
@@ -343,8 +351,9 @@ class FewShot:
         fixed = episodes.fixed_episodes(validation_pools, s.shots, s.seed)
         untrained = {name: copy.deepcopy(module.state_dict()) for name, module in self.modules.items()}
         before = episodes.validation_scores(fixed, self._episode_cells) if fixed else None
-        parameters = [p for module in self.modules.values() for p in module.parameters()]
-        optimizer = torch.optim.AdamW(parameters, s.learning_rate, weight_decay=s.weight_decay)
+        rates = {name: s.learning_rate * (0.1 if name == "last_stage" else 1) for name in self.modules}
+        groups = [{"params": list(module.parameters()), "lr": rates[name]} for name, module in self.modules.items()]
+        optimizer = torch.optim.AdamW(groups, weight_decay=s.weight_decay)
         self.history = training.train(
             self.modules,
             [optimizer],
@@ -371,16 +380,39 @@ class FewShot:
             self.history.validation = pd.concat([first, self.history.validation], ignore_index=True)
         return self
 
+    def make_pools(self, tables: dict, validation: dict | None, seed: int):
+        """Make what episodes are cut from, for training and for validation; see `train_episodes`."""
+        s = self.settings
+        sizes = {"n_normals": s.pool_normals, "n_styles": s.pool_styles, "grid": self.grids()[0]}
+        return episodes.make_pools(tables, validation, self.cached, self.resize, seed, **sizes)
+
+    def cached(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """What a pool keeps of images (B, 3, H, W): their features, or with `train_last_stage` the images."""
+        return [images] if self.settings.train_last_stage else self.describe(images)
+
+    def grids(self) -> list[tuple[int, int]]:
+        """(h_l, w_l) of each stage."""
+        return [tuple(f.shape[2:]) for f in self.describe(torch.zeros(1, 3, *self.resize.hw))]
+
+    def _with_features(self, episode):
+        """Describe an episode whose pool holds images; leave one with features as it is."""
+        if not self.settings.train_last_stage:
+            return episode
+        images = episode.query[0][None], episode.support[0], episode.augmented[0]
+        query, support, augmented = (self._describe(part) for part in images)
+        return episode._replace(query=[f[0] for f in query], support=support, augmented=augmented)
+
     def _episode_cells(self, episode) -> torch.Tensor:
         """Anomaly of the cells (h, w) of an episode's query."""
         with torch.no_grad():
+            episode = self._with_features(episode)
             query = [f[None].to(self.device) for f in episode.query]
             context = self._remember([f.to(self.device) for f in episode.support], episode.augmented)
             return self.cells(query, context)[0].cpu()
 
     def episode_losses(self, modules, episode, keep) -> dict[str, torch.Tensor]:
         """Focal, Dice and contrastive loss of one episode; `keep`: the support patches used, a stage."""
-        s, projection = self.settings, modules["projection"]
+        s, projection, episode = self.settings, modules["projection"], self._with_features(episode)
         target, valid = (x.to(self.device) for x in episodes.cell_targets(episode.coverage))
         grids, contrast = [], []
         for stage, (query, support) in enumerate(zip(episode.query, episode.support, strict=True)):

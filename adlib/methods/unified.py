@@ -255,9 +255,10 @@ class Unified(FewShot):
             if n_images == 1:
                 others = to_rows(augmented[stage].to(rows.device))
                 other_image = torch.full((len(others),), -1, device=rows.device)
-            whiten = whitening(nearest_elsewhere(rows, image, others, other_image), self.settings.whiten)
+            # Yardsticks are givens of the context: no gradient stretches them (and that of equal eigenvalues is NaN).
+            with torch.no_grad():
+                whiten = whitening(nearest_elsewhere(rows, image, others, other_image), self.settings.whiten)
             z = projection(stage, (rows - mean) @ whiten)
-            # A yardstick is a given of the context: no gradient stretches it.
             with torch.no_grad():
                 z_others = projection(stage, (others - mean) @ whiten) if n_images == 1 else z
                 delta = yardsticks(z.detach(), image, z_others.detach(), other_image, self.settings.shrink)
@@ -346,7 +347,7 @@ class Unified(FewShot):
 
     def episode_losses(self, modules, episode, keep) -> dict[str, torch.Tensor]:
         """Focal, Dice, contrastive, image-level and calibration loss of one episode."""
-        s = self.settings
+        s, episode = self.settings, self._with_features(episode)
         target, valid = (x.to(self.device) for x in episodes.cell_targets(episode.coverage))
         support = [f.to(self.device) for f in episode.support]
         context = self._remember(support, episode.augmented, keep=keep, projection=modules["projection"])
