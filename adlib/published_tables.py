@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from adlib import published
+from adlib import methods, published
 from adlib.datasets.catalogue import DATASETS
+from adlib.settings import as_dict
 from adlib.tables import (
     LEGEND,
     MAIN_METRICS,
@@ -32,6 +33,9 @@ REFERENCES = {
 # Backbones of records whose sources call them otherwise.
 BACKBONE_NAMES = {"wide_resnet50_2.tv_in1k": "WideResNet50-2", "wide_resnet50_2": "WideResNet50-2"}
 PUBLISHED_NAMES = {"image_auroc": "image_auroc", "pixel_auroc": "pixel_auroc", "aupro_30": "pro"}
+# Settings that change no number, or that a difference of its own names; and how many others are named in one cell.
+NOT_SETTINGS = ("seed", "backbone", "image_size", "weights", "batch_size", "max_memory", "trained", "checkpoint")
+N_NAMED = 6
 TABLE_ONE = "pagmfr_table1.csv"  # one paper's table of itself and seven others
 MARKS = "† second-hand: read in a transcription, a digest or a summary page. ‡ read off a figure."
 
@@ -145,6 +149,15 @@ def known_differences(reference, record, whole: bool = False) -> list[str]:
         found.append("the source chose its step on the test set")
     if reference.metric == "pro":
         found.append("another PRO routine")
+    own = methods.get(record.method).Settings()
+    others = [
+        name
+        for name, value in record.parameters.items()
+        if name not in NOT_SETTINGS and hasattr(own, name) and as_dict(own)[name] != value
+    ]
+    if others:
+        more = f" and {len(others) - N_NAMED} more" if len(others) > N_NAMED else ""
+        found.append(f"settings other than the published ones: {', '.join(others[:N_NAMED])}{more}")
     return found
 
 
@@ -201,12 +214,17 @@ def _remarks(part: pd.DataFrame) -> list[str]:
 def means(few_shot: bool) -> Table:
     """Published means over all categories: image and pixel AUROC and PRO of every data set, with or without shots."""
     numbers = published.load()
-    part = numbers[(numbers.category == "mean") & numbers.metric.isin(PUBLISHED_NAMES.values())]
-    part = part[~part.evidence.isin(published.UNPRINTED) & (part.method.str.contains("-shot") == few_shot)]
+    part = numbers[(numbers.category == "mean") & ~numbers.evidence.isin(published.UNPRINTED)]
+    part = part[part.method.str.contains("-shot") == few_shot]
+    keys = ["dataset", "method", "backbone", "image_size", "selection", "source"]
+    deviations = {(*row[keys], row.metric.removesuffix("_sd")): row.printed for _, row in part.iterrows()
+                  if row.metric.endswith("_sd")}  # fmt: skip
+    part = part[part.metric.isin(PUBLISHED_NAMES.values())]
     lines = {}
-    for row in part.itertuples():
-        key = (row.dataset, row.method, row.backbone, row.image_size, row.selection, row.source)
-        lines.setdefault(key, {})[row.metric] = published.marked(row.printed, row.evidence)
+    for _, row in part.iterrows():
+        key = tuple(row[keys])
+        deviation = f" ± {deviations[*key, row.metric]}" if (*key, row.metric) in deviations else ""
+        lines.setdefault(key, {})[row.metric] = published.marked(row.printed + deviation, row.evidence)
     names = ("data", "method", "image AUROC", "pixel AUROC", "PRO", "backbone", "image size", "selection", "source")
     text = pd.DataFrame(
         [
@@ -219,9 +237,10 @@ def means(few_shot: bool) -> Table:
     text = text.sort_values("data", key=lambda column: column.map(order.index), kind="stable").reset_index(drop=True)
     empty = [dataset for dataset in PAPER_DATASETS if dataset not in set(text.data)]
     notes = (
-        f"Percent, mean over the categories as printed. {MARKS} Blank: not known.",
+        f"Percent, mean over the categories as printed, ± as printed. {MARKS} Blank: not known.",
         "Selection: none, nothing is trained; test, the step was chosen on the test set.",
         *([f"No published mean at hand: {', '.join(empty)}."] if empty else []),
+        *_remarks(part),
     )
     kind = "few-shot means" if few_shot else "means"
     name = "published_few_shot" if few_shot else "published_means"

@@ -87,15 +87,16 @@ def complete_block(table: pd.DataFrame) -> pd.DataFrame:
 
     Largest by number of cells; of equal parts the one with more data sets. Methods of at least two, or nothing.
     """
-    present = table.notna()
+    present, shared = table.notna(), set()
+    for row in present.drop_duplicates().to_numpy():  # a maximal block has the methods that some rows share
+        own = frozenset(present.columns[row])
+        shared |= {own} | {own & other for other in shared}
     best = table.iloc[:0]
-    for row in present.drop_duplicates().to_numpy():  # every maximal block has the methods of some row, or fewer
-        columns = present.columns[row]
-        for other in present.drop_duplicates().to_numpy():
-            shared = columns[[bool(flag) for flag in other[row]]]
-            block = table.loc[present[shared].all(axis=1), shared] if len(shared) > 1 else table.iloc[:0]
-            if (block.size, len(block)) > (best.size, len(best)):
-                best = block
+    for chosen in sorted(shared, key=lambda names: [name in names for name in table.columns], reverse=True):
+        columns = [name for name in table.columns if name in chosen]
+        block = table.loc[present[columns].all(axis=1), columns] if len(columns) > 1 else table.iloc[:0]
+        if (block.size, len(block)) > (best.size, len(best)):
+            best = block
     return best
 
 

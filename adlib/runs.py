@@ -13,6 +13,7 @@ import hashlib
 import json
 import platform
 import random
+import re
 import subprocess
 import time
 import zipfile
@@ -218,17 +219,27 @@ def collect(folder=None) -> tuple[pd.DataFrame, list[str]]:
     Returns:
         one row a run: method, dataset, category, profile, seed, the metrics, seconds, memory, `run` (its folder below
         the results) and, as they stand in the record, protocol, parameters, n_images, table_hash and by_kind (None
-        where anomalies are of one kind), sorted; and one line for every record that could not be read.
+        where anomalies are of one kind), sorted; and one line for every record that could not be read, that says it
+        is of another run than its folder, or that repeats another.
     """
     folder = Path(folder) if folder else results_dir() / "runs"
-    rows, damaged = [], []
+    rows, damaged, known = [], [], {}
+    keys = ("profile", "method", "dataset", "category", "seed")
     for file in sorted(folder.rglob("record.json")):
         try:
             record = read_record(file.parent)
         except InputError as error:
             damaged.append(str(error))
             continue
-        keys = ("profile", "method", "dataset", "category", "seed")
+        profile, method, dataset, category, seed = who = tuple(record[key] for key in keys)
+        own, place = f"{profile}/{method}/{dataset}-{category}-seed{seed}", file.parent.relative_to(folder).as_posix()
+        if re.search(r"-seed\d+$", place) and place != own:
+            damaged.append(f"{file} is damaged: it is the record of {own}; put it there or run again")
+            continue
+        if who in known:
+            damaged.append(f"{file} repeats {known[who]}; keep one of them")
+            continue
+        known[who] = file
         rows.append(
             {key: record[key] for key in keys}
             | record["metrics"]
@@ -238,7 +249,7 @@ def collect(folder=None) -> tuple[pd.DataFrame, list[str]]:
                 "score_ms_per_image": record["timing"].get("score_ms_per_image"),
                 "peak_memory_mib": record["peak_memory_mib"],
                 **{key: record.get(key) for key in ("protocol", "parameters", "n_images", "table_hash", "by_kind")},
-                "run": file.parent.relative_to(folder).as_posix(),
+                "run": place,
             }
         )
     table = pd.DataFrame(rows)
@@ -331,7 +342,19 @@ def _problems(record) -> list[str]:
     ]
     if missing or wrong:
         return missing + wrong
-    return [
+    number = lambda value: type(value) in (int, float)  # noqa: E731 - a bool is no number
+    inner = [
+        *(("n_images", key, number) for key in ("train", "test_normal", "test_anomalous")),
+        *(("timing", key, number) for key in ("fit_s", "score_ms_per_image") if key in record["timing"]),
+        *(("protocol", key, lambda value: isinstance(value, str)) for key in ("resolution", "selection")),
+        ("protocol", "image_size", lambda value: value is None or isinstance(value, int | list)),
+    ]
+    bad = [
+        f"{group}.{key} is {record[group].get(key, 'missing')!r}"
+        for group, key, right in inner
+        if key not in record[group] or not right(record[group][key])
+    ]
+    return bad + [
         f"metric {name!r} is {value!r}, not a fraction in [0, 1]"
         for name, value in record["metrics"].items()
         if value is not None and not (type(value) in (int, float) and 0 <= value <= 1)

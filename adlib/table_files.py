@@ -84,16 +84,20 @@ def write_all(profiles: list[str] | None = None, results=None) -> list[Table]:
         the tables, in the order they were written to `<results>/tables`.
     """
     folder = Path(results) if results else results_dir()
-    made = []
-    for profile in profiles if profiles is not None else profiles_at_hand(folder):
+    made, asked = [], profiles if profiles is not None else profiles_at_hand(folder)
+    for profile in asked:
         group = build(profile, folder)
         _write_text(folder / "tables" / f"{profile}_all.tex", document(group))
         made += group
     group = published_tables.build()
     _write_text(folder / "tables" / "published_all.tex", document(group))
     made += group
-    for table in made:
-        write(table, folder)
+    kept = {file.name for table in made for file in write(table, folder)}
+    known = [*profiles_at_hand(folder), "published"]
+    for file in (folder / "tables").iterdir():  # a table whose last record went away goes with it
+        owner = max((name for name in known if file.name.startswith(f"{name}_")), key=len, default="")
+        if owner in (*asked, "published") and file.name not in kept and not file.stem.endswith("_all"):
+            file.unlink()
     return made
 
 

@@ -3,13 +3,14 @@
     records -> cells: mean over seeds, deviation, interval -> tables -> files (`table_files`)
 
 A cell without a record stays visibly empty, a damaged record leaves a mark, and only what was measured alike shares a
-column: records of another image size, resize, evaluation resolution or number of shots, and those whose step was
-chosen on the test set, get a column of their own.
+column: records of another backbone, image size, resize, evaluation resolution or number of shots, and those whose step
+was chosen on the test set, get a column of their own.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -72,6 +73,16 @@ class Table:
     def footnotes(self) -> list[str]:
         """Notes and left-out records, as they stand below a printed table."""
         return [*self.notes, *(f"Left out: {line}." for line in self.left_out)]
+
+
+class KindCell(NamedTuple):
+    """A number of one kind of anomaly: what a row of `make_cells` says of it."""
+
+    mean: float
+    sd: float
+    values: dict
+    seeds: list
+    runs: list
 
 
 @dataclass
@@ -158,23 +169,25 @@ def _mixed_settings(table: pd.DataFrame) -> list[str]:
 def _columns(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Add `column`: the method's name, and in brackets what sets a record's protocol apart from the common one."""
     facts = [_protocol(row) for row in table.itertuples()]
-    common = Counter((fact["size"], fact["resize"], fact["resolution"]) for fact in facts).most_common(1)[0][0]
+    common = {}
+    for name in ("backbone", "size", "resize", "resolution"):
+        counts = Counter(fact[name] for fact in facts if fact[name])
+        common[name] = counts.most_common(1)[0][0] if counts else ""
     selections = {}
     for method, fact in zip(table.method, facts, strict=True):
         selections.setdefault(method, set()).add(fact["selection"])
     columns = []
     for method, fact in zip(table.method, facts, strict=True):
         parts = [fact["shots"]] if fact["shots"] else []
-        parts += [
-            fact[k] for k, usual in zip(("size", "resize", "resolution"), common, strict=True) if fact[k] != usual
-        ]
+        parts += [fact[name] for name, usual in common.items() if fact[name] and fact[name] != usual]
         if fact["selection"] not in HONEST:
             parts.append("oracle: step chosen on the test set")
         elif len(selections[method]) > 1:
             parts.append(f"step: {fact['selection']}")
         columns.append(f"{method} ({', '.join(parts)})" if parts else method)
-    where = "network input size" if common[2] == "input" else f"{common[2]} size"
-    shared = f"{common[0]}, {common[1]}, maps and masks compared at {where}, no step chosen on test images"
+    where = "network input size" if common["resolution"] == "input" else f"{common['resolution']} size"
+    shared = f"{common['size']}, {common['resize']}, maps and masks compared at {where}, no step chosen on test images"
+    shared = f"features of {common['backbone']}, {shared}" if common["backbone"] else shared
     return table.assign(column=columns), shared
 
 
@@ -183,6 +196,7 @@ def _protocol(row) -> dict[str, str]:
     size = size if isinstance(size, list) else [size, size]
     shots = row.parameters.get(SHOTS[row.method]) if row.method in SHOTS else None
     return {
+        "backbone": str(row.parameters.get("backbone") or ""),  # some methods have none
         "size": f"{size[0]} px" if size[0] == size[-1] else f"{size[0]} x {size[-1]} px",
         "resize": str(row.parameters.get("resize", "?")),
         "resolution": str(row.protocol.get("resolution", "?")),
@@ -410,7 +424,9 @@ def coverage(records: Records, profile: str) -> Table:
             wanted = [c for c in known if c in settings["only"].get(method, known)] or sorted(have)
             seeds = sorted({len(group) for _, group in own.groupby("category")}) if len(own) else []
             some = f", {'-'.join(map(str, seeds))} seeds" if seeds not in ([], [1]) else ""
-            rows[dataset][method] = f"{len(have)} of {len(wanted)}{some}" if have else NO_RECORD
+            broken = sum(place[::2] == (dataset, method) for place in records.damaged)
+            marked = f" {DAMAGED}" + (f" {broken}" if broken > 1 else "") if broken else ""
+            rows[dataset][method] = (f"{len(have)} of {len(wanted)}{some}" if have else NO_RECORD) + marked
             missing_here = [c for c in wanted if c not in have]
             data.append(
                 {"dataset": dataset, "method": method, "recorded": len(have), "categories": len(wanted)}
@@ -421,38 +437,76 @@ def coverage(records: Records, profile: str) -> Table:
     title = f"What is there and what is missing, profile {profile}"
     notes = (
         f"{NO_RECORD}: no record of that method on that data set. Methods that run on some categories only are counted "
-        "on those.",
+        f"on those. {DAMAGED}: a record is damaged.",
     )
     return Table(f"{profile}_coverage", title, text, pd.DataFrame(data), notes=notes, left_out=tuple(records.left_out))
 
 
 def logical_structural(records: Records, profile: str) -> Table:
-    """Image AUROC and sPRO up to 5 % false positives for logical and structural anomalies, and the mean of both."""
-    text, data = [], []
-    measures = (("image_auroc", "image AUROC"), ("spro_05", "sPRO@0.05"))
-    both = records.table[records.table.by_kind.notna()]
-    for (dataset, category, column), group in both.groupby(["dataset", "category", "column"]):
-        line = {"data": f"{dataset} / {category}", "method": column}
-        for key, label in measures:
-            for kind in ("logical", "structural", "mean"):
-                values = np.array([100 * found[kind][key] for found in group.by_kind if _known(found[kind][key])])
-                deviation = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-                line[f"{label}, {kind}"] = f"{values.mean():.2f}{deviation}" if len(values) else ""
-        text.append(line)
-        data.append(line | {"seeds": len(group)})
-    columns = [
-        "data",
-        "method",
-        *(f"{label}, {kind}" for _, label in measures for kind in ("logical", "structural", "mean")),
-    ]
-    notes = ["Percent. Each kind against all good images; the mean is that of the two kinds, whatever their numbers."]
+    """Image AUROC and sPRO up to 5 % false positives for logical and structural anomalies, and the mean of both.
+
+    Where a method has every category of a data set of several, further rows hold the means over the categories.
+    """
+    kinds = ("logical", "structural", "mean")
+    labels = {"image_auroc": "image AUROC", "spro_05": "sPRO@0.05"}
+    measures = {(key, kind): f"{label}, {kind}" for key, label in labels.items() for kind in kinds}
+    both = records.table[records.table.by_kind.notna()] if len(records.table) else records.table
+    cells = {}  # (dataset, category, column) -> label -> cell
+    for place, group in both.groupby(["dataset", "category", "column"]) if len(both) else ():
+        cells[place] = {label: _kind_cell(group, *measure) for measure, label in measures.items()}
+    for dataset, column in dict.fromkeys((dataset, column) for dataset, _, column in cells):
+        known = DATASETS[dataset].categories if dataset in DATASETS else ()
+        members = [cells.get((dataset, category, column)) for category in known]
+        if len(members) > 1 and all(members):
+            averages = {label: mean_over([member[label] for member in members]) for label in measures.values()}
+            cells[dataset, f"mean of {len(members)}", column] = averages
+    text, ranks, links, data = [], [], [], []
+    for dataset, category in dict.fromkeys(place[:2] for place in cells):
+        found = {column: row for (*place, column), row in cells.items() if place == [dataset, category]}
+        means = {
+            column: [getattr(row[label], "mean", np.nan) for label in measures.values()]
+            for column, row in found.items()
+        }
+        order = rank(pd.DataFrame(means, index=list(measures.values()))).T
+        for column, row in found.items():
+            line = {"data": f"{dataset} / {category}", "method": column}
+            line |= {label: cell_text(cell) if cell else "" for label, cell in row.items()}
+            run = next((cell.runs for cell in row.values() if cell), [])
+            seeds = next((cell.seeds for cell in row.values() if cell), [])
+            text.append(line)
+            ranks.append(dict(order.loc[column]))
+            links.append({"method": run})
+            data.append(line | {"seeds": len(seeds)})
+    columns = ["data", "method", *measures.values()]
+    notes = [LEGEND[0].replace("of a row", "of a category"), "Each kind against all good images; the mean is that of "
+             "the two kinds, whatever their numbers."]  # fmt: skip
     if not text:
-        notes.append("No record of this profile holds anomalies of both kinds (MVTec LOCO AD does).")
-    title = f"Logical and structural anomalies, profile {profile}"
-    frame, data = pd.DataFrame(text, columns=columns), pd.DataFrame(data, columns=[*columns, "seeds"])
+        notes = ["No record of this profile holds anomalies of both kinds (MVTec LOCO AD does)."]
+    frame = pd.DataFrame(text, columns=columns)
     return Table(
-        f"{profile}_logical_structural", title, frame, data, notes=tuple(notes), left_out=tuple(records.left_out)
+        f"{profile}_logical_structural",
+        f"Logical and structural anomalies, profile {profile}",
+        frame,
+        pd.DataFrame(data, columns=[*columns, "seeds"]),
+        pd.DataFrame(ranks, columns=columns).fillna(0).astype(int),
+        pd.DataFrame(links, columns=columns).map(lambda value: value if isinstance(value, list) else []),
+        tuple(notes),
+        tuple(records.left_out),
     )
+
+
+def _kind_cell(group: pd.DataFrame, key: str, kind: str):
+    """Cell of one metric of one kind of anomaly over the seeds of a group; None where it is not defined."""
+    values = {
+        seed: 100 * found[kind][key]
+        for seed, found in zip(group.seed, group.by_kind, strict=True)
+        if _known(found[kind][key])
+    }
+    if not values:
+        return None
+    array = np.array(list(values.values()))
+    deviation = array.std(ddof=1) if len(array) > 1 else np.nan
+    return KindCell(array.mean(), deviation, values, sorted(group.seed), list(group.run))
 
 
 # -- helpers ----------------------------------------------------------------------------------------------------------

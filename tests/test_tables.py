@@ -116,6 +116,8 @@ def test_average_ranks_are_over_the_methods_that_have_every_category(write, tmp_
     [
         ({"protocol": {"image_size": 224}}, "dfr (224 px)"),
         ({"parameters": {"resize": "short_side"}}, "dfr (short_side)"),
+        ({"parameters": {"backbone": "resnet18"}}, "dfr (resnet18)"),
+        ({"parameters": {"backbone": None}}, "dfr"),  # a method without one
         ({"protocol": {"resolution": "original"}}, "dfr (original)"),
         ({"protocol": {"selection": "oracle"}}, "dfr (oracle: step chosen on the test set)"),
         ({"protocol": {"selection": "synthetic"}}, "dfr"),  # never looks at test images
@@ -128,6 +130,15 @@ def test_another_protocol_gets_its_own_column(write, tmp_path, changes, column):
     table = table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc")
     assert list(table.text.columns) == ["patchcore", "padim", column]
     assert table.ranks.loc["screw", column] == (0 if "oracle" in column else 1)
+
+
+def test_seeds_on_different_backbones_are_never_averaged(write, tmp_path):
+    write("dfr", seed=0)
+    write("dfr", seed=1)
+    write("dfr", seed=2, parameters={"backbone": "resnet18"})
+    table = table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc")
+    assert list(table.text.columns) == ["dfr", "dfr (resnet18)"]
+    assert any("features of tf_efficientnet_lite0" in note for note in table.notes)
 
 
 def test_selections_of_one_method_are_never_averaged(write, tmp_path):
@@ -257,12 +268,74 @@ def test_logical_and_structural_apart(write, tmp_path):
     assert text["sPRO@0.05, mean"] == ""
 
 
+def test_kinds_are_ranked_linked_and_averaged_over_categories(write, tmp_path):
+    categories = ("breakfast_box", "juice_bottle", "pushpins", "screw_bag", "splicing_connectors")
+    for i, category in enumerate(categories):
+        values = {"image_auroc": 0.5 + i / 10, "spro_05": None}
+        write("ulsad", "mvtec_loco", category, by_kind=dict.fromkeys(("logical", "structural", "mean"), values))
+    worse = {"image_auroc": 0.4, "spro_05": None}
+    write("dfr", "mvtec_loco", "pushpins", by_kind=dict.fromkeys(("logical", "structural", "mean"), worse))
+    table = table_of(tmp_path, "laptop_logical_structural")
+    by_place = table.text.set_index(["data", "method"])["image AUROC, logical"]
+    assert by_place["mvtec_loco / mean of 5", "ulsad"] == "70.00"
+    assert ("mvtec_loco / mean of 5", "dfr") not in by_place.index  # it lacks four of them
+    at = table.text.index[(table.text.data == "mvtec_loco / pushpins") & (table.text.method == "dfr")][0]
+    assert table.ranks.loc[at, "image AUROC, logical"] == 2
+    assert table.runs.loc[at, "method"] == ["laptop/dfr/mvtec_loco-pushpins-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"n_images": {}}, "n_images.train is 'missing'"),
+        ({"timing": {"fit_s": "abc"}}, "timing.fit_s is 'abc'"),
+        ({"protocol": {"image_size": "big"}}, "protocol.image_size is 'big'"),
+        ({"protocol": {"selection": 3}}, "protocol.selection is 3"),
+    ],
+)
+def test_a_record_damaged_inside_is_named_and_left_out(write, tmp_path, changes, said):
+    write("padim", "elpv", "mono")
+    write("patchcore", **changes)
+    made = {table.name: table for table in table_files.build("laptop", tmp_path)}
+    coverage = made["laptop_coverage"]
+    assert any(said in line for line in coverage.left_out)
+    assert coverage.text.loc["mvtec_ad", "patchcore"] == "– ×"
+    assert "laptop_mvtec_ad_pixel_auroc" not in made
+
+
+def test_a_record_must_be_that_of_its_folder_and_the_only_one(write, tmp_path):
+    write("dfr", metrics={"pixel_auroc": 0.7})
+    other = write("dfr", seed=1)
+    (other / "record.json").write_text((other / "record.json").read_text().replace('"seed": 1', '"seed": 0'))
+    shutil.copytree(other.parent / "mvtec_ad-screw-seed0", tmp_path / "runs" / "laptop" / "dfr" / "copy")
+    table = table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc")
+    assert table.text.loc["screw", "dfr"].startswith("70.00")
+    left_out = " ".join(table.left_out)
+    assert "it is the record of laptop/dfr/mvtec_ad-screw-seed0" in left_out
+    assert "repeats" in left_out
+
+
+def test_tables_without_records_go_with_their_last_record(write, tmp_path):
+    folder = write("dfr")
+    write("padim", "elpv", "mono")
+    table_files.write_all(results=tmp_path)
+    mine = tmp_path / "tables" / "notes.md"
+    mine.write_text("not a table")
+    assert (tmp_path / "tables" / "laptop_mvtec_ad_pixel_auroc.csv").is_file()
+    shutil.rmtree(folder)
+    table_files.write_all(results=tmp_path)
+    left = {file.name for file in (tmp_path / "tables").iterdir()}
+    assert "laptop_elpv_image_auroc.csv" in left
+    assert not [name for name in left if "mvtec_ad" in name and name.startswith("laptop_")]
+    assert mine.is_file()
+
+
 # -- published beside measured ----------------------------------------------------------------------------------------
 
 
 def test_gap_and_known_differences_come_from_facts(write, tmp_path):
     write("patchcore", metrics={"pixel_auroc": 0.9})
-    same = {"backbone": "wide_resnet50_2.tv_in1k"}
+    same = {"backbone": "wide_resnet50_2.tv_in1k", "resize": "short_side"}
     full = {"train": 320, "test_normal": 41, "test_anomalous": 119}
     write("patchcore", seed=1, profile="paper", parameters=same, protocol={"image_size": 224}, n_images=full)
     line = table_of(tmp_path, "laptop_beside_published").text.set_index("metric").loc["pixel AUROC"]
@@ -270,7 +343,7 @@ def test_gap_and_known_differences_come_from_facts(write, tmp_path):
     assert line.gap == "-9.52"
     assert line["known differences"] == (
         "backbone tf_efficientnet_lite0, not WideResNet50-2; 256 px, not 224 px; 10 of 320 training images; "
-        "6 of 160 test images"
+        "6 of 160 test images; settings other than the published ones: resize"
     )
     paper = next(t for t in table_files.build("paper", tmp_path) if t.name == "paper_beside_published")
     assert paper.text.iloc[0]["known differences"] == "none known: the gap is unexplained"
@@ -320,6 +393,11 @@ def test_complete_block_leaves_out_what_has_gaps():
     assert block.size == 4
     assert list(block.columns) in (["a", "b"], ["a", "c"])
     assert ranks.complete_block(table[["a"]]).empty
+    # The largest block is shared by three rows and is nobody's own: 3 x 3, where two rows would give 2 x 4.
+    rows = {"x": "abcpq", "y": "abcpr", "z": "abcqr"}
+    three = pd.DataFrame([{c: 1.0 if c in own else nan for c in "abcpqr"} for own in rows.values()], index=list(rows))
+    block = ranks.complete_block(three)
+    assert (list(block.index), list(block.columns)) == (["x", "y", "z"], ["a", "b", "c"])
     with pytest.raises(InputError, match="gaps"):
         ranks.average_ranks(table)
 
