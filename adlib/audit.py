@@ -11,6 +11,7 @@ Two lines have another reference: dilation is compared at the 200 thresholds it 
 size is itself the habit, held against the original resolution.
 """
 
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +19,8 @@ import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 
-from adlib import curves, datasets, methods, metrics, profiles
+from adlib import curves, datasets, figures, methods, metrics, profiles
 from adlib.errors import InputError
 from adlib.evaluation import Evaluation, evaluate
 from adlib.images import Resize, read_mask
@@ -52,6 +52,8 @@ HABITS = (
     PER_CATEGORY,
     POOLED,
 )
+LINEAR = 2  # points up to which the figure's axis is linear
+FILLS = ("full", "none", "left", "bottom")  # of the marks of the first, second, ... category
 
 
 class Audited(NamedTuple):
@@ -318,37 +320,57 @@ def _full_resolution(anomaly_maps, originals, test, resize) -> tuple[dict, dict]
 def plot(table: pd.DataFrame, title: str = ""):
     """Points added by every habit (rows) to each metric (panels), a mark for every method and category.
 
-    Points are drawn linearly up to 2 and logarithmically beyond: most habits add a little, some cost twenty.
+    The colour and the shape of a mark tell the method, as in all figures; its filling tells the category. Points are
+    drawn linearly up to `LINEAR` and logarithmically beyond: most habits add a little, some cost twenty.
 
     Args:
         table: rows of `audit` with `method` and `category`.
         title: of the figure.
     """
     habits = [habit for habit in HABITS if habit in set(table.habit)]
-    order = sorted(set(table.method))
-    # Methods of one row lie a little above each other, or their marks would hide each other.
-    aside = table.method.map(order.index) - (len(order) - 1) / 2
-    table = table.assign(row=table.habit.map(habits.index) + 0.6 / len(order) * aside)
+    styles = figures.method_styles(sorted(set(table.method)))
+    categories = sorted(set(table.category), key=lambda name: ("+" in name, name))  # what is pooled comes last
+    fills = dict(zip(categories, itertools.cycle(FILLS), strict=False))
     names = [name for name in METRICS if name in set(table.metric)]
-    figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names) + 2, 0.33 * len(habits) + 1.2), sharey=True)
-    for axis, name in zip(np.atleast_1d(axes), names, strict=True):
-        part = table[table.metric == name]
-        axis.axvline(0, color="0.6", linewidth=1)
-        for y in range(len(habits)):
-            axis.axhline(y, color="0.93", linewidth=1, zorder=0)
-        sns.scatterplot(part, x="added", y="row", hue="method", style="category", s=55, alpha=0.85, ax=axis,
-                        hue_order=order, style_order=sorted(set(table.category)))  # fmt: skip
-        axis.set_xscale("symlog", linthresh=2, linscale=0.6)
-        reach = 1.2 * max(2.5, part.added.abs().max())
-        ticks = [sign * points for points in (1, 2, 5, 20) if points < reach for sign in (-1, 1)]
-        axis.set_xticks([0, *ticks], [f"{points:g}" for points in (0, *ticks)])
-        axis.minorticks_off()
-        axis.set(title=METRICS[name], xlim=(-reach, reach), xlabel="points added", ylabel="")
-        axis.set_yticks(range(len(habits)))
-        axis.set_yticklabels(habits)
-        if axis is not np.atleast_1d(axes)[-1]:
-            axis.get_legend().remove()
-    np.atleast_1d(axes)[0].invert_yaxis()
-    np.atleast_1d(axes)[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize="small", frameon=False)
+    height = 0.2 + 0.045 * len(styles)  # inches of a habit: its methods lie above each other
+    shape = (3.2 * len(names) + 4, height * len(habits) + 1.4)
+    figure, axes = plt.subplots(1, len(names), figsize=shape, sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        _plot_metric(axis, table[table.metric == name], habits, styles, fills)
+        axis.set(title=METRICS[name], xlabel=f"points added\n(linear to ±{LINEAR}, logarithmic beyond)")
+    axes[0, 0].set_yticks(range(len(habits)), habits)
+    axes[0, 0].set_ylim(len(habits) - 0.5, -0.5)
+    mark = {"linestyle": "", "markersize": 6, "markeredgewidth": 1}
+    handles = {"methods": plt.Line2D([], [], linestyle="")}  # a heading
+    handles |= {name: plt.Line2D([], [], **style._asdict(), **mark) for name, style in styles.items()}
+    handles["categories"] = handles["methods"]
+    for name, fill in fills.items():
+        handles[name] = plt.Line2D([], [], color="0.3", marker="s", fillstyle=fill, markerfacecoloralt="white", **mark)
+    legend = figure.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize="small")
+    for text in legend.get_texts():
+        text.set_fontweight("bold" if text.get_text() in ("methods", "categories") else "normal")
     figure.suptitle(title)
     return figure
+
+
+def _plot_metric(axis, part: pd.DataFrame, habits: list, styles: dict, fills: dict) -> None:
+    """One panel of `plot`: the rows of one metric."""
+    for y in range(0, len(habits), 2):
+        axis.axhspan(y - 0.5, y + 0.5, color="0.96", linewidth=0, zorder=0)
+    axis.axvline(0, color="0.6", linewidth=1, zorder=1)
+    for end in (-LINEAR, LINEAR):
+        axis.axvline(end, color="0.8", linewidth=0.8, linestyle=":", zorder=1)
+    lane = 0.8 / len(styles)
+    for i, (method, style) in enumerate(styles.items()):
+        for category, fill in fills.items():
+            rows = part[(part.method == method) & (part.category == category)]
+            y = rows.habit.map(habits.index) + lane * (i - (len(styles) - 1) / 2)
+            axis.plot(rows.added, y, **style._asdict(), fillstyle=fill, markerfacecoloralt="white", linestyle="",
+                      markersize=4.5, markeredgewidth=0.9)  # fmt: skip
+    axis.set_xscale("symlog", linthresh=LINEAR, linscale=0.9)
+    reach = 1.2 * max(1.25 * LINEAR, part.added.abs().max())
+    ticks = [sign * points for points in (1, 2, 5, 20 if reach > 20 else 10) if points < reach for sign in (-1, 1)]
+    axis.set_xticks([0, *ticks], [f"{points:g}" for points in (0, *ticks)])
+    axis.minorticks_off()
+    axis.set_xlim(-reach, reach)
+    axis.tick_params(axis="y", length=0)

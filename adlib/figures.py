@@ -1,13 +1,18 @@
 """Figures: each from one function, one style, a colour-blind-safe palette.
 
-Functions draw and return a matplotlib figure; `save` writes it, as PNG (small) and where asked as PDF.
+Functions draw and return a matplotlib figure; `save` writes it, as PNG (small) and where asked as PDF. A method has the
+same colour and marker in every figure: `METHOD_STYLES`.
 """
 
+import itertools
+import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -19,6 +24,55 @@ from adlib.paths import atomic_path, figures_dir
 PALETTE = "colorblind"
 NORMAL, ANOMALOUS, ACCENT = (sns.color_palette(PALETTE)[i] for i in (0, 3, 1))
 MAP_COLORS = "inferno"
+
+
+class Style(NamedTuple):
+    """How a method is drawn: colour, and a marker that tells it apart where colours do not."""
+
+    color: str
+    marker: str
+
+
+# The colours of PALETTE, with black. Its pink and its yellow are too pale for a line: wine and a darker yellow instead.
+METHOD_STYLES = {
+    "patchcore": Style("#000000", "o"),
+    "padim": Style("#882255", "s"),
+    "spade": Style("#949494", "D"),
+    "dfr": Style("#ca9161", "^"),
+    "draem": Style("#de8f05", "v"),
+    "glass": Style("#d55e00", "P"),
+    "ulsad": Style("#0173b2", "X"),
+    "pagmfr": Style("#029e73", "*"),
+    "few_shot": Style("#56b4e9", "<"),
+    "contrastive": Style("#cc78bc", ">"),
+    "unified": Style("#d8c51b", "d"),
+}
+
+
+def method_styles(labels) -> dict[str, Style]:
+    """The style of every label, which starts with the name of its method ("PatchCore, 10 %", "glass (gear)").
+
+    The second label of one method, and what is no method, take in turn the styles that no other label has.
+    """
+    labels = list(dict.fromkeys(labels))
+    own = {}
+    for label in labels:
+        name = re.match(r"\w*", str(label).lower().replace("-", "_")).group()
+        if name in METHOD_STYLES and name not in own.values():
+            own[label] = name
+    free = itertools.cycle([name for name in METHOD_STYLES if name not in own.values()] or METHOD_STYLES)
+    return {label: METHOD_STYLES[own[label] if label in own else next(free)] for label in labels}
+
+
+def method_palette(labels) -> dict[str, str]:
+    """The colour of every label, as seaborn's `palette` takes it."""
+    return {label: style.color for label, style in method_styles(labels).items()}
+
+
+def metric_label(name: str) -> str:
+    """The name of a metric for readers: "image_auroc" is "image AUROC", "aupro_30" is "AUPRO@0.3"."""
+    name = re.sub(r"aupro_(\d+)", lambda found: f"AUPRO@{int(found[1]) / 100:g}", name)
+    return name.replace("auroc", "AUROC").replace("aupro", "AUPRO").replace("_", " ")
 
 
 def use_style() -> None:
@@ -195,10 +249,10 @@ def curves(found: dict, title: str = ""):
             a subset of the images and smaller than the network's input.
     """
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
-    colors = sns.color_palette(PALETTE, len(found)) if len(found) <= 10 else sns.color_palette("husl", len(found))
-    styles = ["-", "--", ":", "-."]
+    styles = method_styles(found)
     for i, (label, (scores, maps, masks)) in enumerate(found.items()):
-        style = {"color": colors[i], "linestyle": styles[i % 4], "linewidth": 1.4}
+        # A marker at every fifth of the panel's diagonal, each line's a little further along than the last one's.
+        style = styles[label]._asdict() | {"linewidth": 1.4, "markersize": 5, "markevery": (0.018 * i, 0.2)}
         false_alarms, recall, _ = sklearn.metrics.roc_curve(scores.label, scores.score)
         axes[0].plot(100 * false_alarms, 100 * recall, label=label, **style)
         precision, recall, _ = sklearn.metrics.precision_recall_curve(scores.label, scores.score)
@@ -253,24 +307,69 @@ def time_accuracy_memory(records: pd.DataFrame, metric: str = "image_auroc", tit
         memory=("peak_memory_mib", "max"),
         runs=("run", "size"),
     )
-    figure, axis = plt.subplots(figsize=(6.4, 3.6))
-    colors = sns.color_palette("husl", len(grouped))
-    for color, row in zip(colors, grouped.itertuples(), strict=True):
-        axis.scatter(
-            row.ms, 100 * row.value, s=row.memory / 6, color=color, alpha=0.75, edgecolor="black", linewidth=0.5
-        )
-        axis.annotate(
-            row.Index, (row.ms, 100 * row.value), xytext=(7, 5), textcoords="offset points", fontsize="x-small"
-        )
-    axis.set(
-        xscale="log",
-        xlabel="ms an image (log)",
-        ylabel=f"{metric.replace('_', ' ').replace('auroc', 'AUROC')}, %",
-        title=title,
-    )
+    figure, axis = plt.subplots(figsize=(7.6, 3.8))
+    styles = method_styles(grouped.index)
+    area = 350 / grouped.memory.max()  # square points a MiB
+    for row in grouped.itertuples():
+        style = {"color": styles[row.Index].color, "alpha": 0.9, "edgecolor": "black", "linewidth": 0.5}
+        axis.scatter(row.ms, 100 * row.value, s=area * row.memory, **style)
+    axis.set(xscale="log", xlabel="ms an image (log)", ylabel=f"{metric_label(metric)}, %", title=title)
+    axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 3, 5)))
+    axis.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     axis.margins(0.15, 0.2)
-    axis.text(0.99, 0.02, "area: peak memory of the process", transform=axis.transAxes, ha="right", fontsize="x-small")
+    powers = np.arange(np.floor(np.log2(grouped.memory.min())), np.ceil(np.log2(grouped.memory.max())) + 1)
+    sizes = 2.0 ** powers[-4:]
+    style = {"linestyle": "", "marker": "o", "color": "0.8", "markeredgecolor": "black", "markeredgewidth": 0.5}
+    handles = [plt.Line2D([], [], markersize=np.sqrt(area * size), **style) for size in sizes]
+    figure.legend(
+        handles,
+        [f"{size:g} MiB" for size in sizes],
+        title="peak memory\nof the process",
+        loc="outside right center",
+        frameon=False,
+        labelspacing=1.3,
+        handletextpad=1.2,
+        borderpad=1,
+    )
+    _label_discs(axis, grouped.index, np.column_stack([grouped.ms, 100 * grouped.value]), area * grouped.memory)
     return figure
+
+
+def _label_discs(axis, labels, places, areas) -> None:
+    """Write a label at each disc, on the side where it covers least of the other discs and labels.
+
+    Args:
+        places: (n, 2) centres in the axis's data; areas: n, in square points.
+    """
+    figure = axis.figure
+    figure.draw_without_rendering()  # settles where the axis lies
+    points = 72 / figure.dpi  # a pixel
+    centres = axis.transData.transform(places) * points
+    radii = np.sqrt(np.asarray(areas)) / 2
+    taken = [np.concatenate([c - r, c + r]) for c, r in zip(centres, radii, strict=True)]  # x0, y0, x1, y1
+    inside = axis.get_window_extent().extents * points
+    sides = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]
+    for i, label in enumerate(labels):
+        style = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": "small"}
+        text = axis.annotate(label, places[i], (0, 0), **style)
+        half = np.array([text.get_window_extent().width, text.get_window_extent().height]) * points / 2
+        best = np.inf
+        for side in np.array(sides):
+            # On the diagonal the disc has less width: its label may come nearer.
+            offset = side * (radii[i] * (1 if 0 in side else 0.72) + half + 2.5)
+            box = np.concatenate([centres[i] + offset - half, centres[i] + offset + half])
+            covered = sum(_overlap(box, other) for j, other in enumerate(taken) if j != i)
+            outside = 4 * half.prod() - _overlap(box, inside)
+            if covered + outside < best - 1e-6:
+                best, chosen, where = covered + outside, offset, box
+        text.set_position(tuple(chosen))
+        taken.append(where)
+
+
+def _overlap(a, b) -> float:
+    """Area that two boxes (x0, y0, x1, y1) share."""
+    return float(np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)))
 
 
 def learning_curves(found: dict, title: str = ""):
@@ -278,14 +377,20 @@ def learning_curves(found: dict, title: str = ""):
 
     The test line is an oracle: nothing was selected by it.
     """
-    figure, axes = plt.subplots(1, len(found), figsize=(4.2 * len(found), 2.8), squeeze=False, sharey=True)
+    found = {label: pd.DataFrame(curve) for label, curve in found.items()}
+    parts = ("auroc", "aupro", "score")
+    names = dict.fromkeys(n for curve in found.values() for n in curve if any(part in n for part in parts))
+    names = [n for n in names if any(n in curve and curve[n].notna().any() for curve in found.values())]
+    looks = dict(zip(names, zip(itertools.cycle(sns.color_palette(PALETTE)), itertools.cycle("osD^v<>")), strict=False))
+    figure, axes = plt.subplots(1, len(found), figsize=(3.4 * len(found) + 1.4, 2.8), squeeze=False, sharey=True)
     for axis, (label, curve) in zip(axes[0], found.items(), strict=True):
-        curve = pd.DataFrame(curve)
-        names = [n for n in curve if any(part in n for part in ("auroc", "aupro", "score")) and curve[n].notna().any()]
-        for name, marker in zip(names, "osD^v<>", strict=False):
-            axis.plot(curve.step, 100 * curve[name].astype(float), marker=marker, markersize=4, label=name)
-        axis.set(title=label, xlabel="step", ylabel="percent")
-        axis.legend(fontsize="x-small")
+        for name, (color, marker) in looks.items():
+            if name in curve and curve[name].notna().any():
+                axis.plot(curve.step, 100 * curve[name].astype(float), color=color, marker=marker, markersize=4)
+        axis.set(title=label, xlabel="step")
+    axes[0, 0].set_ylabel("percent")
+    handles = [plt.Line2D([], [], color=color, marker=marker, markersize=4) for color, marker in looks.values()]
+    figure.legend(handles, map(metric_label, looks), loc="outside right center", frameon=False)
     if title:
         figure.suptitle(title)
     return figure
@@ -301,15 +406,19 @@ def radar(found: dict, title: str = ""):
     kinds = list(next(iter(values.values())).index)
     angles = np.linspace(0, 2 * np.pi, len(kinds), endpoint=False)
     figure, axis = plt.subplots(figsize=(5.6, 3.8), subplot_kw={"projection": "polar"})
-    colors = sns.color_palette(PALETTE, len(values)) if len(values) <= 10 else sns.color_palette("husl", len(values))
-    for i, (label, value) in enumerate(values.items()):
-        closed = np.append(value.to_numpy(), value.iloc[0])
-        style = {"color": colors[i], "linestyle": ["-", "--", ":", "-."][i % 4]}
-        axis.plot(np.append(angles, angles[0]), 100 * closed, label=label, linewidth=1.6, **style)
+    for label, style in method_styles(values).items():
+        closed = np.append(values[label].to_numpy(), values[label].iloc[0])
+        axis.plot(np.append(angles, angles[0]), 100 * closed, label=label, linewidth=1.6, **style._asdict())
     axis.set_xticks(angles, kinds)
     axis.tick_params(axis="x", pad=14)  # names outside the circle
-    axis.set_ylim(min(50, *(100 * v.min() for v in values.values())), 100)
-    axis.set_rlabel_position(180 / len(kinds))
+    low = 10 * np.floor(min(5, *(10 * v.min() for v in values.values())))
+    axis.set_ylim(low, 100)
+    rings = np.arange(100, low - 1, -20 if low < 50 else -10)
+    axis.set_yticks(rings, [])
+    between = np.pi / len(kinds)  # half-way to the second kind; in front of the lines, on white
+    for ring in rings:
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
+        axis.text(between, ring, f"{ring:g}", ha="center", va="center", fontsize="x-small", bbox=box, zorder=5)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
     figure.suptitle(title or "image AUROC by kind of defect, %")
     return figure

@@ -1,5 +1,7 @@
 """The audit: each habit changes what it says and nothing else, in cases whose answer is known."""
 
+import itertools
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -121,6 +123,41 @@ def test_the_figure_has_one_panel_a_metric(rows):
     figure = audit.plot(table)
     assert [axis.get_title() for axis in figure.axes] == list(audit.METRICS.values())
     assert len(figure.axes[0].get_yticklabels()) == table.habit.nunique()
+
+
+def test_plot_tells_every_method_and_category_apart():
+    """Eleven methods on two categories and on both, as the batch leaves them."""
+    rows = [
+        {"method": method, "category": category, "habit": habit, "metric": metric, "added": added}
+        for method in methods.METHODS
+        for category in ("screw", "magnetic_tile", "magnetic_tile + screw")
+        for habit in audit.HABITS
+        for metric in audit.METRICS
+        for added in [(len(method) - 6) * len(category) / 10]
+    ]
+    figures.use_style()
+    figure = audit.plot(pd.DataFrame(rows), "title")
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [
+        "methods",
+        *sorted(methods.METHODS),
+        "categories",
+        "magnetic_tile",
+        "screw",
+        "magnetic_tile + screw",
+    ]
+    for axis in figure.axes:
+        assert "linear to ±2, logarithmic beyond" in axis.get_xlabel()
+        marks = [line for line in axis.lines if line.get_marker() not in ("None", None)]
+        assert len({(m.get_color(), m.get_marker(), m.get_fillstyle()) for m in marks}) == len(marks) == 33
+        low, high = axis.get_xlim()
+        assert all(low < x < high for m in marks for x in m.get_xdata())
+    figure.draw_without_rendering()
+    for axis in figure.axes:  # no tick's label covers the next
+        boxes = [label.get_window_extent() for label in axis.get_xticklabels()]
+        assert not [1 for one, other in itertools.pairwise(boxes) if one.overlaps(other)]
+    edge = max(axis.get_window_extent().x1 for axis in figure.axes)
+    assert figure.legends[0].get_window_extent().x0 > edge
 
 
 def test_rows_of_other_categories_stay(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from adlib import figures
+from adlib import figures, methods
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +47,37 @@ def test_units_of_normals_put_one_at_the_highest_normal_pixel():
     assert np.isfinite(figures.in_units_of_normals(np.ones((2, 1, 3)), [0, 1])).all()
 
 
+def test_a_method_has_one_style_in_every_figure():
+    assert set(figures.METHOD_STYLES) == set(methods.METHODS)
+    assert len({style.color for style in figures.METHOD_STYLES.values()}) == len(figures.METHOD_STYLES)
+    assert len({style.marker for style in figures.METHOD_STYLES.values()}) == len(figures.METHOD_STYLES)
+    found = figures.method_styles(["PatchCore, 10 %", "few_shot", "glass (gear)", "mine"])
+    known = [figures.METHOD_STYLES[name] for name in ("patchcore", "few_shot", "glass")]
+    assert list(found.values())[:3] == known
+    assert found["mine"] not in known
+    assert figures.method_palette(["dfr"]) == {"dfr": figures.METHOD_STYLES["dfr"].color}
+
+
+def test_second_lines_of_a_method_and_unknown_names_get_styles_of_their_own():
+    found = figures.method_styles(["patchcore (a)", "patchcore (b)", *methods.METHODS, "x", "y"][:11])
+    assert len(set(found.values())) == 11
+    assert found["patchcore (a)"] == figures.METHOD_STYLES["patchcore"]
+    assert len(figures.method_styles([*methods.METHODS, "x", "y"])) == 13  # more labels than styles: some twice
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("image_auroc", "image AUROC"),
+        ("aupro_30", "AUPRO@0.3"),
+        ("aupro_05", "AUPRO@0.05"),
+        ("held_pixel_auroc", "held pixel AUROC"),
+    ],
+)
+def test_metrics_are_named_for_readers(name, label):
+    assert figures.metric_label(name) == label
+
+
 def test_curves_have_one_line_a_method_and_the_areas_of_the_metrics(scores, maps):
     figure = figures.curves({"a": (scores, *maps), "b": (scores, None, maps[1])})
     roc, _, pro = figure.axes
@@ -73,6 +104,23 @@ def test_time_accuracy_memory_is_one_mark_a_method():
     ]
     figure = figures.time_accuracy_memory(pd.DataFrame(rows))
     assert [tuple(c.get_offsets()[0]) for c in figure.axes[0].collections] == [(10.0, pytest.approx(80.0)), (3.0, 50.0)]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["512 MiB", "1024 MiB"]
+    ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert {"3", "5", "10"} <= set(ticks)  # plain numbers
+
+
+def test_labels_of_discs_do_not_cover_each_other():
+    """Four discs in a row, nearer to each other than their labels are wide."""
+    rows = [
+        {"method": m, "score_ms_per_image": 100 + 4 * i, "image_auroc": 0.9, "peak_memory_mib": 500.0, "run": "x"}
+        for i, m in enumerate(("contrastive", "few_shot", "patchcore", "unified"))
+    ]
+    rows += [{**rows[0], "method": "far", "score_ms_per_image": 200, "image_auroc": 0.5}]
+    figure = figures.time_accuracy_memory(pd.DataFrame(rows))
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 5
+    assert not [1 for i, box in enumerate(boxes) for other in boxes[:i] if box.overlaps(other)]
 
 
 def test_radar_closes_its_lines_and_keeps_values_below_a_half(scores):
@@ -83,12 +131,18 @@ def test_radar_closes_its_lines_and_keeps_values_below_a_half(scores):
     assert len(angle) == 3
     assert axis.get_ylim()[0] == 0  # b is at 0 %
     assert [label.get_text() for label in axis.get_xticklabels()] == ["dent", "hole"]
+    assert {text.get_text() for text in axis.texts} == {"0", "20", "40", "60", "80", "100"}
+    assert min(text.get_zorder() for text in axis.texts) > max(line.get_zorder() for line in axis.lines)
 
 
 def test_learning_curves_draw_what_was_measured():
     found = {"a": {"step": [10, 20], "loss": [3.0, 2.0], "image_auroc": [0.5, 0.75], "pixel_auroc": [None, None]}}
-    (line,) = figures.learning_curves(found).axes[0].lines
+    found["b"] = {"step": [10], "aupro_30": [0.25], "image_auroc": [0.5]}
+    figure = figures.learning_curves(found)
+    (line,), (same, other) = (axis.lines for axis in figure.axes)
     assert line.get_ydata().tolist() == [50.0, 75.0]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["image AUROC", "AUPRO@0.3"]
+    assert line.get_color() == same.get_color() != other.get_color()
 
 
 def test_compare_maps_shows_truth_and_leaves_a_missing_run_grey(maps):
