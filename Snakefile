@@ -3,6 +3,8 @@
 #     snakemake --cores 2 --config profile=smoke
 #     snakemake --executor slurm --jobs 20 --config profile=paper data_root=/data     (with the Slurm plugin)
 
+import re
+
 from adlib import batch, methods, runs
 from adlib.paths import results_dir
 
@@ -17,10 +19,6 @@ RECORDS = {folder: f"{RESULTS}/runs/{folder}/record.json" for folder in JOBS}
 # one another on one machine; a cluster runs them side by side.
 THREADS = 1 if PROFILE == "smoke" else workflow.cores
 shell.prefix(f"export OMP_NUM_THREADS={THREADS}; " if THREADS == 1 else "")
-
-
-def job_of(wildcards):
-    return JOBS[f"{wildcards.profile}/{wildcards.method}/{wildcards.run}"]
 
 
 def sources(*names):
@@ -41,14 +39,16 @@ rule all:
 
 rule method:
     input:
-        lambda w: f"notebooks/{batch.METHOD_NOTEBOOKS[w.method]}.ipynb",
-        lambda w: sources(w.method),
-        lambda w: f"profiles/{w.profile}.yaml",
+        lambda w: f"notebooks/{batch.METHOD_NOTEBOOKS[JOBS[w.run].method]}.ipynb",
+        lambda w: sources(JOBS[w.run].method),
+        f"profiles/{PROFILE}.yaml",
     output:
-        f"{RESULTS}/runs/{{profile}}/{{method}}/{{run}}/record.json",
-        f"{RESULTS}/runs/{{profile}}/{{method}}/{{run}}/scores.csv",
+        f"{RESULTS}/runs/{{run}}/record.json",
+        f"{RESULTS}/runs/{{run}}/scores.csv",
+    wildcard_constraints:
+        run="|".join(map(re.escape, JOBS)),  # other records, as the committed ones, are read and never made here
     params:
-        command=lambda w: job_of(w).command(f"{RESULTS}/runs/{w.profile}/{w.method}/{w.run}"),
+        command=lambda w: JOBS[w.run].command(f"{RESULTS}/runs/{w.run}"),
     threads: THREADS
     priority: 2
     shell:
@@ -58,6 +58,8 @@ rule method:
 rule story:
     input:
         "notebooks/{name}.ipynb",
+        # The first notebook shows the headline table, which the tables' notebook writes.
+        lambda w: f"{RESULTS}/notebooks/{w.profile}/{batch.TABLES_NOTEBOOK}.ipynb" if w.name == "00_start_here" else [],
     output:
         f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
     wildcard_constraints:
@@ -75,6 +77,7 @@ rule study:
         lambda w: sources(*batch.STUDY_NOTEBOOKS[w.name]),
         lambda w: f"profiles/{w.profile}.yaml",
         lambda w: records_of_study(w.name),
+        lambda w: batch.shown_results(w.name),
     output:
         f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
     wildcard_constraints:
@@ -91,6 +94,7 @@ rule records:
         "notebooks/{name}.ipynb",
         lambda w: batch.RECORD_NOTEBOOKS[w.name],
         list(RECORDS.values()),
+        lambda w: batch.shown_results(w.name),
     output:
         f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
     wildcard_constraints:

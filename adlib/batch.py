@@ -52,6 +52,19 @@ STUDY_NOTEBOOKS = {
 }
 # The modules of `adlib` that measure in a study, beside the methods; a change there runs the study again.
 STUDY_MODULES = {"24_ulsad_ablations": ("curves", "kinds"), "92_protocol_audit": ("audit", "curves")}
+# Committed results that a notebook of the batch shows beside its own: patterns below `results`. A change there runs it
+# again. Every study also shows the CSV of its laptop profile.
+LAPTOP_RECORDS = "runs/laptop/*/*/record.json"
+SHOWN_RESULTS = {
+    "24_ulsad_ablations": ("studies/ulsad_*.csv", "runs/laptop/ulsad/*/record.json"),
+    "25_pagmfr_ablations": (
+        *("studies/pagmfr_remedies.csv", "runs/laptop/pagmfr/*/record.json", "runs/laptop/draem/*/record.json"),
+    ),
+    "92_protocol_audit": ("studies/audit_laptop.csv",),
+    "90_tables": (LAPTOP_RECORDS,),
+    "91_figures": (LAPTOP_RECORDS,),
+}
+SHOW_PUBLISHED = ("20_patchcore_paper", "21_backbones", "22_pretrainings", "90_tables")
 # Notebooks that read run records and fit nothing, with their modules: they come last, and again when a record changed.
 TABLES_NOTEBOOK = "90_tables"
 TABLES_MODULES = ("tables", "table_files", "published_tables", "published", "ranks")
@@ -295,6 +308,14 @@ def once_outputs(profile: str, data_root: str = "") -> list[str]:
 def study_modules(name: str) -> list[str]:
     """Return the files that measure in a study: `adlib/studies.py` but for those that have others."""
     return [f"adlib/{module}.py" for module in STUDY_MODULES.get(name, ("studies",))]
+
+
+def shown_results(name: str) -> list[str]:
+    """Return the committed results and published numbers that a notebook shows beside its own."""
+    patterns = [f"studies/{name}_laptop.csv", *SHOWN_RESULTS.get(name, ())]
+    found = [file for pattern in patterns for file in results_dir().glob(pattern)]
+    published = sorted((root() / "adlib" / "reported").glob("*.csv")) if name in SHOW_PUBLISHED else []
+    return [str(file) for file in (*sorted(found), *published)]
 
 
 def study_command(name: str, profile: str, jobs: list[Job], data_root: str, out: str) -> list[str]:

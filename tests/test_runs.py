@@ -344,9 +344,37 @@ def test_a_changed_record_renews_only_what_reads_records(tmp_path, monkeypatch):
         (tmp_path / "work" / name).symlink_to(batch.root() / name)
     folders = [tmp_path / "runs" / job.folder for job in batch.plan("smoke")]
     files = [folder / name for folder in folders for name in ("record.json", "scores.csv")]
+    later = time.time() + 1000  # whatever is edited while the test runs is older
     for file in [*files, *map(Path, batch.once_outputs("smoke"))]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-        os.utime(file, (time.time() + 1000,) * 2)  # whatever is edited while the test runs is older
+        os.utime(file, (later, later))
+    # The first notebook shows the headline table that the tables' notebook writes.
+    show_records = {*batch.RECORD_NOTEBOOKS, "00_start_here"}
+    assert _dry_run(tmp_path) == set()
     os.utime(folders[0] / "record.json", (time.time() + 2000,) * 2)
-    assert _dry_run(tmp_path) == {Path(name).stem for name in batch.outputs(batch.RECORD_NOTEBOOKS, "smoke")}
+    assert _dry_run(tmp_path) == show_records
+
+    os.utime(folders[0] / "record.json", (0, 0))
+    shown = {"studies/27_robustness_laptop.csv": {"27_robustness"}, "studies/ulsad_tray.csv": {"24_ulsad_ablations"},
+             "runs/laptop/ulsad/screw/record.json": {"24_ulsad_ablations", *show_records}}  # fmt: skip
+    for name, made in shown.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        os.utime(file, (time.time() + 2000,) * 2)
+        assert _dry_run(tmp_path) == made
+        file.unlink()
+
+
+def test_what_a_study_shows_is_among_its_inputs():
+    """Each committed CSV of results whose name stands in a study's code, and its records."""
+    folder = batch.root() / "results"
+    for name in (*batch.STUDY_NOTEBOOKS, *batch.RECORD_NOTEBOOKS):
+        cells = nbformat.read(batch.notebook_path(name), as_version=4).cells
+        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        inputs = {Path(file).relative_to(folder).as_posix() for file in batch.shown_results(name) if "results" in file}
+        read = {f"studies/{file.name}" for file in (folder / "studies").glob("*.csv") if file.stem in code}
+        read |= {f"studies/{name}_laptop.csv"} if "studies.read(" in code else set()
+        assert read - {f"studies/{name}_smoke.csv"} <= inputs, name
+        assert not ("published.load()" in code and name not in batch.SHOW_PUBLISHED), name
