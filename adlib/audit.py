@@ -366,7 +366,7 @@ def _plot_metric(axis, part: pd.DataFrame, habits: list, styles: dict, fills: di
             rows = part[(part.method == method) & (part.category == category)]
             y = rows.habit.map(habits.index) + lane * (i - (len(styles) - 1) / 2)
             axis.plot(rows.added, y, **style._asdict(), fillstyle=fill, markerfacecoloralt="white", linestyle="",
-                      markersize=4.5, markeredgewidth=0.9)  # fmt: skip
+                      markersize=6 if len(styles) < 5 else 4.5, markeredgewidth=0.9)  # fmt: skip
     axis.set_xscale("symlog", linthresh=LINEAR, linscale=0.9)
     reach = 1.2 * max(1.25 * LINEAR, part.added.abs().max())
     ticks = [sign * points for points in (1, 2, 5, 20 if reach > 20 else 10) if points < reach for sign in (-1, 1)]
