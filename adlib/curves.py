@@ -31,7 +31,7 @@ def snapshot_metrics(method, table: pd.DataFrame, max_memory: float = 2.0) -> pd
     again. A method that kept no snapshots has one row, of its weights as they are.
 
     Args:
-        method: fitted; has `history`, `use_snapshot` and `backbone`.
+        method: fitted; has `history`, `use_snapshot` and, where it looks through a frozen one, `backbone`.
         table: rows of split "test".
         max_memory: GiB of features to keep; further ones are computed again.
 
@@ -46,7 +46,8 @@ def snapshot_metrics(method, table: pd.DataFrame, max_memory: float = 2.0) -> pd
             "divide the number of steps and validate_every"
         )
     rows = []
-    with remembered(method.backbone, max_memory):
+    backbone = getattr(method, "backbone", None)  # DRAEM has none
+    with contextlib.nullcontext() if backbone is None else remembered(backbone, max_memory):
         for step, states in snapshots.items():
             if states is not None:
                 method.use_snapshot(states)

@@ -11,6 +11,7 @@ from conftest import SMALL_SETTINGS
 
 from adlib import curves, evaluation
 from adlib.errors import InputError
+from adlib.methods.draem import DRAEM
 from adlib.methods.glass import Glass
 from adlib.methods.ulsad import ULSAD
 
@@ -31,6 +32,13 @@ def test_the_curve_is_each_snapshot_evaluated_alone(small_table, cls, name):
     assert curve.seconds.is_monotonic_increasing
     for key in curves.METRICS:
         assert list(curve[key]) == [row[key] for row in alone]
+
+
+def test_a_method_without_a_backbone_has_a_curve_too(small_table):
+    method = DRAEM(**SMALL_SETTINGS["draem"] | {"snapshot_every": 1}).fit(small_table[small_table.split == "train"])
+    curve = curves.snapshot_metrics(method, small_table[small_table.split == "test"])
+    assert list(curve.step) == [step for step, _ in method.history.snapshots]
+    assert len(curve) > 1
 
 
 def test_nothing_is_kept_without_room():
