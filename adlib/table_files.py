@@ -106,7 +106,7 @@ def write(table: Table, results=None) -> list[Path]:
     folder = (Path(results) if results else results_dir()) / "tables"
     texts = {
         "csv": table.data.to_csv(index=False),
-        "md": markdown(table) + "".join(f"\n{note}\n" for note in table.footnotes),
+        "md": markdown(table) + _markdown_notes(table),
         "html": html(table),
         "tex": latex(table),
     }
@@ -131,12 +131,17 @@ def update_readme(table: Table, file=None) -> bool:
     picture = (
         f"\n![Points that habits of evaluation add on the same maps]({audit})\n" if (root() / audit).is_file() else ""
     )
-    notes = "".join(f"\n{note}\n" for note in table.footnotes)
-    block = f"{START}\n\n{markdown(table, 'results/runs')}{notes}{picture}\n{END}"
+    block = f"{START}\n\n{markdown(table, 'results/runs')}{_markdown_notes(table)}{picture}\n{END}"
     if before + block + after == text:
         return False
     _write_text(file, before + block + after)
     return True
+
+
+def _markdown_notes(table: Table) -> str:
+    """The footnotes; Markdown has no colours."""
+    plain = tables.BEST_THREE.replace("red (", "").replace("green (", "").replace("blue (", "").replace(")", "")
+    return "".join(f"\n{note.replace(tables.BEST_THREE, plain)}\n" for note in table.footnotes)
 
 
 # -- forms ------------------------------------------------------------------------------------------------------------

@@ -38,8 +38,9 @@ PAPER_DATASETS = ("mvtec_ad", "visa", "mpdd", "btad", "mvtec_loco", "wfdd", "mad
 HONEST = ("none", "last", "synthetic")  # selections that never look at test images
 SHOTS = {"few_shot": "k", "unified": "k"}  # methods that see only so many normal images, and the setting that says so
 NO_RECORD, DAMAGED = "–", "×"
+BEST_THREE = "red (bold), green (underlined), blue (italic)"
 LEGEND = (
-    "Percent. Best three of a row: red (bold), green (underlined), blue (italic); equal values share a rank.",
+    f"Percent. Best three of a row: {BEST_THREE}; equal values share a rank.",
     f"Mean over seeds ± standard deviation. {NO_RECORD}: no record. {DAMAGED}: a record is damaged. "
     "Empty: the data do not define it.",
 )
