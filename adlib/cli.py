@@ -130,11 +130,14 @@ def tables(options) -> int:
 
 def train(options) -> int:
     """Fit a method on a folder of good images."""
-    from adlib import predict, profiles, storage
+    from adlib import predict, profiles, storage, training
     from adlib.settings import parse_overrides
 
     settings = profiles.method_settings(options.profile, options.method, parse_overrides(options.set))
-    fitted, skipped = predict.train(options.input, options.output, options.method, settings)
+    try:
+        fitted, skipped = predict.train(options.input, options.output, options.method, settings)
+    except training.TrainingError as error:
+        return _fail(str(error), 1)
     header = storage.read_header(options.output)
     print(f"model      {options.output}  ({options.method}, {fitted.settings.backbone})")
     for key in ("threshold", "pixel_threshold"):

@@ -84,6 +84,19 @@ def test_unreadable_files_are_named_and_counted(parts, model, tmp_path, capsys):
     assert "1 files could not be read" in errors
 
 
+def test_a_training_that_breaks_down_is_one_line_and_exit_code_1(parts, tmp_path, capsys):
+    changes = ["image_size=64", "hidden=8", "batch_size=2", "max_steps=4", "lr=1.0e+30", "lr_discriminator=1.0e+30"]
+    settings = [part for change in changes for part in ("--set", change)]
+    code = adlib(
+        "train", "-i", parts / "good", "-o", tmp_path / "m", "--method", "glass", "--profile", "smoke", *settings
+    )
+    assert code == 1
+    errors = capsys.readouterr().err
+    assert "adlib: GLASS: the loss became" in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "m").exists()
+
+
 def test_threshold_from_a_folder_is_stored_and_used(parts, model, tmp_path, capsys):
     shutil.copytree(model, tmp_path / "model")
     assert adlib("threshold", "-m", tmp_path / "model", "-i", parts / "more_good", "--rule", "max") == 0
