@@ -280,6 +280,29 @@ def test_loco_regions_stay_apart(loco_tree):
     assert found[0][0].dtype == bool
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("saturation_threshold", "a", "saturation_threshold 'a' of pixel value 254 must be a number of pixels above 0"),
+        ("saturation_threshold", float("nan"), "saturation_threshold nan"),
+        ("saturation_threshold", float("inf"), "saturation_threshold inf"),
+        ("saturation_threshold", -3, "saturation_threshold -3"),
+        ("saturation_threshold", 0, "saturation_threshold 0"),
+        ("saturation_threshold", True, "saturation_threshold True"),
+        ("saturation_threshold", None, "saturation_threshold None"),
+        ("pixel_value", [254], r"pixel_value \[254\] must be a grey value from 1 to 255"),
+        ("pixel_value", 0, "pixel_value 0"),
+        ("relative_saturation", "no", "relative_saturation 'no' of pixel value 254 must be true or false"),
+        ("relative_saturation", True, "saturation_threshold 4 of pixel value 254 must be a share"),  # 4 of 1
+    ],
+)
+def test_loco_entries_that_mean_nothing_are_named(tmp_path, field, value, message):
+    file = tmp_path / "defects_config.json"
+    file.write_text(json.dumps([LOCO_CONFIG[0], LOCO_CONFIG[1] | {field: value}]))
+    with pytest.raises(InputError, match=rf"defects_config\.json: {message}"):
+        loco.read_config(file)
+
+
 def test_loco_errors(loco_tree):
     mask, config = loco_tree / "pushpins/ground_truth/structural_anomalies/000", loco_tree / "defects.json"
     config.write_text(json.dumps(LOCO_CONFIG[:2]))
@@ -290,6 +313,9 @@ def test_loco_errors(loco_tree):
         loco.regions(mask, config)
     config.write_text("no json")
     with pytest.raises(InputError, match="not JSON"):
+        loco.regions(mask, config)
+    config.write_text("[3]")
+    with pytest.raises(InputError, match="an entry has no 'defect_name'; got 3"):
         loco.regions(mask, config)
     image(mask / "001.png", mask=0)
     with pytest.raises(InputError, match=r"001\.png: expected one grey value"):

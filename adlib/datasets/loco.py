@@ -65,7 +65,8 @@ def read_config(defects_config) -> dict[int, dict]:
     """Read a `defects_config.json`: pixel value -> defect_name, saturation_threshold, relative_saturation.
 
     Raises:
-        InputError: no such file, not JSON, an entry lacks a field, or two entries share a pixel value.
+        InputError: no such file, not JSON, an entry lacks a field or holds what it cannot mean, or two entries share a
+            pixel value.
     """
     try:
         entries = json.loads(Path(defects_config).read_text(encoding="utf-8"))
@@ -80,10 +81,24 @@ def read_config(defects_config) -> dict[int, dict]:
         for key in ("defect_name", "pixel_value", "saturation_threshold", "relative_saturation"):
             if not isinstance(entry, dict) or key not in entry:
                 raise InputError(f"{defects_config}: an entry has no {key!r}; got {entry!r}")
+        _check_entry(entry, defects_config)
         if entry["pixel_value"] in config:
             raise InputError(f"{defects_config}: pixel value {entry['pixel_value']} stands there twice")
         config[entry["pixel_value"]] = entry
     return config
+
+
+def _check_entry(entry: dict, source) -> None:
+    """Refuse values of an entry that say nothing; JSON knows NaN, and true is a number to Python."""
+    value, threshold, relative = (entry[k] for k in ("pixel_value", "saturation_threshold", "relative_saturation"))
+    if type(value) is not int or not 0 < value < 256:
+        raise InputError(f"{source}: pixel_value {value!r} must be a grey value from 1 to 255")
+    if not isinstance(relative, bool):
+        raise InputError(f"{source}: relative_saturation {relative!r} of pixel value {value} must be true or false")
+    highest = 1 if relative else math.inf
+    if type(threshold) not in (int, float) or not 0 < threshold <= highest or math.isinf(threshold):
+        wanted = "a share of the region above 0 and up to 1" if relative else "a number of pixels above 0"
+        raise InputError(f"{source}: saturation_threshold {threshold!r} of pixel value {value} must be {wanted}")
 
 
 def regions(mask, defects_config) -> list[tuple[np.ndarray, int, str]]:
