@@ -1,5 +1,7 @@
 """The contract that every method keeps. A new method is tested here without a line written for it."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,11 @@ def test_settings_are_a_frozen_dataclass_and_strict(name):
         settings.seed = 1
     with pytest.raises(InputError, match="unknown"):
         methods.create(name, no_such_setting=1)
+
+
+def test_fit_takes_tables_alone_and_whatever_else_is_a_setting(name):
+    """A notebook and the command line can say everything that way, for example which checkpoint to resume from."""
+    assert list(inspect.signature(methods.get(name).fit).parameters) == ["self", "table", "validation"]
 
 
 def test_scores_have_the_promised_shapes(fit, test_batch, name):

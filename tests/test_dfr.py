@@ -95,13 +95,15 @@ def train(small_table):
 
 def test_the_same_seed_gives_the_same_numbers_and_resume_changes_nothing(train, tmp_path):
     whole = DFR(**SMALL).fit(train)
-    file = tmp_path / "checkpoint.pt"
-    DFR(**SMALL | {"n_steps": 2}).fit(train, checkpoint=file, checkpoint_every=1)
-    resumed = DFR(**SMALL).fit(train, checkpoint=file, checkpoint_every=1)
+    settings = SMALL | {"checkpoint": str(tmp_path / "checkpoint.pt"), "checkpoint_every": 1}
+    DFR(**settings | {"n_steps": 2}).fit(train)
+    resumed = DFR(**settings).fit(train)
     for key, value in whole.auto_encoder.state_dict().items():
         assert torch.equal(value, resumed.auto_encoder.state_dict()[key])
     np.testing.assert_array_equal(whole.normal_scores, resumed.normal_scores)
     assert resumed.history.losses.equals(whole.history.losses)
+    with pytest.raises(InputError, match="made with training images"):
+        DFR(**settings).fit(train.iloc[1:])
 
 
 def test_the_loss_falls_and_the_threshold_lets_its_share_through(train):
@@ -118,6 +120,13 @@ def test_synthetic_selection_keeps_the_best_step(train):
     assert method.history.selected_step == found.step[found.score.idxmax()]
 
 
+def test_watching_does_not_change_the_training(train):
+    plain, seen = DFR(**SMALL).fit(train), DFR(**SMALL | {"validate_every": 2, "snapshot_every": 1}).fit(train)
+    assert len(plain.history.validation) == 0 < len(seen.history.validation)
+    assert seen.history.losses.equals(plain.history.losses)
+    np.testing.assert_array_equal(seen.normal_scores, plain.normal_scores)
+
+
 def test_snapshots_can_be_put_back(train):
     method = DFR(**SMALL | {"snapshot_every": 1}).fit(train)
     last = method.normal_scores
@@ -128,10 +137,30 @@ def test_snapshots_can_be_put_back(train):
     np.testing.assert_array_equal(method.normal_scores, last)
 
 
-def test_bad_settings_and_tables_are_named(train):
-    with pytest.raises(InputError, match="window"):
-        DFR(**SMALL | {"stride": 8})
-    with pytest.raises(InputError, match="variance"):
-        DFR(**SMALL | {"variance": 1.5})
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stride": 8}, "window"),
+        ({"variance": 1.5}, "variance"),
+        ({"stages": []}, "stages is empty"),
+        ({"stages": [2, "relu1_1"]}, "stage"),
+        ({"image_size": (64,)}, "image_size"),
+        ({"n_synthetic": 1}, "n_synthetic 1 must be at least 2"),
+        ({"hold_out": 1.0}, "hold_out 1.0 must be a share"),
+        ({"batch_size": 0}, "batch_size 0 must be at least 1"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(InputError, match=message):
+        DFR(**SMALL | settings)
+
+
+def test_too_few_images_are_named(train):
     with pytest.raises(InputError, match="at least 4"):
         DFR(**SMALL).fit(train.iloc[:3])
+    with pytest.raises(InputError, match=r"hold_out 0\.99 of 6 images leaves 1"):
+        DFR(**SMALL | {"hold_out": 0.99}).fit(train)
+
+
+def test_one_image_a_step_is_enough(train):
+    assert np.isfinite(DFR(**SMALL | {"batch_size": 1}).fit(train).normal_scores).all()

@@ -5,6 +5,7 @@ import itertools
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import TINY
@@ -15,6 +16,7 @@ from adlib import images
 from adlib.errors import InputError
 from adlib.methods import reconstruction, ulsad, ulsad_maps, ulsad_step
 from adlib.methods.ulsad import ULSAD, ULSADSettings
+from adlib.paths import results_dir
 
 SMALL = TINY | {"channels": 24, "n_steps": 3, "batch_size": 4}
 
@@ -285,17 +287,36 @@ def fitted(train):
 
 
 def test_the_same_seed_gives_the_same_numbers_and_resume_changes_nothing(train, fitted, tmp_path):
-    file = tmp_path / "checkpoint.pt"
-    settings = SMALL | {"snapshot_every": 1}
-    ULSAD(**settings | {"n_steps": 2}).fit(train, checkpoint=file, checkpoint_every=1)
-    resumed = ULSAD(**settings).fit(train, checkpoint=file, checkpoint_every=1)
+    settings = SMALL | {"snapshot_every": 1, "checkpoint": str(tmp_path / "checkpoint.pt"), "checkpoint_every": 1}
+    ULSAD(**settings | {"n_steps": 2}).fit(train)
+    resumed = ULSAD(**settings).fit(train)
     for name in ("reconstruction_net", "global_net"):
         for key, value in getattr(fitted, name).state_dict().items():
             assert torch.equal(value, getattr(resumed, name).state_dict()[key]), key
     np.testing.assert_array_equal(fitted.normal_scores, resumed.normal_scores)
     assert resumed.history.losses.equals(fitted.history.losses)
     with pytest.raises(InputError, match="made with learning_rate"):
-        ULSAD(**settings | {"learning_rate": 0.1}).fit(train, checkpoint=file)
+        ULSAD(**settings | {"learning_rate": 0.1}).fit(train)
+
+
+def test_a_checkpoint_of_other_images_is_refused(train, tmp_path):
+    settings = SMALL | {"n_steps": 1, "checkpoint": str(tmp_path / "checkpoint.pt"), "checkpoint_every": 1}
+    ULSAD(**settings).fit(train.iloc[:4], validation=train.iloc[4:])
+    with pytest.raises(InputError, match="made with training images"):
+        ULSAD(**settings).fit(train.iloc[1:4], validation=train.iloc[4:])
+    with pytest.raises(InputError, match="made with validation images"):
+        ULSAD(**settings).fit(train.iloc[:4], validation=train.iloc[[0, 1]])
+    ULSAD(**settings | {"n_steps": 2}).fit(train.iloc[:4], validation=train.iloc[4:])  # longer is allowed
+
+
+@pytest.mark.parametrize("watched", [{"validate_every": 1}, {"validate_every": 2, "snapshot_every": 1}])
+def test_watching_changes_neither_the_training_nor_the_reading(train, watched):
+    settings = SMALL | {"noise": 0.5, "hidden": 0.3, "maps": "auto", "position_wise": "auto"}
+    plain, seen = ULSAD(**settings).fit(train), ULSAD(**settings | watched).fit(train)
+    assert len(plain.history.validation) == 0 < len(seen.history.validation)
+    assert seen.history.losses.equals(plain.history.losses)
+    assert (seen.chosen_maps, seen.chosen_level) == (plain.chosen_maps, plain.chosen_level)
+    np.testing.assert_array_equal(seen.normal_scores, plain.normal_scores)
 
 
 def test_every_loss_falls(train):
@@ -371,7 +392,7 @@ def test_the_global_branch_may_learn_in_every_other_step(train):
 
 
 def test_hidden_cells_and_a_falling_rate_resume_like_uninterrupted(train, tmp_path, monkeypatch):
-    settings = SMALL | {"noise": 0.5, "hidden": 0.5, "schedule": "cosine"}
+    settings = SMALL | {"noise": 0.5, "hidden": 0.5, "schedule": "cosine", "checkpoint_every": 1}
     whole = ULSAD(**settings).fit(train)
     assert whole.history.losses.learning_rate.is_monotonic_decreasing
     assert whole.history.losses.learning_rate.iloc[-1] < whole.history.losses.learning_rate.iloc[0]
@@ -382,16 +403,18 @@ def test_hidden_cells_and_a_falling_rate_resume_like_uninterrupted(train, tmp_pa
             raise KeyboardInterrupt
         return ulsad_step.losses(*args)
 
-    file = tmp_path / "checkpoint.pt"
+    settings["checkpoint"] = str(tmp_path / "checkpoint.pt")
     with monkeypatch.context() as patch:
         patch.setattr(ulsad, "losses", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            ULSAD(**settings).fit(train, checkpoint=file, checkpoint_every=1)
-    resumed = ULSAD(**settings).fit(train, checkpoint=file, checkpoint_every=1)
+            ULSAD(**settings).fit(train)
+    resumed = ULSAD(**settings).fit(train)
     assert resumed.history.losses.equals(whole.history.losses)
     np.testing.assert_array_equal(resumed.normal_scores, whole.normal_scores)
     with pytest.raises(InputError, match="made with n_steps"):  # the rate at a step depends on the length
-        ULSAD(**settings | {"n_steps": 9}).fit(train, checkpoint=file)
+        ULSAD(**settings | {"n_steps": 9}).fit(train)
+    with pytest.raises(InputError, match="made with n_steps 3, these settings say 8"):  # also where epochs say it
+        ULSAD(**settings | {"n_steps": None, "epochs": 8}).fit(train)
 
 
 def test_flat_normal_maps_give_finite_scores(train):
@@ -424,6 +447,15 @@ def test_a_map_file_on_disk_gives_the_same_numbers(train, fitted):
         ({"area": 2.0}, "set whiten"),
         ({"maps": "locl"}, "did you mean 'local'"),
         ({"hold_out": 0.0}, "share"),
+        ({"image_size": (64,)}, r"image_size \(64,\) must be one number of pixels or height and width"),
+        ({"image_size": (64, 64, 3)}, r"image_size \(64, 64, 3\) must be"),
+        ({"batch_size": 1}, "batch_size 1 must be at least 2"),
+        ({"n_synthetic": 1}, "n_synthetic 1 must be at least 2"),
+        ({"stages": []}, "stages is empty"),
+        ({"learning_rate": -1.0}, "learning_rate -1.0 must be a positive number"),
+        ({"noise": float("nan")}, "noise nan must not be negative"),
+        ({"seed": -1}, "seed -1 must not be negative"),
+        ({"checkpoint_every": 0}, "checkpoint_every 0 must be at least 1"),
         ({"hidden": 1.0}, "hidden 1.0 must be a share"),
         ({"global_every": 0}, "global_every 0 must be at least 1"),
     ],
@@ -433,11 +465,30 @@ def test_bad_settings_are_named(settings, message):
         ULSAD(**SMALL | settings)
 
 
+def test_two_pseudo_anomalies_are_enough_to_select_on(train):
+    method = ULSAD(**SMALL | {"n_synthetic": 2, "selection": "synthetic", "validate_every": 1}).fit(train)
+    assert np.isfinite(method.history.validation.score).all()
+
+
+def test_the_tray_gains_by_the_global_map_what_the_readme_says():
+    """README: 17 points of image AUROC over the local map alone on logical defects, three seeds."""
+    tray = pd.read_csv(results_dir() / "studies" / "ulsad_tray.csv")
+    other = tray[(tray.drawing == 1) & (tray.maps == "both")].groupby(["area", "upper_quantile"])["all"].mean()
+    area, upper = other.idxmax()  # chosen on the other drawing, as notebook 24 does
+    shown = tray[(tray.drawing == 0) & (tray.area == area) & (tray.upper_quantile == upper)]
+    logical = shown.pivot(index="seed", columns="maps", values="logical")
+    assert len(logical) == 3
+    assert 100 * (logical.both - logical.local).mean() >= 15
+
+
 def test_too_few_images_and_a_lost_held_out_set_are_named(train, fitted, tmp_path):
     with pytest.raises(InputError, match="at least 4"):
         ULSAD(**SMALL).fit(train.iloc[:3])
     with pytest.raises(InputError, match="validation images"):
         ULSAD(**SMALL).fit(train, validation=train.iloc[:1])
+    with pytest.raises(InputError, match=r"hold_out 0\.99 of 6 images leaves 1 to train on; at least 2"):
+        ULSAD(**SMALL | {"hold_out": 0.99}).fit(train)
+    assert len(ULSAD(**SMALL | {"hold_out": 0.6, "n_steps": 1}).fit(train).normal_scores) == 4  # two to train on
     fitted.save(tmp_path)
     with pytest.raises(InputError, match="not saved"):
         ULSAD.load(tmp_path).use_snapshot(fitted.history.snapshots[0][1])

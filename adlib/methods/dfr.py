@@ -21,11 +21,13 @@ from torch import nn
 
 from adlib import backbones, storage, training
 from adlib.errors import InputError
-from adlib.images import Batch, Resize, batches, to_tensor
+from adlib.images import Batch, batches, to_tensor
 from adlib.memory import allocate
 from adlib.methods import Scores
 from adlib.methods.reconstruction import (
+    check_settings,
     epoch_rows,
+    resize_of,
     split_normals,
     synthetic_images,
     synthetic_score,
@@ -68,21 +70,22 @@ class DFRSettings:
     n_synthetic: int = 64  # at most so many held-out images, half of them damaged, for selection "synthetic"
     validate_every: int = 0  # steps between two validations; 0: only at the end
     snapshot_every: int = 0  # steps between two kept copies of the weights; 0 for none
+    checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
+    checkpoint_every: int = 100  # steps
     precision: str = "no"  # mixed precision: no, bf16, fp16
     max_memory: float = 8.0  # GiB of cached features held in memory; more go to a memory-mapped temporary file
     seed: int = 0  # initial weights, order of the images, held-out images
 
     def __post_init__(self):
         choice("upsample", self.upsample, ("bilinear", "nearest"))
-        choice("selection", self.selection, training.SELECTIONS)
-        choice("precision", self.precision, training.PRECISIONS)
+        check_settings(self)
         choice("threshold_images", self.threshold_images, THRESHOLD_IMAGES)
         for name in ("map_size", "window", "stride", "n_pca_images", "batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 1")
         if not self.stride <= self.window <= self.map_size:
             raise InputError(f"window {self.window} must lie between stride {self.stride} and map_size {self.map_size}")
-        for name in ("variance", "positive_share", "hold_out"):
+        for name in ("variance", "positive_share"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must be a share between 0 and 1")
         for name in ("latent", "n_steps"):
@@ -234,8 +237,7 @@ class DFR:
 
     def __init__(self, **settings):
         self.settings = s = build(DFRSettings, settings, owner="dfr")
-        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
-        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.resize = resize_of(s)
         self.device = backbones.default_device()
         if isinstance(s.stages[0], str) and s.stages[0].startswith("relu"):
             self.backbone = vgg_relus(s.backbone, s.stages, s.weights).to(self.device)
@@ -252,7 +254,7 @@ class DFR:
 
     # -- fit ------------------------------------------------------------------------------------------------------
 
-    def fit(self, table, validation=None, checkpoint=None, checkpoint_every: int = 0):
+    def fit(self, table, validation=None):
         """Train on a sample table of normal images; arguments as for `ULSAD.fit`."""
         s = self.settings
         train, held_out = split_normals(table, validation, s.hold_out, s.seed)
@@ -264,6 +266,7 @@ class DFR:
         synthetic = self._synthetic(held_out) if s.selection == "synthetic" or s.validate_every else None
         self._build(seed=s.seed)
         batch_size = min(s.batch_size, len(train))
+        n_steps = s.n_steps or s.epochs * max(1, len(train) // batch_size)
 
         def compute_losses(modules, batch, _step):
             f = to_grid(batch, self.device)
@@ -274,10 +277,10 @@ class DFR:
             [torch.optim.Adam(self.auto_encoder.parameters(), s.learning_rate)],
             lambda step: features[epoch_rows(len(train), batch_size, s.seed, step)],
             compute_losses,
-            s.n_steps or s.epochs * max(1, len(train) // batch_size),
+            n_steps,
             validate=(lambda: self._validate(synthetic)) if synthetic else None,
             progress="dfr",
-            **train_options(s, self.backbone, checkpoint, checkpoint_every),
+            **train_options(s, self.backbone, train, held_out, n_steps),
         )
         self._calibrate()
         shown = features if s.threshold_images == "train" else self._held_out

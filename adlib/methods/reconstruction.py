@@ -1,14 +1,45 @@
 """What ULSAD and DFR share: which normals to train on, cached features, and held-out pseudo-anomalies to select on."""
 
+import math
+
 import numpy as np
 import torch
 
 from adlib import metrics, training
-from adlib.datasets import hold_out
+from adlib.datasets import hold_out, table_hash
 from adlib.errors import InputError
+from adlib.images import Resize
 from adlib.methods import check_training_table
-from adlib.settings import as_dict
+from adlib.settings import as_dict, choice
 from adlib.synthesis import SyntheticSplit
+
+
+def check_settings(settings) -> None:
+    """Refuse values, common to both methods, that would fail only in the middle of a fit."""
+    s = settings
+    choice("selection", s.selection, training.SELECTIONS)
+    choice("precision", s.precision, training.PRECISIONS)
+    if not isinstance(s.image_size, int) and len(s.image_size) != 2:
+        raise InputError(f"image_size {s.image_size} must be one number of pixels or height and width, e.g. (256, 320)")
+    if not s.stages:
+        raise InputError("stages is empty; name at least one stage of the backbone, for example [2, 3]")
+    if s.n_synthetic < 2:
+        raise InputError(f"n_synthetic {s.n_synthetic} must be at least 2: a clean and a damaged image to tell apart")
+    if not (s.learning_rate > 0 and math.isfinite(s.learning_rate)):
+        raise InputError(f"learning_rate {s.learning_rate} must be a positive number, for example 0.001")
+    if not 0 < s.hold_out < 1:
+        raise InputError(f"hold_out {s.hold_out} must be a share between 0 and 1, for example 0.15")
+    if s.checkpoint_every < 1:
+        raise InputError(f"checkpoint_every {s.checkpoint_every} must be at least 1; checkpoint '' writes none")
+    for name in ("validate_every", "snapshot_every", "seed"):
+        if getattr(s, name) < 0:
+            raise InputError(f"{name} {getattr(s, name)} must not be negative")
+
+
+def resize_of(settings) -> Resize:
+    """The geometry of the input that the settings ask for."""
+    size = settings.image_size if isinstance(settings.image_size, int) else tuple(settings.image_size)
+    return Resize(size, settings.resize, settings.scale if settings.resize == "short_side" else None)
 
 
 def split_normals(table, validation, share: float, seed: int):
@@ -27,7 +58,12 @@ def split_normals(table, validation, share: float, seed: int):
         return table, validation
     if len(table) < 4:
         raise InputError(f"{len(table)} normal training images; at least 4 are needed: 2 to train on, 2 to hold out")
-    return hold_out(table, max(share, 2 / len(table)), seed)
+    train, held_out = hold_out(table, max(share, 2 / len(table)), seed)
+    if len(train) < 2:
+        raise InputError(
+            f"hold_out {share} of {len(table)} images leaves {len(train)} to train on; at least 2 are needed, lower it"
+        )
+    return train, held_out
 
 
 def epoch_rows(n_images: int, batch_size: int, seed: int, step: int) -> np.ndarray:
@@ -37,18 +73,24 @@ def epoch_rows(n_images: int, batch_size: int, seed: int, step: int) -> np.ndarr
     return order[place * batch_size : (place + 1) * batch_size]
 
 
-def train_options(settings, backbone, checkpoint, checkpoint_every: int) -> dict:
-    """What a method hands to `training.train` as it is; refuses a checkpoint of other settings or backbone weights.
+def train_options(settings, backbone, train, held_out, n_steps: int) -> dict:
+    """What a method hands to `training.train` as it is.
 
-    A run at a constant rate may go on longer than its checkpoint was meant to.
+    Refuses to resume from a checkpoint of other settings, other backbone weights or other images. A run at a constant
+    rate may go on longer than its checkpoint was meant to.
     """
-    if checkpoint:
-        falling = getattr(settings, "schedule", "constant") != "constant"  # then the rate depends on the length
-        fixed = {key: value for key, value in as_dict(settings).items() if falling or key != "n_steps"}
-        training.check_checkpoint(checkpoint, fixed | {"backbone weights": backbone.fingerprint})
+    s = settings
+    if s.checkpoint:
+        facts = {key: value for key, value in as_dict(s).items() if key != "n_steps"}
+        if getattr(s, "schedule", "constant") != "constant":  # the rate at a step depends on the number of steps
+            facts["n_steps"] = n_steps
+        facts["backbone weights"] = backbone.fingerprint
+        facts["training images"], facts["validation images"] = table_hash(train), table_hash(held_out)
+        training.check_checkpoint(s.checkpoint, facts)
     names = ("seed", "selection", "validate_every", "snapshot_every", "precision")
-    options = {name: getattr(settings, name) for name in names}
-    return options | {"checkpoint": checkpoint, "checkpoint_every": checkpoint_every}
+    options = {name: getattr(s, name) for name in names}
+    every = s.checkpoint_every if s.checkpoint else 0
+    return options | {"checkpoint": s.checkpoint or None, "checkpoint_every": every}
 
 
 def synthetic_images(held_out, settings, resize) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

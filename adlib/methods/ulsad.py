@@ -29,11 +29,13 @@ import torch.nn.functional as F
 
 from adlib import backbones, storage, training
 from adlib.errors import InputError
-from adlib.images import Batch, Resize, batches
+from adlib.images import Batch, batches
 from adlib.memory import allocate
 from adlib.methods import Scores
 from adlib.methods.reconstruction import (
+    check_settings,
     epoch_rows,
+    resize_of,
     split_normals,
     synthetic_images,
     synthetic_score,
@@ -109,6 +111,8 @@ class ULSADSettings:
     n_synthetic: int = 64  # at most so many held-out images, half of them damaged, for selection "synthetic"
     validate_every: int = 0  # steps between two validations; 0: only at the end
     snapshot_every: int = 0  # steps between two kept copies of the weights, for learning curves; 0 for none
+    checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
+    checkpoint_every: int = 100  # steps
     precision: str = "no"  # mixed precision: no, bf16, fp16
     max_memory: float = 8.0  # GiB of cached features held in memory; more go to a memory-mapped temporary file
     seed: int = 0  # initial weights, order of the images, held-out images
@@ -122,23 +126,25 @@ class ULSADSettings:
         choice("position_wise", self.position_wise, POSITION_WISE)
         choice("image_score", self.image_score, IMAGE_SCORES)
         choice("quantiles_from", self.quantiles_from, QUANTILES_FROM)
-        choice("selection", self.selection, training.SELECTIONS)
-        choice("precision", self.precision, training.PRECISIONS)
+        check_settings(self)
         if len(self.quantiles) != 2 or not 0 <= self.quantiles[0] < self.quantiles[1] <= 1:
             raise InputError(
                 f"quantiles {self.quantiles!r} must be two shares in rising order, for example (0.9, 0.995)"
             )
-        for name in ("channels", "epochs", "batch_size", "global_every"):
+        for name in ("channels", "epochs", "global_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.batch_size < 2:
+            raise InputError(
+                f"batch_size {self.batch_size} must be at least 2: the global network normalises a single cell of each "
+                "image over the batch"
+            )
         if self.n_steps is not None and self.n_steps < 1:
             raise InputError(f"n_steps {self.n_steps} must be at least 1, or None to count in epochs")
         if not 0 <= self.hidden < 1:
             raise InputError(f"hidden {self.hidden} must be a share from 0 to below 1, for example 0.5")
-        if not 0 < self.hold_out < 1:
-            raise InputError(f"hold_out {self.hold_out} must be a share between 0 and 1, for example 0.15")
-        for name in ("direction", "direction_global", "area", "sigma", "noise"):
-            if getattr(self, name) < 0:
+        for name in ("direction", "direction_global", "area", "sigma", "noise", "weight_decay"):
+            if not getattr(self, name) >= 0:
                 raise InputError(f"{name} {getattr(self, name)} must not be negative")
         if self.whiten == "off" and (self.area or self.global_residual != "imitation"):
             raise InputError(
@@ -228,8 +234,7 @@ class ULSAD:
 
     def __init__(self, **settings):
         self.settings = s = build(ULSADSettings, settings, owner="ulsad")
-        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
-        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.resize = resize_of(s)
         self.device = backbones.default_device()
         self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
         self.grid = tuple(n // self.backbone.strides[0] for n in self.resize.hw)
@@ -251,13 +256,12 @@ class ULSAD:
 
     # -- fit ------------------------------------------------------------------------------------------------------
 
-    def fit(self, table, validation=None, checkpoint=None, checkpoint_every: int = 0):
+    def fit(self, table, validation=None):
         """Train on a sample table of normal images.
 
         Args:
             table: normal training images. Without `validation` a share `hold_out` of them is put aside.
             validation: normal images that are not trained on (MVTec LOCO ships some): quantiles, threshold, selection.
-            checkpoint: file to resume from, if it is there, and to write every `checkpoint_every` steps.
         """
         s = self.settings
         train, held_out = split_normals(table, validation, s.hold_out, s.seed)
@@ -305,7 +309,7 @@ class ULSAD:
             schedulers=falling,
             validate=self._choose if watched else None,
             progress="ulsad",
-            **train_options(s, self.backbone, checkpoint, checkpoint_every),
+            **train_options(s, self.backbone, train, held_out, n_steps),
         )
         self.calibrate()
         return self
