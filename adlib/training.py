@@ -232,6 +232,7 @@ def train(
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
 
     state = {"step": 0, "losses": [], "validation": [], "snapshots": [], "best": None, "gradients": [], "memory": []}
+    state |= {"seconds": 0.0, "waiting": 0.0}
     checkpoint = Path(checkpoint) if checkpoint else None
     if checkpoint and checkpoint.is_file():
         state = _restore(checkpoint, raw, optimizers, schedulers)
@@ -246,7 +247,8 @@ def train(
         return _pin(batch) if pinned else batch
 
     stream = _prefetch(prepare_batch, range(first, total), workers)
-    started, waiting = time.perf_counter(), 0.0
+    # A resumed run counts the time of its earlier parts.
+    started, waiting = time.perf_counter() - state["seconds"], state["waiting"]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices), contextlib.closing(stream):
         bar = tqdm(range(state["step"], n_steps), desc=progress, disable=None, unit="step", leave=False)
@@ -261,7 +263,8 @@ def train(
             kept = f"; the checkpoint of step {saved} is kept" if checkpoint and saved else ""
             for _ in range(accumulate):
                 before = time.perf_counter()
-                batch = next(stream)
+                with _memory_errors(progress, done, kept):
+                    batch = next(stream)
                 waiting += time.perf_counter() - before
                 with _memory_errors(progress, done, kept), accelerator.accumulate(*modules.values()):
                     with accelerator.autocast():
@@ -276,7 +279,13 @@ def train(
                             accelerator.unscale_gradients()
                             state["gradients"] += _gradient_flow(raw, done)
                         if clip_norm is not None:
-                            accelerator.clip_grad_norm_(parameters, clip_norm)
+                            norm = accelerator.clip_grad_norm_(parameters, clip_norm)
+                        else:
+                            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+                        # A finite loss may have a gradient that is not, and one step along it spoils all weights. With
+                        # float16 that happens now and then: the scaler leaves such a step out.
+                        if accelerator.scaler is None and not torch.isfinite(norm):
+                            raise TrainingError(f"{progress}: the gradient became {float(norm)} at step {done}{kept}")
                     for optimizer in optimizers:
                         optimizer.step()
                         optimizer.zero_grad(set_to_none=True)
@@ -288,7 +297,8 @@ def train(
             state["losses"].append(row)
             validated = bool(validate) and (done == n_steps or bool(validate_every and done % validate_every == 0))
             if validated:
-                found = _validate(validate, modules)
+                with _memory_errors(progress, done, kept):
+                    found = _validate(validate, modules)
                 state["validation"].append({"step": done, "seconds": time.perf_counter() - started, **found})
                 if state["best"] is None or found["score"] > state["best"][1]:
                     state["best"] = [done, float(found["score"]), _states(raw)]
@@ -299,6 +309,7 @@ def train(
             state["step"] = done
             if checkpoint and checkpoint_every and (done % checkpoint_every == 0 or done == n_steps):
                 if accelerator.is_main_process:
+                    state |= {"seconds": time.perf_counter() - started, "waiting": waiting}
                     _save(checkpoint, state, raw, optimizers, schedulers)
                 saved = done
     if precision != "no":  # what accelerate put around the modules for mixed precision ends with the training
@@ -427,7 +438,7 @@ def _restore(path: Path, modules, optimizers, schedulers) -> dict:
             optimizer.load_state_dict(saved)
         for scheduler, saved in zip(schedulers, content["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
-        return {"gradients": [], "memory": []} | {
+        return {"gradients": [], "memory": [], "seconds": 0.0, "waiting": 0.0} | {
             key: value for key, value in content.items() if key not in ("modules", "optimizers", "schedulers")
         }
     except Exception as error:  # torch, pickle and zip each raise their own; to the user they mean one thing

@@ -139,6 +139,35 @@ def test_snapshots_are_the_weights_of_their_step():
     assert torch.equal(history.snapshots[1][1]["model"]["0.weight"], model.state_dict()["0.weight"])
 
 
+def test_a_resumed_run_counts_the_time_of_its_earlier_part(tmp_path):
+    model, optimizer, schedulers = make()
+    file = tmp_path / "c.pt"
+    run(model, optimizer, schedulers, 2, checkpoint=file, checkpoint_every=2)
+    content = torch.load(file, weights_only=True)
+    torch.save(content | {"seconds": 1000.0}, file)
+    model, optimizer, schedulers = make()
+    history = run(model, optimizer, schedulers, 3, checkpoint=file, checkpoint_every=2)
+    assert history.seconds > 1000
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_nan_gradient_stops_before_it_reaches_weights_or_checkpoint(tmp_path, clip_norm):
+    """The loss is finite, the derivative of the root at zero is not."""
+    model, file = torch.nn.Linear(2, 1), tmp_path / "run.pt"
+
+    def losses(modules, batch, step):
+        spoilt = (modules["model"].weight * 0).abs().sum().sqrt() if step == 2 else 0.0
+        return {"loss": modules["model"](batch).square().mean() + spoilt}
+
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    options = {"seed": 0, "checkpoint": file, "checkpoint_every": 1, "clip_norm": clip_norm}
+    with pytest.raises(training.TrainingError, match=r"gradient became nan at step 3.*step 2 is kept"):
+        training.train({"model": model}, [optimizer], lambda step: torch.ones(4, 2), losses, 5, **options)
+    kept = torch.load(file, weights_only=True)
+    assert all(torch.isfinite(w).all() for w in kept["modules"]["model"].values())
+    assert torch.isfinite(model.weight).all()
+
+
 def test_nan_stops_with_its_step_and_keeps_the_last_good_checkpoint(tmp_path):
     model, optimizer, schedulers = make()
 
