@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import write_image
 
-from adlib import patches, storage, training
+from adlib import patches, predict, profiles, storage, thresholds, training
 from adlib.errors import InputError
-from adlib.methods import glass, glass_judge, glass_step
+from adlib.methods import glass, glass_judge, glass_onnx, glass_step
 
 STEPS = (
     "manifold_default",
@@ -289,15 +289,47 @@ def weights(method):
     return torch.cat([p.detach().flatten() for p in method.network.parameters()])
 
 
-@pytest.mark.parametrize("average", [0.0, 0.9])
-def test_a_resumed_run_ends_with_the_same_weights(train, tmp_path, average):
-    settings = TINY | {"max_steps": 5, "checkpoint_every": 1, "average": average}
+RESUMED = {"one head": {}, "laptop's form": {"heads": 2, "bank": 3, "average": 0.9, "token_share": 0.5}}
+
+
+@pytest.mark.parametrize("changes", RESUMED.values(), ids=RESUMED)
+def test_a_killed_run_goes_on_to_the_same_weights(train, tmp_path, changes):
+    settings = TINY | {"max_steps": 5, "checkpoint_every": 2, **changes}
     whole = glass.Glass(**settings).fit(train)
-    path = str(tmp_path / "checkpoint.pt")
-    glass.Glass(**settings | {"checkpoint": path, "max_steps": 2}).fit(train)
-    resumed = glass.Glass(**settings | {"checkpoint": path}).fit(train)
-    assert torch.equal(weights(resumed), weights(whole))
-    assert torch.equal(resumed.network.centre, whole.network.centre)
+    settings["checkpoint"] = str(tmp_path / "checkpoint.pt")
+    killed = glass.Glass(**settings)
+    losses = killed.losses
+
+    def until_step_4(modules, batch, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return losses(modules, batch, step)
+
+    killed.losses = until_step_4
+    with pytest.raises(KeyboardInterrupt):
+        killed.fit(train)
+    assert torch.load(settings["checkpoint"], weights_only=True)["step"] == 2  # step 3 is lost
+    resumed = glass.Glass(**settings)
+    losses, steps = resumed.losses, []
+    resumed.losses = lambda modules, batch, step: steps.append(step) or losses(modules, batch, step)
+    resumed.fit(train)
+    assert steps == [2, 3, 4]
+    for (name, value), expected in zip(
+        resumed.network.state_dict().items(), whole.network.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, expected), name
+    np.testing.assert_array_equal(resumed.normal_scores, whole.normal_scores)
+
+
+def test_a_checkpoint_of_other_images_is_refused(train, tmp_path):
+    settings = {"checkpoint": str(tmp_path / "checkpoint.pt"), "checkpoint_every": 1, "max_steps": 1}
+    first, second = train.iloc[:4], train.iloc[4:]
+    glass.Glass(**TINY | settings).fit(first, second)
+    with pytest.raises(InputError, match=r"checkpoint .* was made with training images"):
+        glass.Glass(**TINY | settings).fit(train.iloc[1:4], second)
+    with pytest.raises(InputError, match=r"checkpoint .* was made with validation images"):
+        glass.Glass(**TINY | settings).fit(first, train.iloc[5:])
+    glass.Glass(**TINY | settings).fit(first, second)
 
 
 @pytest.mark.parametrize("hypothesis", ["manifold", "hypersphere"])
@@ -411,13 +443,30 @@ def test_a_nan_loss_stops_the_run_and_keeps_the_last_checkpoint(train, tmp_path)
     assert torch.load(path, weights_only=True)["step"] == 2
 
 
+def original_checkpoint(file, adaptor, discriminator):
+    """Write weights under the names of the authors' code."""
+    torch.save({"discriminator": discriminator, "pre_projection": adaptor}, file)
+    return file
+
+
+def made_up_original(file, width=152, hidden=16):
+    """A checkpoint of random weights in the shape of the authors' code."""
+    network = glass_step.Network(width, hidden, 1)
+    names = {"linear": "body.block1.0", "norm": "body.block1.1", "out": "tail.0"}
+    head = {}
+    for name, value in network.discriminator.state_dict().items():
+        layer, _, rest = name.partition(".")
+        head[f"{names[layer]}.{rest}"] = value
+    adaptor = {f"layers.0fc.{name}": value for name, value in network.adaptor.state_dict().items()}
+    return original_checkpoint(file, adaptor, head), network.eval()
+
+
 def test_original_weights_give_the_original_scores(golden, tmp_path):
     data = golden("glass/step_manifold_default")
     state = {key[len("init_D_") :]: torch.from_numpy(data[key]) for key in data if key.startswith("init_D_")}
     adaptor = {"layers.0fc.weight": torch.from_numpy(data["init_A_weight"])}
     adaptor["layers.0fc.bias"] = torch.from_numpy(data["init_A_bias"])
-    torch.save({"discriminator": state, "pre_projection": adaptor}, tmp_path / "ckpt.pth")
-    network = glass.read_original(tmp_path / "ckpt.pth").eval()
+    network = glass.read_original(original_checkpoint(tmp_path / "ckpt.pth", adaptor, state)).eval()
     x = torch.from_numpy(data["features_normal"])
     u = torch.nn.functional.linear(x, adaptor["layers.0fc.weight"], adaptor["layers.0fc.bias"])
     np.testing.assert_allclose(network.adaptor(x).detach().numpy(), data["u"], atol=1e-6)
@@ -426,20 +475,78 @@ def test_original_weights_give_the_original_scores(golden, tmp_path):
     h = (h - mean) / (var + 1e-5).sqrt() * state["body.block1.1.weight"] + state["body.block1.1.bias"]
     expected = (torch.nn.functional.leaky_relu(h, 0.2) @ state["tail.0.weight"].T)[:, 0]
     torch.testing.assert_close(network.logits(x).detach(), expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(InputError, match="width"):
-        glass.Glass(**TINY).use_original(tmp_path / "ckpt.pth")
 
 
-@pytest.mark.parametrize("image_score", ["max", "top"])
-def test_the_onnx_file_scores_like_the_method(train, tmp_path, image_score):
+def test_original_weights_score_and_get_thresholds_and_are_saved(train, tmp_path):
+    file, network = made_up_original(tmp_path / "ckpt.pth")
+    method = glass.Glass(**TINY | {"feature_norm": 3.0})  # of a training here; theirs know nothing of it
+    method.use_original(file)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    tokens = method.embed(images).flatten(2).transpose(1, 2)  # (2, 64, 152)
+    with torch.no_grad():
+        expected = torch.stack([network.logits(rows).sigmoid().max() for rows in tokens])
+    scores = method.score(images)
+    np.testing.assert_allclose(scores.image, expected, rtol=1e-5)
+    with pytest.raises(InputError, match=r"not fitted; .* use_original\(path, normals\)"):
+        method.save(tmp_path / "model")
+    method.use_original(file, normals=train)
+    method.save(tmp_path / "model")
+    again = glass.Glass.load(tmp_path / "model")
+    np.testing.assert_array_equal(again.score(images).map, scores.map)
+    np.testing.assert_array_equal(again.normal_scores, method.normal_scores)
+    assert len(again.normal_scores) == len(again.normal_map_maxima) == len(train)
+    assert thresholds.from_normals(again.normal_scores, "max").value == pytest.approx(method.normal_scores.max())
+    image, pixel, _ = predict.set_threshold(tmp_path / "model", Path(train.image_path.iloc[0]).parent, "max")
+    assert image.value == pytest.approx(method.normal_scores.max())
+    assert pixel.value == pytest.approx(method.normal_map_maxima.max())
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"target_dim": 40, "pretrain_dim": 40}, "weights of width 152, these settings give tokens of width 40"),
+        ({"hidden": 8}, "hidden width 16, these settings say heads 1 and hidden 8; set heads=1 and hidden=16"),
+        ({"heads": 2}, "set heads=1"),
+    ],
+)
+def test_original_weights_that_do_not_fit_the_settings(tmp_path, changes, match):
+    file, _ = made_up_original(tmp_path / "ckpt.pth")
+    with pytest.raises(InputError, match=match):
+        glass.Glass(**TINY | changes).use_original(file)
+    (tmp_path / "other.pth").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="not one of the authors' GLASS code"):
+        glass.Glass(**TINY).use_original(tmp_path / "other.pth")
+
+
+DEPLOYED = {
+    "max": {"target_dim": 48, "pretrain_dim": 48, "feature_norm": 1.0},
+    "top": {"target_dim": 48, "pretrain_dim": 48, "feature_norm": 1.0, "image_score": "top"},
+    "laptop's form": {"heads": 2, "patch_size": 1, "feature_norm": 10.0, "image_score": "top"},
+    "no smoothing": {"sigma": 0.0},
+}
+
+
+@pytest.mark.parametrize("changes", DEPLOYED.values(), ids=DEPLOYED)
+def test_the_deployed_module_scores_like_the_method_and_shares_nothing_with_it(train, changes):
+    method = glass.Glass(**TINY | changes).fit(train)
+    module = glass_onnx.Deployed(method).eval()
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    expected = method.score(images)
+    with torch.no_grad():
+        scores, maps = module(images)
+    np.testing.assert_allclose(scores, expected.image, atol=1e-5)
+    np.testing.assert_allclose(maps, expected.map, atol=1e-5)
+    module.double()  # or .cpu() of a method on a GPU
+    for own in (method.backbone, method.network):
+        assert {tensor.dtype for tensor in own.state_dict().values() if tensor.is_floating_point()} == {torch.float32}
+    np.testing.assert_array_equal(method.score(images).map, expected.map)
+
+
+@pytest.mark.parametrize("changes", [DEPLOYED["max"], DEPLOYED["laptop's form"]])  # an export takes its time
+def test_the_onnx_file_scores_like_the_method(train, tmp_path, changes):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
-    from adlib.methods import glass_onnx
-
-    method = glass.Glass(
-        **TINY | {"target_dim": 48, "pretrain_dim": 48, "feature_norm": 1.0, "image_score": image_score}
-    )
-    method.fit(train)
+    method = glass.Glass(**TINY | changes).fit(train)
     file = glass_onnx.export(method, tmp_path / "glass.onnx")
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     for n in (1, 3):  # the batch is dynamic
@@ -448,6 +555,54 @@ def test_the_onnx_file_scores_like_the_method(train, tmp_path, image_score):
         expected = method.score(images)
         np.testing.assert_allclose(scores, expected.image, atol=1e-4)
         np.testing.assert_allclose(maps, expected.map, atol=1e-4)
+
+
+# -- what "paper" means -----------------------------------------------------------------------------------------------
+
+
+def named(table, dataset, category):
+    """The same images under another name."""
+    table = table.assign(category=category)
+    table.attrs = {"dataset": dataset}
+    return table
+
+
+@pytest.mark.parametrize(
+    ("dataset", "category", "scale"),
+    [
+        ("mvtec_ad", "wood", 73),  # 64 * 329 / 288 = 73.1
+        ("mad_man", "toothbrush", 73),
+        ("mvtec_ad", "screw", 64),
+        ("visa", "wood", 64),
+    ],
+)
+def test_paper_enlarges_two_categories_before_the_crop(train, tmp_path, dataset, category, scale):
+    settings = TINY | {"resize": "short_side", "scale": "paper", "max_steps": 1}
+    method = glass.Glass(**settings).fit(named(train, dataset, category))
+    assert method.resize.scale == scale
+    assert method.resize.hw == (64, 64)
+    method.save(tmp_path)
+    assert glass.Glass.load(tmp_path).resize == method.resize
+    file, _ = made_up_original(tmp_path / "ckpt.pth")
+    assert glass.Glass(**settings).use_original(file, normals=named(train, dataset, category)).resize == method.resize
+
+
+@pytest.mark.parametrize(
+    ("dataset", "masked"), [("mvtec_ad", True), ("mad_man", True), ("mpdd", False), ("own", False)]
+)
+def test_paper_masks_the_product_only_where_the_authors_do(train, monkeypatch, dataset, masked):
+    asked = []
+    half = np.zeros((64, 64), bool)
+    half[:, :32] = True
+    monkeypatch.setattr(glass.synthesis, "foreground", lambda image, rule: asked.append(rule) or half)
+    method = glass.Glass(**TINY | {"foreground": "paper"}).prepare(named(train, dataset, "screw"))
+    assert (method._foreground(0) is not None) == bool(asked) == masked
+
+
+def test_the_paper_profile_takes_its_textures_sizes_and_masks():
+    settings = profiles.method_settings("paper", "glass", None)
+    assert (settings["textures"], settings["scale"], settings["foreground"]) == ("dtd", "paper", "paper")
+    assert glass.Glass.Settings(**settings).image_size == 288
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -491,11 +646,34 @@ def test_foregrounds_from_files_are_obeyed(train, tmp_path):
         ({"p": 1.5}, "p 1.5 must lie between 0 and 1"),
         ({"noise": -1.0}, "noise -1.0 must not be negative"),
         ({"families": ("no_such",)}, "no_such"),
+        ({"families": ()}, "families is empty; give at least one of"),
+        ({"image_size": (64,)}, r"image_size \[64\] must be one number, or height and width"),
+        ({"image_size": (64, 0)}, r"image_size .* must be at least 1"),
+        ({"patch_size": 0}, "patch_size 0 must be at least 1"),
+        ({"patch_stride": 0}, "patch_stride 0 must be at least 1"),
+        ({"pretrain_dim": 0, "target_dim": 0}, "pretrain_dim 0 must be at least 1, or null"),
+        ({"pretrain_dim": 8, "target_dim": 0}, "target_dim 0 must be at least 1, or null"),
+        ({"lr": -1}, "lr -1 must not be negative"),
+        ({"lr_discriminator": float("nan")}, "lr_discriminator nan must not be negative"),
+        ({"max_steps": 0}, "max_steps 0 must be at least 1, or null"),
+        ({"feature_norm": 0.0}, "feature_norm 0.0 must be a length above 0"),
+        ({"feature_norm": -1.0}, "feature_norm -1.0 must be a length above 0"),
+        ({"checkpoint_every": 0}, "checkpoint_every 0 must be at least 1"),
+        ({"validate_every": -1}, "validate_every -1 must not be negative"),
+        ({"seed": -1}, "seed -1 must not be negative"),
+        ({"scale": "papr"}, "did you mean 'paper'"),
         ({"epoch": 3}, "did you mean 'epochs'"),
     ],
 )
 def test_settings_that_cannot_be_used(train, settings, match):
     refused(settings, train, match)
+
+
+def test_a_validation_table_that_cannot_be_used(train, small_table):
+    with pytest.raises(InputError, match="validation holds no image"):
+        glass.Glass(**TINY).fit(train, train.iloc[:0])
+    with pytest.raises(InputError, match="validation holds an anomalous image"):
+        glass.Glass(**TINY).fit(train, small_table[small_table.label == 1])
 
 
 def test_textures_are_found_by_name_below_the_data_folder(tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ image and pixel AUROC *on the test set*; ours are of the last step, or of the st
 pseudo-anomalies best (`selection`). Normal images go through the frozen backbone once instead of once an epoch, the
 ascent walks in the hidden layer (same numbers, a fraction of the time), the centre is the mean over all images, and
 `hold_out` of the training images are kept for thresholds. `noise` is the paper's at a width of 1536; for another width
-D it is multiplied by sqrt(1536 / D), so that its length stays the same.
+D it is multiplied by sqrt(1536 / D), so that its length stays the same. Foregrounds are found by published rules: how
+the authors made their masks is not known.
 """
 
 import copy
@@ -37,6 +38,22 @@ from adlib.support import check_fingerprint, top_mean
 
 PAPER_WIDTH = 1536  # the width that the paper's noise was chosen for
 IMAGE_SCORES = ("max", "top")
+# What "paper" means for `scale` and `foreground`, which the authors' scripts set by category and by data set.
+PAPER_ENLARGED = {("mvtec_ad", "toothbrush"): 329 / 288, ("mvtec_ad", "wood"): 329 / 288}  # scale / image size; else 1
+PAPER_FOREGROUNDS = ("mvtec_ad", "visa", "wfdd")  # MPDD and own data train without
+# Settings that count something, with what else they may be.
+COUNTS = {
+    **dict.fromkeys(
+        ("image_size", "patch_size", "patch_stride", "hidden", "heads", "batch_size", "epochs", "limit"), ""
+    ),
+    **dict.fromkeys(("project_every", "checkpoint_every"), ""),
+    **dict.fromkeys(("pretrain_dim", "target_dim"), ", or null for the plain mean of each window"),
+    "max_steps": ", or null for as many as `epochs` says",
+}
+NOT_NEGATIVE = (
+    *("noise", "n_ascent", "step_size", "beta_std", "lr", "lr_discriminator", "sigma"),
+    *("validate_every", "snapshot_every", "seed"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,7 @@ class GlassSettings:
     weights: str = "auto"  # see adlib.backbones.create
     image_size: int | tuple[int, ...] = 288  # network input, pixels
     resize: str = "short_side"  # shorter side to `scale`, then centre crop
-    scale: int | None = 288  # pixels; the code takes 329 for MVTec AD toothbrush and wood
+    scale: int | str | None = 288  # pixels; "paper": the image size, more for MVTec AD toothbrush and wood (329)
     patch_size: int = 3  # neighbourhood, feature cells
     patch_stride: int = 1  # feature cells
     pretrain_dim: int | None = 1536  # length per layer after the first pooling; None with target_dim None: plain mean
@@ -71,7 +88,9 @@ class GlassSettings:
     bank: int = 0  # make so many local anomalies once and reuse them; 0 makes new ones in every step (paper)
     token_share: float = 1.0  # share of all tokens that a step trains on; the paper takes all
     textures: str = ""  # folder, also by its name below data/ ("dtd"; "dtd?": if it is there); "": made on the spot
-    foreground: str = "rules"  # rules (published rule or auto), none, or a folder <folder>/<category>/<image name>
+    foreground: str = (
+        "rules"  # rules (published or auto), paper (rules where the authors mask), none, a folder of masks
+    )
     lr: float = 1e-4  # learning rate of the adaptor (Adam, weight decay 1e-5)
     lr_discriminator: float = 2e-4  # of the discriminator (AdamW, weight decay 0.01)
     average: float = 0.0  # decay of the running mean of the weights that scores are made with; 0: no mean (paper)
@@ -94,15 +113,28 @@ class GlassSettings:
         choice("hypothesis", self.hypothesis, glass_judge.MODES)
         choice("selection", self.selection, training.SELECTIONS)
         choice("image_score", self.image_score, IMAGE_SCORES)
-        for name in ("hidden", "heads", "batch_size", "epochs", "limit", "project_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
-        for name in ("noise", "n_ascent", "step_size", "beta_std", "sigma"):
-            if getattr(self, name) < 0:
+        if isinstance(self.scale, str):
+            choice("scale", self.scale, ("paper",))
+        if not self.families:
+            raise InputError("families is empty; give at least one of " + ", ".join(synthesis.names("image")))
+        for family in self.families:
+            choice("family", family, synthesis.names("image"))
+        if isinstance(self.image_size, tuple) and len(self.image_size) != 2:
+            raise InputError(f"image_size {list(self.image_size)} must be one number, or height and width")
+        for name in COUNTS:
+            value = getattr(self, name)
+            if value is not None and np.min(value) < 1:
+                raise InputError(f"{name} {value} must be at least 1{COUNTS[name]}")
+        for name in NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
                 raise InputError(f"{name} {getattr(self, name)} must not be negative")
         for name in ("radius", "p", "beta_mean", "average"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} {getattr(self, name)} must lie between 0 and 1")
+        if self.feature_norm is not None and not 0 < self.feature_norm < float("inf"):
+            raise InputError(
+                f"feature_norm {self.feature_norm} must be a length above 0; null leaves features as they are"
+            )
         if not 0 < self.token_share <= 1:
             raise InputError(f"token_share {self.token_share} must be a share in (0, 1]")
         if self.bank < 0:
@@ -129,8 +161,8 @@ class Glass:
 
     def __init__(self, **settings):
         self.settings = s = build(GlassSettings, settings, owner="glass")
-        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
-        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        scale = None if s.scale == "paper" else s.scale  # what "paper" enlarges is known with the category
+        self.resize = Resize(s.image_size, s.resize, scale if s.resize == "short_side" else None)
         self.device = backbones.default_device()
         self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
         self.feature_factor = 1.0
@@ -172,6 +204,7 @@ class Glass:
             validation: further normal images, for the threshold and for `selection`; None keeps `hold_out` of `table`.
         """
         check_training_table(table)
+        _check_normals(validation, "validation")
         s = self.settings
         if validation is None:
             # A threshold needs two images at least.
@@ -180,7 +213,12 @@ class Glass:
             table, validation = datasets.hold_out(table, share, s.seed)
             table.attrs.update(attributes)
         if s.checkpoint:
-            training.check_checkpoint(s.checkpoint, as_dict(s) | {"backbone weights": self.backbone.fingerprint})
+            facts = {
+                "backbone weights": self.backbone.fingerprint,
+                "training images": datasets.table_hash(table),
+                "validation images": datasets.table_hash(validation),
+            }
+            training.check_checkpoint(s.checkpoint, as_dict(s) | facts)
         self.prepare(table)
         averaged = {"averaged": self.averaged} if s.average else {}
         self.history = training.train(
@@ -188,7 +226,7 @@ class Glass:
             optimizers(self.network, s.lr, s.lr_discriminator),
             self.make_batch,
             self.losses,
-            s.max_steps or s.epochs * self.batches_per_epoch,
+            s.epochs * self.batches_per_epoch if s.max_steps is None else s.max_steps,
             seed=s.seed,
             validate=self._validation(validation) if s.selection == "synthetic" or s.validate_every else None,
             validate_every=s.validate_every,
@@ -200,7 +238,12 @@ class Glass:
         )
         self.features = self.images = self.bank = None  # the caches have served
         self.network = self.averaged
-        found = [self.score(batch) for batch in batches(validation.image_path, self.resize, s.batch_size)]
+        return self.calibrate(validation)
+
+    def calibrate(self, normals):
+        """Score a table of normal images that the weights have not seen; thresholds are set from these scores."""
+        _check_normals(normals, "normals")
+        found = [self.score(batch) for batch in batches(normals.image_path, self.resize, self.settings.batch_size)]
         self.normal_scores = np.concatenate([scores.image for scores in found])
         self.normal_map_maxima = np.concatenate([scores.map.max(axis=(1, 2)) for scores in found])
         return self
@@ -213,9 +256,10 @@ class Glass:
         self.step_settings = replace(s, hypothesis=self.verdict.hypothesis)
         self.dataset = str(table.attrs.get("dataset", ""))
         self.paths, self.categories = list(table.image_path), list(table.category)
+        self._resize_like_the_paper(self.dataset, self.categories)
         self.sources = synthesis.Sources(textures=texture_folder(s.textures), normals=self.paths)
         self.foregrounds, self.bank = {}, {}
-        if s.foreground not in ("rules", "none"):
+        if s.foreground not in ("rules", "none", "paper"):
             self._check_foregrounds()
         self.feature_factor = 1.0
         self.features, self.images = self._cache(self.paths)
@@ -231,6 +275,13 @@ class Glass:
         self.sigma_noise = s.noise * (PAPER_WIDTH / width) ** 0.5
         self.batches_per_epoch = min(-(-n // s.batch_size), s.limit // s.batch_size + 1)
         return self
+
+    def _resize_like_the_paper(self, dataset: str, categories) -> None:
+        """With `scale="paper"`, enlarge the categories that the authors' code enlarges before the crop."""
+        if self.settings.scale == "paper" and self.resize.mode == "short_side":
+            known = set(categories)
+            factor = PAPER_ENLARGED.get((published_name(dataset), known.pop()), 1.0) if len(known) == 1 else 1.0
+            self.resize = replace(self.resize, scale=round(max(self.resize.hw) * factor))
 
     def _new_network(self, width: int, positions: int) -> Network | Ensemble:
         s = self.settings
@@ -283,10 +334,11 @@ class Glass:
     def _foreground(self, i: int):
         """The product's mask in training image `i`, at input size, or None for the whole image."""
         s = self.settings
-        if s.foreground == "none":
+        without = s.foreground == "paper" and published_name(self.dataset) not in PAPER_FOREGROUNDS
+        if s.foreground == "none" or without:
             return None
         if i not in self.foregrounds:
-            if s.foreground == "rules":
+            if s.foreground in ("rules", "paper"):
                 dataset = glass_judge.RULES_OF.get(self.dataset, self.dataset)
                 rule = synthesis.rule_for(dataset, self.categories[i])
                 mask = synthesis.foreground(self.images[i], rule)
@@ -308,7 +360,7 @@ class Glass:
         if not Path(self.settings.foreground).is_dir():
             raise InputError(
                 f"foreground folder {self.settings.foreground} does not exist; give a folder "
-                "<folder>/<category>/<image name>, or one of: rules, none"
+                "<folder>/<category>/<image name>, or one of: rules, none, paper"
             )
         for i, path in enumerate(self.paths):
             mask = self._foreground_path(i)
@@ -385,8 +437,14 @@ class Glass:
         self.network.load_state_dict(states.get("averaged", states["network"]))
         self.averaged = self.network.eval()
 
-    def use_original(self, path) -> None:
-        """Use weights that the authors' code saved (`ckpt*.pth`); backbone and pooling must be the paper's."""
+    def use_original(self, path, normals=None):
+        """Use weights that the authors' code saved (`ckpt*.pth`) instead of training.
+
+        Args:
+            path: the checkpoint; backbone, pooling and width of the settings must be those it was trained with.
+            normals: table of normal images that the weights have not seen, for thresholds; with it the method can be
+                saved. None: scores only.
+        """
         network, s = read_original(path), self.settings
         width = s.target_dim or sum(self.backbone.channels)
         if network.adaptor.in_features != width:
@@ -394,21 +452,34 @@ class Glass:
                 f"{path} holds weights of width {network.adaptor.in_features}, these settings give tokens of width "
                 f"{width}; set backbone, stages, pretrain_dim and target_dim as they were in training"
             )
-        self.network = self.averaged = network.to(self.device)
+        hidden = network.discriminator.linear.out_features
+        if (s.heads, s.hidden) != (1, hidden):
+            raise InputError(
+                f"{path} holds one head of hidden width {hidden}, these settings say heads {s.heads} and hidden "
+                f"{s.hidden}; set heads=1 and hidden={hidden}"
+            )
+        self.network = self.averaged = network.to(self.device).eval()
         self.feature_factor = 1.0
+        self.verdict = glass_judge.Verdict("unknown", f"decided where {Path(path).name} was trained")
+        self.__dict__.pop("normal_scores", None)  # thresholds of other weights
+        if normals is not None:
+            self._resize_like_the_paper(str(normals.attrs.get("dataset", "")), normals.category)
+            self.calibrate(normals)
+        return self
 
     # -- save and load --------------------------------------------------------------------------------------------
 
     def save(self, path):
         """Write the fitted method to the folder `path`."""
         if not hasattr(self, "normal_scores"):
-            raise InputError("this GLASS is not fitted; call fit(table) before save")
+            raise InputError("this GLASS is not fitted; call fit(table), or use_original(path, normals), before save")
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         tensors["normal_scores"] = torch.from_numpy(self.normal_scores)
         tensors["normal_map_maxima"] = torch.from_numpy(self.normal_map_maxima)
         facts = {
             "backbone_fingerprint": self.backbone.fingerprint,
             "feature_factor": self.feature_factor,
+            "scale": self.resize.scale,
             "hypothesis": self.verdict.hypothesis,
             "why": self.verdict.why,
         }
@@ -422,6 +493,7 @@ class Glass:
         check_fingerprint(header, method.backbone, path)
         with storage.parts_of(path):
             method.feature_factor = header["feature_factor"]
+            method.resize = replace(method.resize, scale=header.get("scale", method.resize.scale))
             method.verdict = glass_judge.Verdict(header["hypothesis"], header["why"])
             method.normal_scores = tensors.pop("normal_scores").numpy()
             method.normal_map_maxima = tensors.pop("normal_map_maxima").numpy()
@@ -431,6 +503,22 @@ class Glass:
             method.network.load_state_dict(state)
         method.averaged = method.network.eval()
         return method
+
+
+def published_name(dataset: str) -> str:
+    """The data set whose categories `dataset` shows: "mvtec_ad" for MAD-man, MAD-sys and the layout "mvtec"."""
+    return glass_judge.SAME_CATEGORIES.get(dataset, dataset)
+
+
+def _check_normals(table, name: str) -> None:
+    """Refuse a table without images, or with anomalous ones, where normal images are expected; None passes."""
+    if table is None:
+        return
+    if len(table) == 0:
+        raise InputError(f"{name} holds no image; give a table of at least one normal image that is not trained on")
+    if (table.label != 0).any():
+        path = table.image_path[table.label != 0].iloc[0]
+        raise InputError(f"{name} holds an anomalous image ({path}); keep rows with label 0")
 
 
 def optimizers(network: Network | Ensemble, lr: float, lr_discriminator: float) -> list[torch.optim.Optimizer]:

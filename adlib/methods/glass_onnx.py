@@ -1,5 +1,6 @@
 """A trained GLASS as one ONNX file: from pixels to scores and maps, post-processing included."""
 
+import copy
 import warnings
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from adlib.support import top_mean
 class Deployed(nn.Module):
     """Everything between an image of the network's size and its scores as one differentiable-free module.
 
-    Outside remain reading and resizing of the file; see `Glass.resize`.
+    Outside remain reading and resizing of the file; see `Glass.resize`. The weights are copies, so that an export
+    leaves the method where it is, on a GPU for example.
     """
 
     def __init__(self, method: Glass):
@@ -24,7 +26,7 @@ class Deployed(nn.Module):
         s = method.settings
         self.pooling = (s.patch_size, s.patch_stride, s.pretrain_dim, s.target_dim)
         self.factor, self.size = method.feature_factor, method.resize.hw
-        self.backbone, self.network = method.backbone, method.network.eval()
+        self.backbone, self.network = copy.deepcopy((method.backbone, method.network.eval()))
         self.image_score = s.image_score
         self.reach = int(4 * s.sigma + 0.5)  # the Gaussian is cut off at 4 sigma
         distance = torch.arange(-self.reach, self.reach + 1, dtype=torch.float32)
