@@ -91,6 +91,10 @@ class Run:
         self.table = datasets.load(dataset, data_root or None, category)
         self.train = self.table[(self.table.split == "train") & (self.table.label == 0)]
         self.test = self.table[self.table.split == "test"]
+        if self.train.empty:
+            of_mvtec = "mvtec_ad/" if dataset in ("mad_man", "mad_sys") else ""  # these hold test images only
+            where = f"{of_mvtec}{category}/train/good{' beside the data set' if of_mvtec else ''}"
+            raise InputError(f"{dataset}/{category} has no normal training image; expected some in {where}")
         place = results_dir() / "runs" / profile / method / f"{dataset}-{category}-seed{seed}"
         self.out_dir = Path(out_dir) if out_dir else place
         self.timing = {}

@@ -9,7 +9,7 @@ from conftest import texture, write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adlib import datasets
+from adlib import datasets, runs
 from adlib.datasets import elpv, loco
 from adlib.datasets.table import COLUMNS, make_table, sample
 from adlib.errors import InputError
@@ -92,11 +92,47 @@ def test_own_data_is_called_by_its_folder(mvtec_tree):
         datasets.load("prts", mvtec_tree, "bolt")
 
 
-def test_a_test_set_without_training_images_loads_but_is_not_discovered(tmp_path):
-    image(tmp_path / "Person_1/bottle/test/good/0.png")
-    image(tmp_path / "Person_1/bottle/test/faint/1.png")
-    assert datasets.load("mad_man", tmp_path / "Person_1").label.tolist() == [0, 1]
-    assert datasets.discover(tmp_path) == []
+@pytest.fixture
+def mad_tree(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADLIB_DATA", str(tmp_path / "empty"))
+    for person in ("Person_1", "Person_2", "Person_6"):
+        image(tmp_path / f"mad_man/{person}/bottle/test/good/0.png")
+        image(tmp_path / f"mad_man/{person}/bottle/test/faint/1.png")
+        image(tmp_path / f"mad_man/{person}/bottle/ground_truth/faint/1_mask.png", mask=255)
+    image(tmp_path / "mad_man/Person_2/wood/test/faint/1.png")
+    return tmp_path / "mad_man"
+
+
+def test_a_test_set_without_training_images_loads_but_is_not_discovered(mad_tree):
+    assert datasets.load("mad_man", mad_tree / "Person_1", "bottle").label.tolist() == [0, 1]
+    assert datasets.discover(mad_tree) == datasets.discover(mad_tree.parent) == []
+    run = {"notebook": "", "profile": "smoke", "data_root": mad_tree, "seed": 0}
+    with pytest.raises(InputError, match="mad_man/bottle has no normal training image; expected some in mvtec_ad/bo"):
+        runs.Run("glass", dataset="mad_man", category="bottle", **run)
+
+
+def test_mad_takes_the_training_images_of_mvtec_ad_beside_it(mad_tree):
+    image(mad_tree.parent / "mvtec_ad/bottle/train/good/000.png")
+    image(mad_tree.parent / "mvtec_ad/bottle/test/good/000.png")
+    train, good = ("train", "good", 0, "000.png", None), ("test", "good", 0, "0.png", None)
+    faint = ("test", "faint", 1, "1.png", "1_mask.png")
+    for root in (mad_tree / "Person_1", mad_tree / "Person_1/bottle"):
+        assert summary(datasets.load("mad_man", root, "bottle")) == [train, good, faint]
+    together = [train, good, ("test", "Person_1/faint", *faint[2:]), good, ("test", "Person_2/faint", *faint[2:])]
+    for root in (mad_tree, mad_tree.parent):  # Person_6 is no part of it
+        assert summary(datasets.load("mad_man", root, "bottle")) == together
+    assert datasets.categories("mad_man", mad_tree) == ["bottle", "wood"]
+    assert [datasets.guess_dataset(root) for root in (mad_tree, mad_tree / "Person_2")] == ["mad_man", "mad_man"]
+    assert datasets.guess_dataset(mad_tree.parent) == "mvtec_ad"
+    with pytest.raises(InputError, match=r"'botle' is not in .* \(did you mean 'bottle'\?\)"):
+        datasets.load("mad_man", mad_tree, "botle")
+    assert [problem.kind for problem in datasets.check("mad_man", mad_tree, "bottle")] == []
+
+
+def test_mad_under_its_released_name(mad_tree):
+    image(mad_tree.parent / "MAD-sys/Beta_0.1/wood/test/faint/1.png")
+    assert datasets.guess_dataset(mad_tree.parent / "MAD-sys") == "mad_sys"
+    assert datasets.load("mad_sys", mad_tree.parent / "MAD-sys").category.tolist() == ["wood"]
 
 
 def test_a_category_without_defects_and_one_without_masks(mvtec_tree):

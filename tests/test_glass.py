@@ -1,6 +1,7 @@
 """GLASS against golden steps of the original, by hand, and as a whole."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import write_image
 
-from adlib import patches, predict, profiles, storage, thresholds, training
+from adlib import datasets, evaluation, patches, predict, profiles, runs, storage, thresholds, training
 from adlib.errors import InputError
 from adlib.methods import glass, glass_judge, glass_onnx, glass_step
 
@@ -355,6 +356,24 @@ def test_a_bank_and_a_share_of_the_tokens_train_reproducibly(train, hypothesis):
     changed = (normal != blended).any(dim=2)
     assert changed[labels > 0.5].float().mean() > 0.9  # an anomalous token differs from its normal one
     assert set(method.bank) <= {0, 1, 2}
+
+
+def test_mad_man_is_trained_on_mvtec_ad_and_tested_on_its_own_defects(small_tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADLIB_DATA", str(tmp_path / "empty"))
+    shutil.copytree(small_tree / "plate/train", tmp_path / "mvtec_ad/bottle/train")
+    for person in ("Person_1", "Person_2"):
+        for part in ("test", "ground_truth"):
+            shutil.copytree(small_tree / "plate" / part, tmp_path / "mad_man" / person / "bottle" / part)
+    root = tmp_path / "mad_man"
+    run = runs.Run(
+        "glass", notebook="16_glass.ipynb", profile="smoke", dataset=datasets.guess_dataset(root), data_root=root,
+        category="bottle", seed=0, settings=TINY, out_dir=tmp_path / "out",
+    )  # fmt: skip
+    method = glass.Glass(**run.settings).fit(run.train)
+    assert "stored decision for mad_man / bottle" in str(method.verdict)
+    result = evaluation.evaluate(method, run.test)
+    assert result.scores.defect.value_counts().to_dict() == {"good": 6, "Person_1/hole": 4, "Person_2/hole": 4}
+    assert np.isfinite(result.metrics["pixel_auroc"])
 
 
 def test_heads_score_by_their_mean_and_survive_saving(train, tmp_path):

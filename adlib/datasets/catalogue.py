@@ -185,7 +185,8 @@ _ENTRIES = (
         "https://github.com/cqylunlun/GLASS",
         "Chen et al., A unified anomaly synthesis strategy with gradient ascent (GLASS), ECCV 2024",
         categories=tuple(_MVTEC_COUNTS),
-        steps="Follow the Google Drive link in the README. The data root is one person's folder, Person_1 to Person_5.",
+        steps="Follow the Google Drive link in the README, and put Person_1 to Person_5 here; the training images are "
+        "MVTec AD's, in mvtec_ad beside it. The data root is this folder, or one person's.",
     ),
     DataSet(
         "mad_sys",
@@ -194,7 +195,8 @@ _ENTRIES = (
         "https://github.com/cqylunlun/GLASS",
         "Chen et al., A unified anomaly synthesis strategy with gradient ascent (GLASS), ECCV 2024",
         categories=("carpet", "grid", "leather", "tile", "wood"),
-        steps="Follow the Google Drive link in the README. The data root is one strength's folder, Beta_0.1 to 0.7.",
+        steps="Follow the Google Drive link in the README, and put Beta_0.1 to Beta_0.7 here; the training images are "
+        "MVTec AD's, in mvtec_ad beside it. The data root is this folder, or one strength's.",
     ),
     DataSet(
         "magnetic_tile",

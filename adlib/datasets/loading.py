@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from adlib.datasets import btad, catalogue, demo, elpv, loco, mvtec, mvtec3d, visa
+from adlib.datasets import btad, catalogue, demo, elpv, loco, mad, mvtec, mvtec3d, visa
 from adlib.datasets.table import existing_folder, make_table, subfolders
 from adlib.errors import InputError, suggest
 from adlib.paths import data_dir
@@ -86,6 +86,8 @@ def discover(root) -> list[tuple[str, str, Path, list[str]]]:
 
 def guess_dataset(root) -> str:
     """Return the name of the one data set below `root`, for a user who gave only a folder."""
+    if name := mad.name_of(existing_folder(root)):
+        return name
     found = discover(root)
     if not found:
         raise InputError(
@@ -119,6 +121,8 @@ def _trainable(module, root: Path) -> list[str]:
 
 
 def _module(layout: str):
+    if layout in mad.NAMES:
+        return mad
     entry = catalogue.DATASETS.get(layout)
     name = entry.layout if entry is not None else layout
     if name in LAYOUTS:

@@ -6,8 +6,8 @@
     <root>/<category>/ground_truth/<defect>/000_mask.png
 
 Masks are paired with images by name. A category without any `ground_truth` folder has no masks, which is fine; one
-that has the folder must have a mask for every defective image. MAD-man and MAD-sys are test sets only: their root is
-one person's or one strength's folder, and the training images are MVTec AD's.
+that has the folder must have a mask for every defective image. MAD-man and MAD-sys hold test images only: `mad` puts
+their parts together, with the training images of MVTec AD.
 """
 
 from pathlib import Path

@@ -88,9 +88,7 @@ class GlassSettings:
     bank: int = 0  # make so many local anomalies once and reuse them; 0 makes new ones in every step (paper)
     token_share: float = 1.0  # share of all tokens that a step trains on; the paper takes all
     textures: str = ""  # folder, also by its name below data/ ("dtd"; "dtd?": if it is there); "": made on the spot
-    foreground: str = (
-        "rules"  # rules (published or auto), paper (rules where the authors mask), none, a folder of masks
-    )
+    foreground: str = "rules"  # rules (published, or auto), paper (rules where the authors mask), none, or a folder
     lr: float = 1e-4  # learning rate of the adaptor (Adam, weight decay 1e-5)
     lr_discriminator: float = 2e-4  # of the discriminator (AdamW, weight decay 0.01)
     average: float = 0.0  # decay of the running mean of the weights that scores are made with; 0: no mean (paper)
