@@ -105,11 +105,11 @@ def test_contexts_decide(trained, batch, small_table):
     """Swapping two contexts swaps the scores, and a defect that the support shows is no defect."""
     bad = np.flatnonzero(small_table.label[small_table.split == "test"])
     good_context = trained.condition(batch.images[:3])
-    bad_context = trained.condition(batch.images[np.append([0, 1, 2], bad[:3])])
+    bad_context = trained.condition(batch.images[np.append([0, 1, 2], bad[1:4])])  # other pictures of defects
     query = batch.images[bad[:1]]
-    first = [trained.score(query, c).image[0] for c in (good_context, bad_context)]
-    second = [trained.score(query, c).image[0] for c in (bad_context, good_context)]
-    assert first == second[::-1]
+    first = trained.score(query.repeat(2, 1, 1, 1), contexts=[good_context, bad_context]).image
+    second = trained.score(query.repeat(2, 1, 1, 1), contexts=[bad_context, good_context]).image
+    np.testing.assert_array_equal(first, second[::-1])
     assert first[0] > first[1] + 1
 
 
@@ -149,6 +149,20 @@ def test_p_values_count_normals(fitted, batch):
     assert scores.map.max() <= 1
 
 
+def test_p_values_belong_to_their_context(fitted, batch, small_table):
+    """A context made by hand has the support's own scores to count, not those of the images that `fit` saw."""
+    labels = small_table.label[small_table.split == "test"].to_numpy()
+    good, bad = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
+    context = fitted.condition(batch.images[good[:3]])
+    assert context[0].normal.mean().item() == pytest.approx(0, abs=1e-5)
+    by_hand = fitted.score(batch, context).p_value
+    np.testing.assert_allclose(by_hand[bad], 0.25)  # above all three
+    fresh = Unified(**SMALL)
+    np.testing.assert_allclose(fresh.score(batch, fresh.condition(batch.images[good[:3]])).p_value, by_hand)
+    both = fitted.score(batch.images[bad[:1]].repeat(2, 1, 1, 1), contexts=[fitted.context, context]).p_value
+    assert both[0] == fitted.score(batch.images[bad[:1]]).p_value[0] != both[1]
+
+
 def test_gradients_reach_projection_and_head_only(fitted, train):
     pool = episodes.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=2)
     method = Unified(**SMALL)
@@ -163,6 +177,9 @@ def test_gradients_reach_projection_and_head_only(fitted, train):
 
 
 def test_training_is_seeded_moves_the_scores_and_is_saved(trained, train, fitted, batch, tmp_path):
+    pool = episodes.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
+    twin = Unified(**trained.settings.__dict__).train_episodes(None, pools=[pool, pool], validation_pools=[pool])
+    np.testing.assert_array_equal(twin.fit(train).score(batch).image, trained.score(batch).image)
     assert {"focal", "dice", "contrastive", "image", "calibration"} <= set(trained.history.losses.columns)
     assert np.abs(trained.score(batch).image - fitted.score(batch).image).max() > 1e-3
     trained.save_trained(tmp_path / "w.safetensors")
@@ -175,6 +192,19 @@ def test_clustering_with_the_support(train, batch, small_table):
     method = Unified(**SMALL | {"clustering": "agglomerative"}).fit(train)
     scores = method.score(batch)
     assert scores.image[labels == 1].min() > scores.image[labels == 0].max()
+    plain = Unified(**SMALL).fit(train).score(batch)
+    assert (scores.image >= plain.image - 1e-6).all()  # what no cluster marks keeps its score
+
+
+def test_a_cluster_without_support_adds_one_and_the_rest_nothing(train):
+    """Half of the query's cells lie where the support is, half far away."""
+    method = Unified(**SMALL | {"clustering": "agglomerative"}).fit(train)
+    rows = 0.1 * torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
+    rows[:40, 0] += 1
+    rows[40:, 1] += 1
+    memory = method.context[0]._replace(rows=rows[8:40])
+    added = method._clustered(torch.cat([rows[:8], rows[40:]]), memory, (1, 4, 4))
+    assert added.flatten().tolist() == [0.0] * 8 + [1.0] * 8
 
 
 def test_bad_settings_are_one_line():

@@ -75,7 +75,9 @@ class UnifiedScores(NamedTuple):
 
     Attributes:
         image: float32 (B,), logits relative to those of the support; map: float32 (B, H, W) in [0, 1].
-        p_value: float32 (B,), share of normal images that would score as high: (number above + 1) / (n + 1).
+        p_value: float32 (B,), share of normal images that would score as high: (number above + 1) / (n + 1). The n
+            normals are those of the context: held-out images after `fit`; after `condition` alone only its support
+            images, each judged by the others, so that four of them give no p-value below 1/5.
     """
 
     image: np.ndarray
@@ -92,6 +94,7 @@ class ScaledMemory(NamedTuple):
         delta: (M,), how far each row is from normal rows of other images.
         usual: (), the image logit of the support images, each judged by the others. It is the zero of all image scores
             in this context, which makes them comparable between products. The same at all stages.
+        normal: (n,), image scores of normal images in this context, for p-values. The same at all stages.
     """
 
     mean: torch.Tensor
@@ -99,6 +102,7 @@ class ScaledMemory(NamedTuple):
     rows: torch.Tensor
     delta: torch.Tensor
     usual: torch.Tensor
+    normal: torch.Tensor
 
 
 class Head(nn.Module):
@@ -216,13 +220,14 @@ class Unified(FewShot):
             copies = self.describe(jittered(images.repeat(N_COPIES, 1, 1, 1), rng))
         with torch.no_grad():
             context = self._remember(described, copies, n_images=len(images))
-            usual = self._usual(described, copies, context, len(images))
-        return [memory._replace(usual=usual.clone()) for memory in context]
+            logits = self._support_logits(described, copies, context, len(images))
+            usual, normal = logits.mean(), logits - logits.mean()
+        return [memory._replace(usual=usual.clone(), normal=normal.clone()) for memory in context]
 
-    def _usual(self, described, copies, context, n_images: int) -> torch.Tensor:
-        """Mean image logit of the support images against the others, or of the copies of a single one against it."""
+    def _support_logits(self, described, copies, context, n_images: int) -> torch.Tensor:
+        """Image logits of the support images against the others, or of the copies of a single one against it."""
         if n_images == 1:
-            return self.image_logits(self.cells(copies, context)).mean()
+            return self.image_logits(self.cells(copies, context))
         found = []
         for i in range(n_images):
             others = []
@@ -231,7 +236,7 @@ class Unified(FewShot):
                 kept = (image != i).to(memory.rows.device)
                 others.append(memory._replace(rows=memory.rows[kept], delta=memory.delta[kept]))
             found.append(self.image_logits(self.cells([f[i : i + 1] for f in described], others)))
-        return torch.cat(found).mean()
+        return torch.cat(found)
 
     def image_logits(self, cells: torch.Tensor) -> torch.Tensor:
         """Logits of cells (B, h, w) -> logits of images (B,), before the context's `usual` is subtracted."""
@@ -262,7 +267,7 @@ class Unified(FewShot):
             with torch.no_grad():
                 z_others = projection(stage, (others - mean) @ whiten) if n_images == 1 else z
                 delta = yardsticks(z.detach(), image, z_others.detach(), other_image, self.settings.shrink)
-            context.append(ScaledMemory(mean, whiten, z, delta, torch.zeros((), device=z.device)))
+            context.append(ScaledMemory(mean, whiten, z, delta, z.new_zeros(()), z.new_zeros(0)))
         return context
 
     # -- score --------------------------------------------------------------------------------------------------------
@@ -306,8 +311,10 @@ class Unified(FewShot):
 
     def fit(self, table, validation=None):
         """Choose `k` support images from a table of normal training images and take them in."""
-        self.normal_scores = np.empty(0, np.float32)  # no p-values while the normals themselves are scored
-        return super().fit(table, validation)
+        super().fit(table, validation)
+        normal = torch.from_numpy(self.normal_scores).to(self.device)
+        self.context = [memory._replace(normal=normal.clone()) for memory in self.context]
+        return self
 
     def _answer(self, described, context, size: tuple[int, int]) -> UnifiedScores:
         """Scores of described queries of one context, as maps of `size`; `score` says more."""
@@ -319,7 +326,7 @@ class Unified(FewShot):
         maps = enlarge(logits.sigmoid(), size, s.align_corners)
         maps = upsample_and_smooth(maps, size, s.sigma * size[0] / 224)
         image = image.cpu().numpy()
-        normal = np.sort(getattr(self, "normal_scores", np.empty(0, np.float32)))
+        normal = np.sort(context[0].normal.cpu().numpy())
         above = len(normal) - np.searchsorted(normal, image, side="left")
         return UnifiedScores(image, maps, ((above + 1) / (len(normal) + 1)).astype(np.float32))
 
@@ -330,7 +337,8 @@ class Unified(FewShot):
         failures, are gone. Only the first stage is clustered: rows of different grids do not pair up.
 
         Returns:
-            what the clusters add to the logits of the cells, (B, h, w): +1 in anomalous clusters, -1 elsewhere.
+            what the clusters add to the logits of the cells, (B, h, w): 1 in anomalous clusters, 0 elsewhere, so that
+            the zero of the scores stays that of the support.
         """
         known = memory.rows[torch.linspace(0, len(memory.rows) - 1, min(n_support, len(memory.rows))).long()]
         added = []
@@ -340,7 +348,7 @@ class Unified(FewShot):
             found = clustering.cluster(
                 self.settings.clustering, both, "support", known.cpu().numpy(), known_normal=is_known
             )
-            added.append(np.where(found.anomalous[: len(cells)], 1.0, -1.0))
+            added.append(found.anomalous[: len(cells)].astype(float))
         return torch.from_numpy(np.stack(added)).float().view(shape).to(rows.device)
 
     # -- losses of an episode -----------------------------------------------------------------------------------------
