@@ -48,7 +48,7 @@ STUDY_NOTEBOOKS = {
     "26_synthesis_families": ("glass", "contrastive", "pagmfr"),
     "27_robustness": ("patchcore", "padim", "dfr"),
     "28_training_data": ("patchcore",),
-    "92_protocol_audit": ("patchcore", "glass", "dfr"),
+    "92_protocol_audit": tuple(METHOD_NOTEBOOKS),
 }
 # The modules of `adlib` that measure in a study, beside the methods; a change there runs the study again.
 STUDY_MODULES = {"24_ulsad_ablations": ("curves", "kinds"), "92_protocol_audit": ("audit", "curves")}
