@@ -53,6 +53,10 @@ class PairSettings:
             choice("family", family, synthesis.names("image"))
         if self.family_weights and len(self.family_weights) != len(self.families):
             raise InputError(f"family_weights needs one weight for each of {', '.join(self.families)}, or none at all")
+        weights = np.asarray(self.family_weights, np.float64)
+        if len(weights) and not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+            listed = ", ".join(map(str, self.family_weights))
+            raise InputError(f"family_weights {listed} must be finite, not negative and not all zero; or give none")
         for name in ("probability", "rotate", "jitter"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} {getattr(self, name)} must lie between 0 and 1")

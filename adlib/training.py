@@ -14,6 +14,7 @@ each takes every n-th batch, so n processes make the step that one process makes
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,14 @@ from adlib.settings import choice
 
 SELECTIONS = ("last", "synthetic")
 PRECISIONS = ("no", "bf16", "fp16")
+# What needs less memory, by the setting that a method may have for it.
+MEMORY_KNOBS = {
+    "batch_size": "lower batch_size",
+    "image_size": "lower image_size",
+    "bank": "lower bank (pairs that are kept)",
+    "accumulate": "raise accumulate (parts of a batch)",
+    "checkpointing": "switch on checkpointing (of gradients)",
+}
 
 
 class TrainingError(RuntimeError):
@@ -115,9 +124,30 @@ FREE_SETTINGS = (
 )  # fmt: skip
 
 
+def check_settings(settings) -> None:
+    """Refuse values of a training, by their usual names, that would fail in the middle of it or pass as others."""
+    s = settings
+    choice("selection", s.selection, SELECTIONS)
+    choice("precision", s.precision, PRECISIONS)
+    if not (s.lr > 0 and math.isfinite(s.lr)):
+        raise InputError(f"lr {s.lr} must be a positive number, for example 0.001")
+    if not 0 < s.hold_out < 1:
+        raise InputError(f"hold_out {s.hold_out} must be a share between 0 and 1, for example 0.15")
+    if s.max_steps is not None and s.max_steps < 1:
+        raise InputError(f"max_steps {s.max_steps} must be at least 1, or None to train for all epochs")
+    if s.n_synthetic < 2:
+        raise InputError(f"n_synthetic {s.n_synthetic} must be at least 2: a clean and a damaged image to tell apart")
+    for name in ("epochs", "checkpoint_every"):
+        if getattr(s, name) < 1:
+            raise InputError(f"{name} {getattr(s, name)} must be at least 1")
+    for name in ("validate_every", "snapshot_every", "log_every", "workers", "seed"):
+        if getattr(s, name) < 0:
+            raise InputError(f"{name} {getattr(s, name)} must not be negative")
+
+
 def check_checkpoint(checkpoint: str | Path, settings: dict) -> None:
     """Refuse to resume from a checkpoint of other settings; a small JSON file beside it says what it was made with."""
-    checkpoint = Path(checkpoint)
+    checkpoint = _checkpoint_file(checkpoint)
     own = {key: value for key, value in settings.items() if key not in FREE_SETTINGS}
     facts = checkpoint.with_name(checkpoint.name + ".json")
     if checkpoint.is_file() and facts.is_file():
@@ -130,6 +160,41 @@ def check_checkpoint(checkpoint: str | Path, settings: dict) -> None:
                 )
     with atomic_path(facts) as temporary:
         temporary.write_text(json.dumps(own, indent=2))
+
+
+def _checkpoint_file(checkpoint: str | Path) -> Path:
+    if Path(checkpoint).is_dir():
+        raise InputError(f"checkpoint {checkpoint} is a folder; give a file, for example {Path(checkpoint) / 'run.pt'}")
+    return Path(checkpoint)
+
+
+def memory_knobs(settings) -> tuple[str, ...]:
+    """Names of the settings that this method has and that a user can still turn where memory ran out."""
+    spent = {"bank": 0, "checkpointing": True}
+    names = (name for name in MEMORY_KNOBS if hasattr(settings, name))
+    return tuple(name for name in names if name not in spent or getattr(settings, name) != spent[name])
+
+
+@contextlib.contextmanager
+def memory_errors(progress: str, when: str, knobs: tuple[str, ...] = ("batch_size", "image_size")):
+    """Turn "out of memory", of the processor or of a GPU, into one line.
+
+    Args:
+        progress: who trains.
+        when: in words, for example "at step 3".
+        knobs: names from `MEMORY_KNOBS`: what the method at hand lets a user change.
+
+    Raises:
+        TrainingError: memory ran out in the block.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, TrainingError) or not is_out_of_memory(error):
+            raise
+        advice = [MEMORY_KNOBS[name] for name in MEMORY_KNOBS if name in knobs]
+        advice = ", ".join(advice[:-1]) + " or " * (len(advice) > 1) + "".join(advice[-1:])
+        raise TrainingError(f"{progress}: memory ran out {when}; {advice}") from error
 
 
 def checkpointed(module: nn.Module, *inputs: torch.Tensor):
@@ -180,6 +245,7 @@ def train(
     workers: int = 1,
     pin_memory: bool = False,
     log_every: int = 0,
+    knobs: tuple[str, ...] = ("batch_size", "image_size"),
     progress: str = "train",
 ) -> History:
     """Train `modules` in place for `n_steps` optimiser steps.
@@ -206,11 +272,12 @@ def train(
             it does nothing.
         log_every: steps between two rows of the gradient flow and of the memory in the history; 0 for none (memory
             is also read at each validation).
+        knobs: what the method lets a user change where memory ran out, see `memory_knobs`.
         progress: label of the progress bar (only on a terminal).
 
     Raises:
         InputError: selection without a validation, a checkpoint of other modules.
-        TrainingError: a loss became NaN or infinite, or memory ran out.
+        TrainingError: a loss or a gradient became NaN or infinite, or memory ran out.
     """
     choice("selection", selection, SELECTIONS)
     choice("precision", precision, PRECISIONS)
@@ -233,7 +300,7 @@ def train(
 
     state = {"step": 0, "losses": [], "validation": [], "snapshots": [], "best": None, "gradients": [], "memory": []}
     state |= {"seconds": 0.0, "waiting": 0.0}
-    checkpoint = Path(checkpoint) if checkpoint else None
+    checkpoint = _checkpoint_file(checkpoint) if checkpoint else None
     if checkpoint and checkpoint.is_file():
         state = _restore(checkpoint, raw, optimizers, schedulers)
 
@@ -263,10 +330,10 @@ def train(
             kept = f"; the checkpoint of step {saved} is kept" if checkpoint and saved else ""
             for _ in range(accumulate):
                 before = time.perf_counter()
-                with _memory_errors(progress, done, kept):
+                with memory_errors(progress, f"at step {done}{kept}", knobs):
                     batch = next(stream)
                 waiting += time.perf_counter() - before
-                with _memory_errors(progress, done, kept), accelerator.accumulate(*modules.values()):
+                with memory_errors(progress, f"at step {done}{kept}", knobs), accelerator.accumulate(*modules.values()):
                     with accelerator.autocast():
                         losses = compute_losses(modules, batch, step)
                     loss = sum(value for key, value in losses.items() if not key.startswith("_"))
@@ -297,7 +364,7 @@ def train(
             state["losses"].append(row)
             validated = bool(validate) and (done == n_steps or bool(validate_every and done % validate_every == 0))
             if validated:
-                with _memory_errors(progress, done, kept):
+                with memory_errors(progress, f"at step {done}{kept}", knobs):
                     found = _validate(validate, modules)
                 state["validation"].append({"step": done, "seconds": time.perf_counter() - started, **found})
                 if state["best"] is None or found["score"] > state["best"][1]:
@@ -363,19 +430,6 @@ def _memory(step: int) -> dict:
         cuda = torch.cuda.max_memory_allocated() / 2**20
         torch.cuda.reset_peak_memory_stats()
     return {"step": step, "peak_mib": round(peak_memory_mib(), 1), "cuda_peak_mib": round(cuda, 1)}
-
-
-@contextlib.contextmanager
-def _memory_errors(progress: str, step: int, kept: str):
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, TrainingError) or not is_out_of_memory(error):
-            raise
-        raise TrainingError(
-            f"{progress}: memory ran out at step {step}{kept}; lower batch_size or image_size, raise accumulate "
-            "(parts of a batch), or switch on gradient checkpointing"
-        ) from error
 
 
 def _pin(batch):

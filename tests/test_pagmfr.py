@@ -1,6 +1,7 @@
 """PAGMFR: no way around the bottleneck, losses by hand, pairs that follow from a counter, the README's names."""
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -486,6 +487,21 @@ def test_validation_is_the_metrics_of_the_scores(small_tree):
     assert readme.validate_pagmfr(Truth(), loader)[1:] == (expected["pixel_auroc"], expected["aupro_30"])
 
 
+@pytest.mark.parametrize(
+    "call", [readme.validate_pagmfr, lambda model, given: readme.save_pictures(model, given, "", "")]
+)
+def test_a_loader_of_the_wrong_kind_is_one_line(small_tree, encoder, call):
+    train, test = (
+        readme.get_mvtec_dataloader(small_tree, "plate", train=train, image_size=64) for train in (True, False)
+    )
+    with pytest.raises(InputError, match=r"^loader gives batches without label, name; make it by .*train=False"):
+        call(small_model(encoder), train)
+    with pytest.raises(InputError, match=r"^loader gives no training pairs; make it by .*train=True"):
+        readme.train_pagmfr(small_model(encoder), test, epochs=1)
+    with pytest.raises(InputError, match=r"^lr -1 must be a positive number"):
+        readme.train_pagmfr(small_model(encoder), train, epochs=1, lr=-1)
+
+
 def test_table_one_is_as_printed_and_its_flags_are_seen():
     table = published.load()
     table = table[table.file.str.contains("pagmfr_table1")]
@@ -522,6 +538,17 @@ def test_table_one_is_as_printed_and_its_flags_are_seen():
         ({"textures": "/no/such/folder"}, "no such folder; textures must be a folder"),
         ({"objects": "/no/such/folder"}, "no such folder; objects must be a folder"),
         ({"epoch": 3}, "did you mean 'epochs'"),
+        ({"max_steps": 0}, "max_steps 0 must be at least 1"),
+        ({"family_weights": [0.0]}, r"family_weights 0\.0 must be finite, not negative and not all zero"),
+        ({"family_weights": [-1.0]}, r"family_weights -1\.0 must be finite"),
+        ({"family_weights": [float("nan")]}, "family_weights nan must be finite"),
+        ({"lr": -1.0}, r"lr -1\.0 must be a positive number"),
+        ({"lr": float("inf")}, "lr inf must be a positive number"),
+        ({"gamma": float("nan")}, "gamma nan must not be negative"),
+        ({"clip_norm": 0.0}, r"clip_norm 0\.0 must be positive"),
+        ({"seed": -1}, "seed -1 must not be negative"),
+        ({"checkpoint": "/tmp"}, "checkpoint /tmp is a folder; give a file"),
+        ({"checkpoint_every": 0}, "checkpoint_every 0 must be at least 1"),
     ],
 )
 def test_settings_that_cannot_be_used(train, settings, match):
@@ -568,6 +595,10 @@ def test_the_readme_checkpoint_of_another_configuration_is_refused(encoder, tmp_
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="does not exist"):
         readme.load_checkpoint(small_model(encoder), tmp_path / "none.pth")
+    for content in ({"configuration": [1, 2], "state": {}}, {"configuration": {}, "state": 3}, [1]):
+        torch.save(content, path)
+        with pytest.raises(InputError, match="damaged or none of PAGMFR's"):
+            readme.load_checkpoint(small_model(encoder), path)
     Path(path).write_bytes(b"no checkpoint")
     with pytest.raises(InputError, match="damaged"):
         readme.load_checkpoint(small_model(encoder), path)
@@ -582,6 +613,72 @@ def test_nan_stops_with_its_step_and_keeps_the_last_good_checkpoint(train, tmp_p
     with pytest.raises(training.TrainingError, match=r"nan at step 3; the checkpoint of step 2 is kept"):
         method.fit(train)
     assert torch.load(tmp_path / "c.pt", weights_only=True)["step"] == 2
+
+
+@pytest.mark.parametrize(("place", "knobs"), [("prepare", "lower image_size or lower bank"), ("_calibrate", "lower")])
+def test_out_of_memory_around_the_steps_is_one_line_too(train, monkeypatch, place, knobs):
+    method, encode = PAGMFR(**SMALL | {"bank": 4, "calibrate": "global"}), PAGMFRModel.encode
+    inside = []
+    inner = getattr(method, place)
+    monkeypatch.setattr(method, place, lambda *given: inside.append(place) or inner(*given))
+
+    def full(model, images):
+        if inside:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(model, images)
+
+    monkeypatch.setattr(PAGMFRModel, "encode", full)
+    when = {"prepare": "before the first step", "_calibrate": "after the last step"}[place]
+    with pytest.raises(training.TrainingError, match=f"^PAGMFR: memory ran out {when}; {knobs}") as caught:
+        method.fit(train)
+    assert "\n" not in str(caught.value)
+    assert "batch_size" not in str(caught.value)
+
+
+def test_a_model_that_is_not_fitted_says_so(train, tmp_path):
+    method = PAGMFR(**SMALL)
+    fitted = PAGMFR(**SMALL).fit(train)
+    calls = [method.score, method.explain, fitted.prepare(train).score, fitted.set_fusion("sum").score]
+    for call in calls:
+        with pytest.raises(InputError, match=r"^this PAGMFR is not fitted; call fit\(table\) before it scores$"):
+            call(images())
+    with pytest.raises(InputError, match="not fitted"):
+        fitted.save(tmp_path)
+    with pytest.raises(InputError, match="use_snapshot needs the held-out images of fit"):
+        method.use_snapshot({})
+
+
+def test_images_that_cannot_be_scored(train, encoder):
+    method = PAGMFR(**SMALL).fit(train)
+    for wrong in (images()[:0], images()[:, :1], images()[0]):
+        for call in (method.score, method.explain, small_model(encoder).score):
+            with pytest.raises(InputError, match=r"expected \(B, 3, H, W\), B >= 1"):
+                call(wrong)
+
+
+def test_max_steps_one_is_one_step_and_none_is_all_epochs(train):
+    assert len(PAGMFR(**SMALL | {"max_steps": 1}).fit(train).history.losses) == 1
+    method = PAGMFR(**SMALL | {"max_steps": None, "epochs": 2, "batch_size": 3}).fit(train)
+    assert len(method.history.losses) == 4  # two epochs of four images, in batches of three
+
+
+def test_a_checkpoint_of_other_images_is_refused(train, tmp_path):
+    file = {"checkpoint": str(tmp_path / "c.pt"), "checkpoint_every": 1}
+    PAGMFR(**SMALL | file).fit(train)
+    with pytest.raises(InputError, match=r"c\.pt was made with training images"):
+        PAGMFR(**SMALL | file).fit(train.iloc[1:])
+
+
+def test_the_preparation_is_timed(train, monkeypatch):
+    whole = Pairs.__init__
+
+    def slow(self, *given):
+        time.sleep(0.3)
+        whole(self, *given)
+
+    monkeypatch.setattr(Pairs, "__init__", slow)
+    method = PAGMFR(**SMALL).fit(train)
+    assert method.preparation_s >= 0.3
 
 
 def test_out_of_memory_names_the_knobs(train, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -150,8 +151,10 @@ def test_a_resumed_run_counts_the_time_of_its_earlier_part(tmp_path):
     assert history.seconds > 1000
 
 
-@pytest.mark.parametrize("clip_norm", [None, 1.0])
-def test_a_nan_gradient_stops_before_it_reaches_weights_or_checkpoint(tmp_path, clip_norm):
+@pytest.mark.parametrize(
+    "options", [{}, {"clip_norm": 1.0}, {"accumulate": 2}, {"precision": "bf16", "clip_norm": 1.0}, {"log_every": 1}]
+)
+def test_a_nan_gradient_stops_before_it_reaches_weights_or_checkpoint(tmp_path, options):
     """The loss is finite, the derivative of the root at zero is not."""
     model, file = torch.nn.Linear(2, 1), tmp_path / "run.pt"
 
@@ -160,7 +163,7 @@ def test_a_nan_gradient_stops_before_it_reaches_weights_or_checkpoint(tmp_path, 
         return {"loss": modules["model"](batch).square().mean() + spoilt}
 
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    options = {"seed": 0, "checkpoint": file, "checkpoint_every": 1, "clip_norm": clip_norm}
+    options = {"seed": 0, "checkpoint": file, "checkpoint_every": 1} | options
     with pytest.raises(training.TrainingError, match=r"gradient became nan at step 3.*step 2 is kept"):
         training.train({"model": model}, [optimizer], lambda step: torch.ones(4, 2), losses, 5, **options)
     kept = torch.load(file, weights_only=True)
@@ -255,24 +258,65 @@ def test_memory_is_read_at_every_log_and_validation_and_survives_a_resume(tmp_pa
     assert len(pd.read_csv(written[0])) == 6
 
 
-def test_running_out_of_memory_is_one_line_that_names_the_knobs(tmp_path):
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GB")])
+@pytest.mark.parametrize("place", ["loading", "losses", "validation"])
+def test_running_out_of_memory_is_one_line_that_names_the_knobs(tmp_path, error, place):
     model, optimizer, _ = make()
-    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")):
 
-        def losses(modules, batch, step, error=error):
-            if step == 2:
-                raise error
-            return {"loss": modules["model"](batch[0]).square().mean()}
+    def full(where, step):
+        if where == place and step == 2:
+            raise error
 
-        file = tmp_path / f"{type(error).__name__}.pt"
-        with pytest.raises(training.TrainingError) as caught:
-            training.train(
-                {"model": model}, [optimizer], batch_of(8), losses, 5, checkpoint=file, checkpoint_every=1, progress="x"
-            )
-        message = str(caught.value)
-        assert "\n" not in message
-        for word in ("step 3", "step 2 is kept", "batch_size", "accumulate", "checkpointing"):
-            assert word in message
+    def make_batch(step):
+        full("loading", step)
+        return batch_of(8)(step)
+
+    def losses(modules, batch, step):
+        full("losses", step)
+        full.step = step
+        return {"loss": modules["model"](batch[0]).square().mean()}
+
+    options = {"checkpoint": tmp_path / "c.pt", "checkpoint_every": 1, "validate_every": 1, "progress": "x"}
+    with pytest.raises(training.TrainingError) as caught:
+        training.train(
+            {"model": model},
+            [optimizer],
+            make_batch,
+            losses,
+            5,
+            validate=lambda: full("validation", full.step) or {"score": 0.0},
+            knobs=("accumulate", "batch_size"),
+            **options,
+        )
+    assert str(caught.value) == (
+        "x: memory ran out at step 3; the checkpoint of step 2 is kept; lower batch_size or raise accumulate "
+        "(parts of a batch)"
+    )
+
+
+def test_the_advice_against_full_memory_names_what_the_settings_have():
+    @dataclass
+    class Settings:
+        batch_size: int = 8
+        accumulate: int = 1
+        bank: int = 4
+        checkpointing: bool = False
+
+    assert training.memory_knobs(Settings()) == ("batch_size", "bank", "accumulate", "checkpointing")
+    assert training.memory_knobs(Settings(bank=0, checkpointing=True)) == ("batch_size", "accumulate")
+    match = r"^x: memory ran out at last; lower image_size$"
+    with pytest.raises(training.TrainingError, match=match), training.memory_errors("x", "at last", ("image_size",)):
+        raise MemoryError
+
+
+def test_a_folder_as_checkpoint_is_refused(tmp_path):
+    for start in (
+        lambda: training.check_checkpoint(tmp_path, {}),
+        lambda: run(*make(), 1, checkpoint=tmp_path, checkpoint_every=1),
+    ):
+        with pytest.raises(InputError, match=r"^checkpoint .* is a folder; give a file, for example .*run\.pt$"):
+            start()
+    assert list(tmp_path.parent.glob("*.json")) == []
 
 
 def test_other_runtime_errors_stay_what_they_are():

@@ -11,6 +11,7 @@ weights start from torch's own initialisation, and nothing is selected on test i
 """
 
 import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import nn
 
 from adlib import backbones, storage, training
 from adlib.colour import ssim_map
+from adlib.datasets import table_hash
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches, to_tensor
 from adlib.methods import Scores
@@ -27,8 +29,8 @@ from adlib.methods.pagmfr import image_scores
 from adlib.methods.pagmfr_network import block
 from adlib.methods.reconstruction import split_normals, synthetic_images, synthetic_score
 from adlib.pairs import Pairs, PairSettings
-from adlib.settings import as_dict, build, choice
-from adlib.support import below
+from adlib.settings import as_dict, build
+from adlib.support import below, check_queries
 
 
 @dataclass(frozen=True)
@@ -49,24 +51,25 @@ class DRAEMSettings(PairSettings):
     epochs: int = 700  # passes over the training images; the rate falls to a fifth at 80 % and again at 90 %
     max_steps: int | None = None  # optimiser steps, instead of epochs
     precision: str = "no"  # mixed precision: no, bf16, fp16
+    pin_memory: bool = False  # page-locked batches for a GPU
     workers: int = 1  # threads that prepare batches
     hold_out: float = 0.15  # share of the training images for the threshold and for selection; at least 2
     selection: str = "last"  # last, or synthetic (best on held-out pseudo-anomalies)
     validate_every: int = 0  # steps between two looks at the held-out pseudo-anomalies; 0: only at the end
     n_synthetic: int = 64  # at most so many held-out images, half of them damaged, for selection
     snapshot_every: int = 0  # steps between two kept copies of the weights; 0 for none
+    log_every: int = 0  # steps between two rows of the gradient flow and of the memory; 0 for none
     checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
     checkpoint_every: int = 100  # steps
 
     def __post_init__(self):
         super().__post_init__()
-        choice("selection", self.selection, training.SELECTIONS)
-        choice("precision", self.precision, training.PRECISIONS)
-        for name in ("width", "width_discriminator", "epochs"):
+        training.check_settings(self)
+        for name in ("width", "width_discriminator"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 1")
-        if not 0 < self.hold_out < 1:
-            raise InputError(f"hold_out {self.hold_out} must be a share between 0 and 1, for example 0.15")
+        if not self.gamma >= 0:
+            raise InputError(f"gamma {self.gamma} must not be negative")
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------
@@ -140,6 +143,7 @@ class DRAEM:
 
     Attributes after `fit`:
         reconstruction, discriminator: the trained networks.
+        preparation_s: seconds before the first step; only in the session that trained.
         history: `adlib.training.History`.
         normal_scores, normal_map_maxima: float32 (n,), of held-out normal images.
     """
@@ -157,7 +161,10 @@ class DRAEM:
         self._build()
 
     def _build(self) -> None:
+        """Take untrained networks, and forget what was measured with others."""
         s = self.settings
+        for name in ("normal_scores", "normal_map_maxima"):
+            self.__dict__.pop(name, None)
         with torch.random.fork_rng():
             torch.manual_seed(s.seed)
             self.reconstruction = HourGlass(3, 3, s.width, skips=False)
@@ -167,20 +174,23 @@ class DRAEM:
 
     def fit(self, table, validation=None):
         """Train on a sample table of normal images; arguments as for `PAGMFR.fit`."""
-        s, attributes = self.settings, table.attrs
+        s, attributes, started = self.settings, table.attrs, time.perf_counter()
         table, held_out = split_normals(table, validation, s.hold_out, s.seed)
         table.attrs.update(attributes)
-        self._build()
-        self.pairs = Pairs(table, self.resize, s)
-        print(f"DRAEM: {self.pairs.note}", flush=True)
         if s.checkpoint:
-            training.check_checkpoint(s.checkpoint, as_dict(s))
+            data = {"training images": table_hash(table), "validation images": table_hash(held_out)}
+            training.check_checkpoint(s.checkpoint, as_dict(s) | data)
+        self._build()
+        with self._memory_errors("before the first step"):
+            self.pairs = Pairs(table, self.resize, s)
+        print(f"DRAEM: {self.pairs.note}", flush=True)
         wanted = s.selection == "synthetic" or s.validate_every
         synthetic = synthetic_images(held_out, s, self.resize) if wanted else None
         modules = {"reconstruction": self.reconstruction, "discriminator": self.discriminator}
         optimizer = torch.optim.Adam([p for module in modules.values() for p in module.parameters()], s.lr)
-        n_steps = s.max_steps or s.epochs * math.ceil(len(table) / s.batch_size)
+        n_steps = s.epochs * math.ceil(len(table) / s.batch_size) if s.max_steps is None else s.max_steps
         falls = [round(0.8 * n_steps), round(0.9 * n_steps)]
+        self.preparation_s = round(time.perf_counter() - started, 3)
         self.history = training.train(
             modules,
             [optimizer],
@@ -198,6 +208,9 @@ class DRAEM:
             precision=s.precision,
             accumulate=s.accumulate,
             workers=s.workers,
+            pin_memory=s.pin_memory,
+            log_every=s.log_every,
+            knobs=training.memory_knobs(s),
             progress="DRAEM",
         )
         self._held_out = held_out
@@ -214,18 +227,27 @@ class DRAEM:
 
     def _validate(self, synthetic) -> dict[str, float]:
         images, masks, labels = synthetic
-        found = [self.score(to_tensor(images[i : i + 8])) for i in range(0, len(images), 8)]
+        found = [self._scores(to_tensor(images[i : i + 8]).to(self.device)) for i in range(0, len(images), 8)]
         return synthetic_score(
             np.concatenate([f.image for f in found]), np.concatenate([f.map for f in found]), masks, labels
         )
 
     def _score_held_out(self) -> None:
-        found = [self.score(batch) for batch in batches(self._held_out.image_path, self.resize, 8)]
+        with self._memory_errors("after the last step"):
+            held_out = batches(self._held_out.image_path, self.resize, 8)
+            found = [self._scores(batch.images.to(self.device)) for batch in held_out]
         self.normal_scores = np.concatenate([scores.image for scores in found])
         self.normal_map_maxima = np.concatenate([scores.map.max(axis=(1, 2)) for scores in found])
 
+    def _memory_errors(self, when: str):
+        # Outside the steps, neither the batch nor its gradients take memory.
+        usable = set(training.memory_knobs(self.settings)) - {"batch_size", "accumulate"}
+        return training.memory_errors("DRAEM", when, tuple(usable))
+
     def use_snapshot(self, states: dict) -> None:
         """Put the weights of `history.snapshots` in place and score the held-out normal images again."""
+        if not hasattr(self, "_held_out"):
+            raise InputError("use_snapshot needs the held-out images of fit; they are not saved with a model")
         self.reconstruction.load_state_dict(states["reconstruction"])
         self.discriminator.load_state_dict(states["discriminator"])
         self._score_held_out()
@@ -233,12 +255,22 @@ class DRAEM:
     @torch.no_grad()
     def repair(self, images: torch.Tensor) -> torch.Tensor:
         """What the first network makes of images (B, 3, H, W) in [0, 1]: the same shape and range."""
-        return self.reconstruction(images.to(self.device)).clamp(0, 1)
+        return self.reconstruction(self._queries(images)).clamp(0, 1)
 
-    @torch.no_grad()
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]: probability of the class "anomalous" at every pixel."""
-        images = (batch.images if isinstance(batch, Batch) else batch).to(self.device)
+        return self._scores(self._queries(batch))
+
+    def _queries(self, batch: Batch | torch.Tensor) -> torch.Tensor:
+        """The images of a batch, on the device."""
+        if not hasattr(self, "normal_scores"):
+            raise InputError("this DRAEM is not fitted; call fit(table) before it scores")
+        images = batch.images if isinstance(batch, Batch) else batch
+        check_queries(images)
+        return images.to(self.device)
+
+    @torch.no_grad()
+    def _scores(self, images: torch.Tensor) -> Scores:
         logits = self.discriminator(torch.cat([self.reconstruction(images), images], dim=1))  # (B, 2, H, W)
         maps = logits.softmax(dim=1)[:, 1].cpu().numpy()
         return Scores(image_scores(maps, "mean21"), maps)

@@ -16,6 +16,7 @@ logit, and `calibrate` brings maps to one scale at every place, both measured on
 """
 
 import math
+import time
 from dataclasses import dataclass
 
 import cv2
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from adlib import backbones, storage, training
+from adlib.datasets import table_hash
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches, to_tensor
 from adlib.methods import Scores
@@ -32,7 +34,7 @@ from adlib.methods.reconstruction import split_normals, synthetic_images, synthe
 from adlib.methods.ulsad_maps import peaks_at_the_border, place_statistics, whitened_maps, whitening
 from adlib.pairs import Pairs, PairSettings
 from adlib.settings import as_dict, build, choice
-from adlib.support import below, check_fingerprint
+from adlib.support import below, check_fingerprint, check_queries
 
 SCORE_RULES = ("max", "top", "mean21")
 CALIBRATIONS = ("none", "global", "position", "auto")
@@ -94,21 +96,20 @@ class PAGMFRSettings(PairSettings):
         choice("norm", self.norm, NORMS)
         choice("score", self.score, SCORE_RULES)
         choice("calibrate", self.calibrate, CALIBRATIONS)
-        choice("selection", self.selection, training.SELECTIONS)
-        choice("precision", self.precision, training.PRECISIONS)
-        for name in ("width", "bottleneck", "fusion_width", "epochs"):
+        training.check_settings(self)
+        for name in ("width", "bottleneck", "fusion_width"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 1")
-        for name in ("gamma", "pos_weight", "detection", "weight_decay", "sigma"):
-            if getattr(self, name) < 0:
+        if not self.clip_norm > 0:
+            raise InputError(f"clip_norm {self.clip_norm} must be positive, for example 1.0")
+        for name in ("blocks", "gamma", "pos_weight", "detection", "weight_decay", "sigma"):
+            if not getattr(self, name) >= 0:
                 raise InputError(f"{name} {getattr(self, name)} must not be negative")
         for name in ("dropout", "warm_up"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must lie between 0 and 1")
         if self.prior is not None and not 0 < self.prior < 1:
             raise InputError(f"prior {self.prior} must be a share between 0 and 1, for example 0.01, or None")
-        if not 0 < self.hold_out < 1:
-            raise InputError(f"hold_out {self.hold_out} must be a share between 0 and 1, for example 0.15")
 
 
 class PAGMFR:
@@ -120,6 +121,7 @@ class PAGMFR:
     Attributes after `fit`:
         model: the trained `PAGMFRModel`.
         pairs: the stream of training pairs; only in the session that trained.
+        preparation_s: seconds before the first step: pairs, their features, statistics; also only there.
         history: `adlib.training.History`.
         normal_scores, normal_map_maxima: float32 (n,), image scores and map maxima of held-out normal images.
     """
@@ -134,8 +136,14 @@ class PAGMFR:
         self.device = backbones.default_device()
         self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
         self.fusion = s.fusion
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        """Take an untrained network, and forget what was measured with another one."""
         self.model = self._new_model()
         self.whitening, self.calibration = [], None  # of residuals, of maps: measured at the end of `fit`
+        for name in ("normal_scores", "normal_map_maxima"):
+            self.__dict__.pop(name, None)
 
     def _new_model(self) -> PAGMFRModel:
         s = self.settings
@@ -154,7 +162,7 @@ class PAGMFR:
         A function cannot be stored: `save` refuses such a model.
         """
         self.fusion = function
-        self.model = self._new_model()
+        self._start_anew()
         return self
 
     # -- fit ----------------------------------------------------------------------------------------------------------
@@ -166,18 +174,20 @@ class PAGMFR:
             table: normal training images.
             validation: further normal images, for threshold and selection; None keeps `hold_out` of `table`.
         """
-        s, attributes = self.settings, table.attrs
+        s, attributes, started = self.settings, table.attrs, time.perf_counter()
         table, held_out = split_normals(table, validation, s.hold_out, s.seed)
         table.attrs.update(attributes)
-        self.prepare(table)
         if s.checkpoint:
-            training.check_checkpoint(s.checkpoint, as_dict(s) | self._facts())
+            data = {"training images": table_hash(table), "validation images": table_hash(held_out)}
+            training.check_checkpoint(s.checkpoint, as_dict(s) | self._facts() | data)
+        self.prepare(table)
         wanted = s.selection == "synthetic" or s.validate_every
         synthetic = synthetic_images(held_out, s, self.resize) if wanted else None
         trainable = self.model.trainable()
         parameters = [p for module in trainable.values() for p in module.parameters()]
         optimizer = torch.optim.Adam(parameters, s.lr, weight_decay=s.weight_decay)
         n_steps = self.n_steps
+        self.preparation_s = round(time.perf_counter() - started, 3)
         self.history = training.train(
             trainable,
             [optimizer],
@@ -198,6 +208,7 @@ class PAGMFR:
             workers=s.workers,
             pin_memory=s.pin_memory,
             log_every=s.log_every,
+            knobs=training.memory_knobs(s),
             progress="PAGMFR",
         )
         self._held_out = held_out
@@ -207,14 +218,20 @@ class PAGMFR:
     def prepare(self, table) -> "PAGMFR":
         """Everything before the first step: training pairs, feature statistics, untrained network."""
         s = self.settings
-        self.model = self._new_model()
-        self.pairs = Pairs(table, self.resize, s, self.model.encode)
-        print(f"PAGMFR: {self.pairs.note}", flush=True)
-        images = list(self._in_parts(_spread_out(self.pairs.images, N_NORMAL)))
-        features = [torch.cat(level) for level in zip(*(self.model.encode(x) for x in images), strict=True)]
-        self.model.set_statistics(features, torch.cat(images))
-        self.n_steps = s.max_steps or s.epochs * math.ceil(len(table) / s.batch_size)
+        self._start_anew()
+        with self._memory_errors("before the first step"):
+            self.pairs = Pairs(table, self.resize, s, self.model.encode)
+            print(f"PAGMFR: {self.pairs.note}", flush=True)
+            images = list(self._in_parts(_spread_out(self.pairs.images, N_NORMAL)))
+            features = [torch.cat(level) for level in zip(*(self.model.encode(x) for x in images), strict=True)]
+            self.model.set_statistics(features, torch.cat(images))
+        self.n_steps = s.epochs * math.ceil(len(table) / s.batch_size) if s.max_steps is None else s.max_steps
         return self
+
+    def _memory_errors(self, when: str):
+        # Outside the steps, neither the batch nor its gradients take memory.
+        usable = set(training.memory_knobs(self.settings)) - {"batch_size", "accumulate", "checkpointing"}
+        return training.memory_errors("PAGMFR", when, tuple(usable))
 
     def losses(self, modules, batch, _step) -> dict[str, torch.Tensor]:
         """Every term of the loss of a batch (`pagmfr_network.losses`)."""
@@ -236,6 +253,8 @@ class PAGMFR:
 
     def use_snapshot(self, states: dict) -> None:
         """Put the weights of `history.snapshots` in place and score the held-out normal images again."""
+        if not hasattr(self, "_held_out"):
+            raise InputError("use_snapshot needs the held-out images of fit; they are not saved with a model")
         for name, module in self.model.trainable().items():
             module.load_state_dict(states[name])
         self._calibrate()
@@ -249,8 +268,15 @@ class PAGMFR:
         the input size, Gaussian smoothing. With `whiten`, and where it is calibrated, the logit itself, plus the
         whitened residuals of the features. Image score: by the rule `score` from the map.
         """
+        return self._scores(self._queries(batch))
+
+    def _queries(self, batch: Batch | torch.Tensor) -> torch.Tensor:
+        """The images of a batch, on the device."""
+        if not hasattr(self, "normal_scores"):
+            raise InputError("this PAGMFR is not fitted; call fit(table) before it scores")
         images = batch.images if isinstance(batch, Batch) else batch
-        return self._scores(images.to(self.device))
+        check_queries(images)
+        return images.to(self.device)
 
     @torch.no_grad()
     def _scores(self, images, calibrated: bool = True) -> Scores:
@@ -282,16 +308,18 @@ class PAGMFR:
         """Measure residuals and maps over normal training images, then score the held-out ones."""
         s, normal = self.settings, self.pairs.images
         self.whitening, self.calibration = [], None
-        if s.whiten:
-            size = sum(f[0].numel() for f in self.model.encode(next(self._in_parts(normal[:1]))))
-            chosen = _spread_out(normal, max(8, min(N_NORMAL, MAX_RESIDUALS // size)))
-            parts = [self._residuals(self.model(x)) for x in self._in_parts(chosen)]
-            self.whitening = [whitening(torch.cat(level)[:, None]) for level in zip(*parts, strict=True)]
-        if s.calibrate != "none":
-            maps = torch.cat([self._raw_maps(x, s.whiten) for x in self._in_parts(_spread_out(normal, N_NORMAL))])
-            if s.calibrate != "auto" or peaks_at_the_border(maps.sum(dim=1)):
-                self.calibration = level_and_spread(maps, by_position=s.calibrate != "global")
-        found = [self.score(batch) for batch in batches(self._held_out.image_path, self.resize, 8)]
+        with self._memory_errors("after the last step"):
+            if s.whiten:
+                size = sum(f[0].numel() for f in self.model.encode(next(self._in_parts(normal[:1]))))
+                chosen = _spread_out(normal, max(8, min(N_NORMAL, MAX_RESIDUALS // size)))
+                parts = [self._residuals(self.model(x)) for x in self._in_parts(chosen)]
+                self.whitening = [whitening(torch.cat(level)[:, None]) for level in zip(*parts, strict=True)]
+            if s.calibrate != "none":
+                maps = torch.cat([self._raw_maps(x, s.whiten) for x in self._in_parts(_spread_out(normal, N_NORMAL))])
+                if s.calibrate != "auto" or peaks_at_the_border(maps.sum(dim=1)):
+                    self.calibration = level_and_spread(maps, by_position=s.calibrate != "global")
+            held_out = batches(self._held_out.image_path, self.resize, 8)
+            found = [self._scores(batch.images.to(self.device)) for batch in held_out]
         self.normal_scores = np.concatenate([scores.image for scores in found])
         self.normal_map_maxima = np.concatenate([scores.map.max(axis=(1, 2)) for scores in found])
 
@@ -302,7 +330,7 @@ class PAGMFR:
             "reconstruction" (B, H, W, 3) where the image space takes part, and one (B, H, W) for each difference.
         """
         with torch.no_grad():
-            output = self.model(images.to(self.device))
+            output = self.model(self._queries(images))
         size, shown = tuple(images.shape[-2:]), {}
         if output.images_hat is not None:
             large = torch.nn.functional.interpolate(output.images_hat, size=size, mode="bilinear", align_corners=False)

@@ -21,6 +21,7 @@ from adlib.errors import InputError
 from adlib.methods import Scores
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.settings import choice
+from adlib.support import check_queries
 from adlib.training import checkpointed
 
 TERMS = ("cosine", "colour", "structure", "mffm")  # the first and the last live in feature space, the others in images
@@ -435,6 +436,7 @@ class PAGMFRModel(nn.Module):
     @torch.no_grad()
     def score(self, images: torch.Tensor, sigma: float = 4.0) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]: sigmoid of the logits, enlarged, smoothed; the largest value."""
+        check_queries(images)
         logits = self.eval()(images.to(self.mean0.device)).logits
         maps = upsample_and_smooth(logits.sigmoid(), tuple(images.shape[-2:]), sigma)
         return Scores(maps.max(axis=(1, 2)), maps)

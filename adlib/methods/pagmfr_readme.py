@@ -90,9 +90,13 @@ def get_mvtec_dataloader(
     pinned = torch.cuda.is_available()
     if not train:
         test = TestImages(table[table.split == "test"], resize)
+        if not len(test):
+            raise InputError(f"{root}: {category!r} has no test image; expected some in {category}/test")
         return DataLoader(test, batch_size, num_workers=workers, pin_memory=pinned)
     normal = table[(table.split == "train") & (table.label == 0)]
     normal.attrs.update(table.attrs)
+    if normal.empty:
+        raise InputError(f"{root}: {category!r} has no normal training image; expected some in {category}/train/good")
     settings = PairSettings(textures=texture_dataset_path, objects=external_img_dir, batch_size=batch_size, seed=seed)
     pairs = TrainingPairs(Pairs(normal, resize, settings))
     return DataLoader(
@@ -105,7 +109,11 @@ def train_pagmfr(model: PAGMFRModel, loader: DataLoader, epochs: int = 600, lr: 
 
     Pairs of later epochs are drawn anew. `adlib.methods.pagmfr.PAGMFR` adds held-out images, selection and resuming.
     """
-    pairs = loader.dataset.pairs
+    pairs = getattr(getattr(loader, "dataset", None), "pairs", None)
+    if not isinstance(pairs, Pairs):
+        raise InputError("loader gives no training pairs; make it by get_mvtec_dataloader(..., train=True)")
+    if not (lr > 0 and math.isfinite(lr)) or epochs < 1:
+        raise InputError(f"lr {lr} must be a positive number and epochs {epochs} at least 1, for example 0.001 and 600")
     device = next(model.parameters()).device
     normal = to_tensor(pairs.images[:64]).to(device)
     model.set_statistics(model.encode(normal), normal)
@@ -134,7 +142,7 @@ def validate_pagmfr(model, loader: DataLoader) -> tuple[float, float, float]:
         model: a `PAGMFRModel`, or any fitted method of this project.
     """
     scores, maps, masks, labels = [], [], [], []
-    for batch in loader:
+    for batch in _test_batches(loader):
         found = model.score(batch["image"])
         scores.append(found.image)
         maps.extend(found.map)
@@ -143,6 +151,16 @@ def validate_pagmfr(model, loader: DataLoader) -> tuple[float, float, float]:
     pixel = metrics.pixel_metrics(maps, masks)
     image = metrics.image_metrics(np.concatenate(scores), np.concatenate(labels))
     return image["image_auroc"], pixel["pixel_auroc"], pixel["aupro_30"]
+
+
+def _test_batches(loader: DataLoader):
+    """The batches of a loader of test images."""
+    for batch in loader:
+        if missing := ", ".join(sorted({"image", "mask", "label", "name"} - set(batch))):
+            raise InputError(
+                f"loader gives batches without {missing}; make it by get_mvtec_dataloader(..., train=False)"
+            )
+        yield batch
 
 
 def save_checkpoint(model: PAGMFRModel, folder, category: str) -> Path:
@@ -164,7 +182,7 @@ def load_checkpoint(model: PAGMFRModel, path) -> PAGMFRModel:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        stored, state = content["configuration"], content["state"]
+        stored, state = dict(content["configuration"]), dict(content["state"])
     except FileNotFoundError:
         raise InputError(f"checkpoint {path} does not exist; expected a pagmfr_<category>_best.pth") from None
     except Exception as error:  # torch, pickle and zip each raise their own; to the user they mean one thing
@@ -204,7 +222,7 @@ def save_pictures(model, loader: DataLoader, folder, category: str) -> list[Path
     from matplotlib import pyplot as plt
 
     items = []
-    for batch in loader:
+    for batch in _test_batches(loader):
         maps = model.score(batch["image"]).map
         images = batch["image"].permute(0, 2, 3, 1).numpy()
         items += list(zip(batch["name"], images, batch["mask"].numpy(), maps, strict=True))
