@@ -145,8 +145,9 @@ def study(
         report: called with a line of text after every detector.
 
     Returns:
-        method, category, seed, image_auroc, image_f1_max, pixel_auroc, pixel_ap; the rows of category "pooled" are
-        over the images of all held-out categories, with one threshold for the F1: the best one, seen on the test.
+        method, category, seed, image_auroc, image_f1_max, pixel_auroc, pixel_ap, and n_images, n_defective, what they
+        are of; the rows of category "pooled" are over the images of all held-out categories, with one threshold for
+        the F1: the best one, seen on the test. It is never below `always_defective`.
     """
     cached, rows, scored = {}, [], []
     for trained_on, held_out in folds:
@@ -180,9 +181,14 @@ def study(
                     report(line)
     for (name, seed), group in pd.concat(scored).groupby(["method", "seed"], sort=False):
         found = metrics.image_metrics(group.score.to_numpy(np.float64), group.label.to_numpy())
-        pooled = {key: found[key] for key in ("image_auroc", "image_f1_max")}
+        pooled = {key: found[key] for key in ("image_auroc", "image_f1_max")} | _counts(group.label)
         rows.append({"method": name, "category": "pooled", "seed": seed} | pooled)
     return pd.DataFrame(rows)
+
+
+def always_defective(n_images: int, n_defective: int) -> float:
+    """F1 of calling every image defective: what the best threshold gives a detector that knows nothing."""
+    return 2 * n_defective / (n_images + n_defective)
 
 
 def summarise(found: pd.DataFrame) -> pd.DataFrame:
@@ -229,9 +235,11 @@ def swap_answer(swap: pd.DataFrame, kind: str, threshold: float) -> dict:
         swap: its queries; threshold: from held-out normals under A.
 
     Returns:
-        auroc_a, auroc_b: of the kind against good images, under A and B (relative: high, low); flip_rate: share of
-        the kind's images above the threshold under A that are not above it under B; other_a, other_b: AUROC of the
-        *other* kinds (relative: both high).
+        auroc_a, auroc_b: of the kind against good images, under A and B (relative: high, low). flip_rate: share of
+        the `n_found` images of the kind above the threshold under A that are not above it under B. other_a, other_b:
+        AUROC of the *other* kinds (relative: both high); other_flip_rate: share of their `n_other_found` images that
+        fall below the threshold as well. B has a wider notion of normal, so all scores fall and the threshold of A is
+        a high one there: only where flip_rate exceeds other_flip_rate has the kind itself become more acceptable.
     """
     is_kind, is_other = swap.defect == kind, (swap.label == 1) & (swap.defect != kind)
 
@@ -239,13 +247,21 @@ def swap_answer(swap: pd.DataFrame, kind: str, threshold: float) -> dict:
         kept = swap[(swap.label == 0) | chosen]
         return metrics.image_metrics(kept[column].to_numpy(np.float64), kept.label.to_numpy())["image_auroc"]
 
-    found = swap[is_kind & swap.A.gt(threshold)]
+    def flipped(chosen):
+        found = swap[chosen & swap.A.gt(threshold)]
+        return len(found), float(found.B.le(threshold).mean()) if len(found) else None
+
+    n_found, flip_rate = flipped(is_kind)
+    n_other_found, other_flip_rate = flipped(is_other)
     return {
         "auroc_a": auroc("A", is_kind),
         "auroc_b": auroc("B", is_kind),
-        "flip_rate": float(found.B.le(threshold).mean()) if len(found) else None,
+        "n_found": n_found,
+        "flip_rate": flip_rate,
         "other_a": auroc("A", is_other) if is_other.any() else None,
         "other_b": auroc("B", is_other) if is_other.any() else None,
+        "n_other_found": n_other_found,
+        "other_flip_rate": other_flip_rate,
     }
 
 
@@ -254,6 +270,10 @@ def _share(method, cached: dict):
         return method  # what one detector trains is not for the others
     method.backbone = cached.setdefault(method.backbone.fingerprint, CachedBackbone(method.backbone))
     return method
+
+
+def _counts(labels) -> dict[str, int]:
+    return {"n_images": len(labels), "n_defective": int(np.sum(labels))}
 
 
 def _evaluate(name: str, method, queries: Queries):
@@ -269,7 +289,7 @@ def _evaluate(name: str, method, queries: Queries):
 
     def measured(scores):
         image = metrics.image_metrics(scores.astype(np.float64), labels)
-        return {key: image[key] for key in ("image_auroc", "image_f1_max")} | pixel
+        return {key: image[key] for key in ("image_auroc", "image_f1_max")} | pixel | _counts(labels)
 
     yield name, scores, measured(scores)
     if isinstance(method, PatchCore):

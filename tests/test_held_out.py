@@ -55,6 +55,8 @@ def test_study_on_one_fold():
     np.testing.assert_allclose(single.image_auroc, pooled.image_auroc.loc[single.index])
     assert single.image_auroc[rows[0]] == pytest.approx(single.image_auroc[rows[1]])
     assert single.pixel_auroc.between(0.5, 1).all()
+    assert set(zip(found.n_images, found.n_defective, strict=True)) == {(9, 4)}  # the same share of each kind
+    assert (found.image_f1_max >= held_out.always_defective(9, 4) - 1e-9).all()
 
 
 def test_summary_by_hand():
@@ -72,13 +74,31 @@ def test_summary_by_hand():
 def test_context_swap_in_numbers_by_hand():
     swap = pd.DataFrame(
         {
-            "defect": ["good", "good", "dent", "dent", "hole"],
-            "label": [0, 0, 1, 1, 1],
-            "A": [0.0, 1.0, 3.0, 2.0, 4.0],
-            "B": [0.0, 1.0, 0.5, 2.5, 4.0],
+            "defect": ["good", "good", "dent", "dent", "hole", "hole", "hole", "hole"],
+            "label": [0, 0, 1, 1, 1, 1, 1, 1],
+            "A": [0.0, 1.0, 3.0, 2.0, 4.0, 2.0, 4.0, 1.2],
+            "B": [0.0, 1.0, 0.5, 2.5, 4.0, 1.1, 4.0, 1.2],
         }
     )
     found = held_out.swap_answer(swap, "dent", threshold=1.5)
-    assert found == {"auroc_a": 1.0, "auroc_b": 0.75, "flip_rate": 0.5, "other_a": 1.0, "other_b": 1.0}
-    assert held_out.swap_answer(swap[swap.defect != "hole"], "dent", 1.5)["other_a"] is None
-    assert held_out.swap_answer(swap, "dent", threshold=9.0)["flip_rate"] is None  # nothing found that could flip
+    assert found == {
+        "auroc_a": 1.0,
+        "auroc_b": 0.75,
+        "n_found": 2,
+        "flip_rate": 0.5,
+        "other_a": 1.0,
+        "other_b": 1.0,
+        "n_other_found": 3,  # the fourth was never found, so it cannot flip
+        "other_flip_rate": pytest.approx(1 / 3),
+    }
+    alone = held_out.swap_answer(swap[swap.defect != "hole"], "dent", 1.5)
+    assert (alone["other_a"], alone["n_other_found"], alone["other_flip_rate"]) == (None, 0, None)
+    none = held_out.swap_answer(swap, "dent", threshold=9.0)  # nothing found that could flip
+    assert (none["n_found"], none["flip_rate"]) == (0, None)
+
+
+def test_calling_every_image_defective_by_hand():
+    """Two of three images are defective: precision 2/3, recall 1."""
+    assert held_out.always_defective(3, 2) == pytest.approx(2 * (2 / 3) / (2 / 3 + 1))
+    labels, scores = np.array([0, 1, 1]), np.zeros(3)
+    assert held_out.metrics.image_metrics(scores, labels)["image_f1_max"] == pytest.approx(0.8)
