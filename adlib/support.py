@@ -174,6 +174,12 @@ def check_queries(images: torch.Tensor) -> None:
         raise InputError(f"images of shape {tuple(images.shape)} given; expected (B, 3, H, W), B >= 1")
 
 
+def check_fitted(method, attribute: str) -> None:
+    """Refuse to score with a method that lacks what its `fit` or `load` makes."""
+    if not hasattr(method, attribute):
+        raise InputError(f"this {method.name} detector is not fitted; call fit(table) before score")
+
+
 def check_rotations(rotations, table) -> None:
     """Refuse turned supports for categories where orientation is what can be wrong."""
     found = sorted(set(table.category) & set(ORIENTED))

@@ -24,6 +24,20 @@ def test_batch(small_table):
     return next(images.batches(test.image_path, images.Resize(64), len(test)))
 
 
+@pytest.mark.parametrize("cls", [Padim, Spade])
+def test_queries_that_cannot_be_scored_are_one_line(cls, train):
+    method = cls(**SMALL)
+    with pytest.raises(InputError, match="not fitted"):
+        method.score(torch.zeros(1, 3, 64, 64))
+    method.fit(train)
+    for shape in ((0, 3, 64, 64), (1, 1, 64, 64)):
+        with pytest.raises(InputError, match="expected \\(B, 3, H, W\\)"):
+            method.score(torch.zeros(shape))
+    if cls is Padim:
+        with pytest.raises(InputError, match="resize them to 64x64"):
+            method.score(torch.zeros(1, 3, 120, 120))
+
+
 def test_padim_is_the_mahalanobis_distance(train, test_batch):
     method = Padim(**SMALL, d=20, sigma=0.0, k=4).fit(train)
     chosen, _ = support.choose_support(train, 4, seed=0)

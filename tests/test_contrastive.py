@@ -118,5 +118,12 @@ def test_bad_settings_are_one_line():
         Contrastive(**SMALL | {"loss": "simclr"})
     with pytest.raises(InputError, match="clustering 'optics' is unknown"):
         Contrastive(**SMALL | {"clustering": "optics"})
+    for name in ("n_reference", "n_styles", "width", "dim"):
+        with pytest.raises(InputError, match=f"{name} 0 must be at least 1"):
+            Contrastive(**SMALL | {name: 0})
+    with pytest.raises(InputError, match="sigma -1 must not be negative"):
+        Contrastive(**SMALL | {"sigma": -1})
+    with pytest.raises(InputError, match="not fitted"):
+        Contrastive(**SMALL).score(torch.zeros(1, 3, 64, 64))
     with pytest.raises(InputError, match="temperature 0"):
         Contrastive(**SMALL | {"temperature": 0.0})

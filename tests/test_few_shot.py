@@ -114,6 +114,32 @@ def test_bad_supports_are_one_line(fitted):
         FewShot(**SMALL | {"layer_weights": [1.0]})
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layer_weights": [0.0, 0.0]}, "layer_weights"),
+        ({"selection": "best"}, "selection 'best' is unknown"),
+        ({"shots": []}, "shots"),
+        ({"hidden": 0}, "hidden 0"),
+        ({"episodes": 0}, "episodes 0"),
+        ({"sigma": -1}, "sigma -1"),
+        ({"clean": 2}, "clean 2"),
+        ({"swap": 0.9}, "swap 0.9"),
+        ({"n_calibration": -1}, "n_calibration -1"),
+    ],
+)
+@pytest.mark.parametrize("cls", [FewShot, Unified])
+def test_settings_that_cannot_work_are_one_line(cls, changes, said):
+    with pytest.raises(InputError, match=said):
+        cls(**SMALL | changes)
+
+
+def test_more_shots_than_a_training_category_has_are_one_line(pool):
+    method = FewShot(**SMALL | {"shots": [50]})
+    with pytest.raises(InputError, match="category 'plate' has 6 normal images"):
+        method.train_episodes(None, pools=[pool], validation_pools=[pool])
+
+
 def test_top_mean_is_the_maximum_below_a_hundred_cells():
     cells = torch.arange(50.0).view(1, 5, 10)
     assert support.top_mean(cells).item() == 49
@@ -221,7 +247,13 @@ def test_training_starts_at_the_detector_and_leaves_the_backbone(train, fitted, 
 @pytest.mark.parametrize("cls", [FewShot, Unified])
 def test_the_last_stage_can_be_trained_too(cls, train, tmp_path):
     """Only that stage changes, its statistics stay, and what was learnt goes where the weights are written."""
-    asked = SMALL | {"train_last_stage": True, "learning_rate": 0.01, "selection": "last", "pool_styles": 2}
+    asked = SMALL | {
+        "train_last_stage": True,
+        "learning_rate": 0.01,
+        "selection": "last",
+        "pool_styles": 2,
+        "shots": [1, 2],
+    }
     method = cls(**asked)
     before = {key: value.clone() for key, value in method.backbone.state_dict().items()}
     query = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

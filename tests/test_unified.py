@@ -210,6 +210,10 @@ def test_a_cluster_without_support_adds_one_and_the_rest_nothing(train):
 def test_bad_settings_are_one_line():
     with pytest.raises(InputError, match="clustering 'kmean' is unknown"):
         Unified(**SMALL | {"clustering": "kmean"})
+    with pytest.raises(InputError, match="choose one of kmeans"):
+        Unified(**SMALL | {"clustering": "xx"})
+    with pytest.raises(InputError, match="width 0"):
+        Unified(**SMALL | {"width": 0})
     with pytest.raises(InputError, match="whiten 0"):
         Unified(**SMALL | {"whiten": 0})
     with pytest.raises(InputError, match="floor 0"):

@@ -30,7 +30,16 @@ from adlib.methods import Scores, check_training_table
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.patches import to_rows
 from adlib.settings import as_dict, build, choice
-from adlib.support import below, check_fingerprint, describe, enlarge, read_images, score_normals
+from adlib.support import (
+    below,
+    check_fingerprint,
+    check_fitted,
+    check_queries,
+    describe,
+    enlarge,
+    read_images,
+    score_normals,
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,25 @@ class ContrastiveSettings:
                 f"temperature {self.temperature} must be positive, gate_share {self.gate_share} in [0, 1], "
                 f"clean {self.clean} in [0, 1)"
             )
+        choice("selection", self.selection, training.SELECTIONS)
+        for name in (
+            "stride",
+            "width",
+            "dim",
+            "n_cells",
+            "episodes",
+            "n_normals",
+            "n_styles",
+            "n_reference",
+            "batch_size",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
+        for name in ("sigma", "n_calibration", "snapshot_every", "validate_every"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} {getattr(self, name)} must not be negative")
+        if self.learning_rate <= 0:
+            raise InputError(f"learning_rate {self.learning_rate} must be positive, for example 0.001")
 
 
 class Neck(nn.Module):
@@ -302,6 +330,8 @@ class Contrastive:
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]: the clusters' continuous score, enlarged and smoothed; its maximum."""
         images = batch.images if isinstance(batch, Batch) else batch
+        check_fitted(self, "reference")
+        check_queries(images)
         grid = self.embed(images[:1]).shape[2:]
         cells = torch.from_numpy(np.stack([found.scores.reshape(grid) for found in self.cluster(images)]))
         size = tuple(images.shape[-2:])

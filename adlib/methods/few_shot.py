@@ -100,9 +100,23 @@ class SupportSettings:
         choice("image_score", self.image_score, IMAGE_SCORES)
         choice("contrastive", self.contrastive, losses.CONTRASTIVE)
         check_support_settings(self)
-        if self.layer_weights is not None and len(self.layer_weights) != len(self.stages):
+        choice("selection", self.selection, training.SELECTIONS)
+        weights = self.layer_weights
+        if weights is not None and (len(weights) != len(self.stages) or min(weights) < 0 or not sum(weights)):
             raise InputError(
-                f"layer_weights {self.layer_weights} must hold one number for each of stages {self.stages}"
+                f"layer_weights {weights} must hold a number for each of stages {self.stages}, none negative, not all 0"
+            )
+        for name in ("hidden", "episodes", "rows", "pool_normals", "pool_styles"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
+        for name in ("sigma", "n_calibration", "validate_every"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} {getattr(self, name)} must not be negative")
+        if not self.shots or min(self.shots) < 1:
+            raise InputError(f"shots {self.shots} must hold numbers of support images, for example [1, 2, 4]")
+        if self.clean < 0 or self.swap < 0 or self.clean + self.swap > 1:
+            raise InputError(
+                f"clean {self.clean} and swap {self.swap} must be shares of the episodes, 1 at most in sum"
             )
 
 
@@ -336,6 +350,12 @@ class FewShot:
         s = self.settings
         if pools is None:
             pools, validation_pools = self.make_pools(tables, validation, s.seed)
+        for pool in pools:
+            if max(s.shots) > len(pool.normal[0]) - 1:
+                raise InputError(
+                    f"shots {s.shots}: category {pool.category!r} has {len(pool.normal[0])} normal images here, one of "
+                    "them the query; lower shots or raise pool_normals"
+                )
         grids = self.grids()
 
         def make_batch(step):

@@ -18,7 +18,7 @@ from adlib.images import Batch, Resize, batches
 from adlib.methods import Scores, check_training_table
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.settings import as_dict, build
-from adlib.support import check_fingerprint, score_normals, split_normals, support_ids
+from adlib.support import check_fingerprint, check_fitted, check_queries, score_normals, split_normals, support_ids
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,14 @@ class Padim:
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]: Mahalanobis distances, enlarged and smoothed; their maximum."""
         images = batch.images if isinstance(batch, Batch) else batch
+        check_fitted(self, "whitening")
+        check_queries(images)
         grids = self.embed(images)
+        if grids.shape[2] * grids.shape[3] != len(self.mean):
+            raise InputError(
+                f"images of {images.shape[2]}x{images.shape[3]} have other positions than those this PaDiM was fitted "
+                f"on; resize them to {self.resize.hw[0]}x{self.resize.hw[1]}"
+            )
         x = grids[:, self.channels].flatten(2).permute(2, 1, 0) - self.mean[:, :, None]  # (P, d, B)
         with torch.inference_mode():
             distances = torch.bmm(self.whitening, x).norm(dim=1).T  # (B, P)

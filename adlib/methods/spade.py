@@ -15,7 +15,7 @@ from adlib.images import Batch, Resize, batches
 from adlib.methods import Scores, check_training_table
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.settings import as_dict, build
-from adlib.support import check_fingerprint, score_normals, split_normals, support_ids
+from adlib.support import check_fingerprint, check_fitted, check_queries, score_normals, split_normals, support_ids
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class Spade:
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]."""
         images = batch.images if isinstance(batch, Batch) else batch
+        check_fitted(self, "gallery")
+        check_queries(images)
         pooled, grids = self.embed(images)
         index = neighbours.NearestNeighbours().fit(self.pooled.cpu())
         squared, nearest = index.query(pooled.cpu().numpy(), min(self.settings.n_nearest, len(self.pooled)))  # (B, K)

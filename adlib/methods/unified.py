@@ -63,7 +63,10 @@ class UnifiedSettings(SupportSettings):
         super().__post_init__()
         choice("head_input", self.head_input, ("scalars", "channels"))
         choice("norm", self.norm, ("group", "none"))
-        choice("clustering", self.clustering, ("", *clustering.ALGORITHMS))
+        if self.clustering:
+            choice("clustering", self.clustering, clustering.ALGORITHMS)
+        if self.width < 1:
+            raise InputError(f"width {self.width} must be at least 1")
         if not 0 < self.whiten <= 1:
             raise InputError(f"whiten {self.whiten} must be in (0, 1]")
         if self.floor <= 0 or not 0 <= self.shrink <= 1:
