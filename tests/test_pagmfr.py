@@ -436,6 +436,9 @@ def test_whitened_residuals_are_about_one_on_normal_images(train):
     assert maps.shape[1] == 3  # the logit and two levels
     for white in maps[:, 1:].unbind(1):
         assert 0.3 < float(white.mean()) < 1.5
+    shown = method.explain(next(method._in_parts(method.pairs.images)))
+    assert list(shown) == ["cosine 4", "cosine 8", "whitened 4", "whitened 8"]
+    np.testing.assert_allclose(shown["whitened 4"].mean(), maps[:, 1].mean(), rtol=0.05)
 
 
 def test_auto_calibration_asks_where_normal_maps_peak(train, monkeypatch):

@@ -327,7 +327,8 @@ class PAGMFR:
         """What stands behind the maps of images (B, 3, H, W): reconstruction and every difference, at input size.
 
         Returns:
-            "reconstruction" (B, H, W, 3) where the image space takes part, and one (B, H, W) for each difference.
+            "reconstruction" (B, H, W, 3) where the image space takes part, and one (B, H, W) for each difference and,
+            with `whiten`, for the whitened residuals of each level. The MFFM's channels are no difference: not here.
         """
         with torch.no_grad():
             output = self.model(self._queries(images))
@@ -335,7 +336,10 @@ class PAGMFR:
         if output.images_hat is not None:
             large = torch.nn.functional.interpolate(output.images_hat, size=size, mode="bilinear", align_corners=False)
             shown["reconstruction"] = large.permute(0, 2, 3, 1).cpu().numpy()
-        return shown | {name: upsample_and_smooth(maps, size, 0) for name, maps in output.maps.items()}
+        maps = dict(output.maps)
+        levels = zip(self.model.encoder.strides, self._residuals(output), self.whitening, strict=False)
+        maps |= {f"whitened {stride}": whitened_maps(r[:, None], *measured)[:, 0] for stride, r, measured in levels}
+        return shown | {name: upsample_and_smooth(found, size, 0) for name, found in maps.items()}
 
     # -- save and load --------------------------------------------------------------------------------------------
 
