@@ -481,6 +481,16 @@ def test_the_tray_gains_by_the_global_map_what_the_readme_says():
     assert 100 * (logical.both - logical.local).mean() >= 15
 
 
+def test_every_change_of_the_study_changes_something():
+    """A row that equals its reference to the last digit is a switch that the profile had thrown already."""
+    rows = pd.read_csv(results_dir() / "studies" / "24_ulsad_ablations_laptop.csv").set_index(["group", "change"])
+    measured = rows[["image_auroc", "pixel_auroc", "aupro_30"]]
+    assert not measured.loc["training"].duplicated().any()
+    assert not measured.loc["score"].duplicated().any()
+    assert not measured.loc["area"].duplicated().any()
+    assert (measured.loc["score"] != measured.loc["maps", "as the profile"]).any(axis=1).all()
+
+
 def test_too_few_images_and_a_lost_held_out_set_are_named(train, fitted, tmp_path):
     with pytest.raises(InputError, match="at least 4"):
         ULSAD(**SMALL).fit(train.iloc[:3])
