@@ -51,7 +51,7 @@ STUDY_NOTEBOOKS = {
     "92_protocol_audit": tuple(METHOD_NOTEBOOKS),
 }
 # The modules of `adlib` that measure in a study, beside the methods; a change there runs the study again.
-STUDY_MODULES = {"24_ulsad_ablations": ("curves", "kinds"), "92_protocol_audit": ("audit", "curves")}
+STUDY_MODULES = {"24_ulsad_ablations": ("curves", "kinds", "studies"), "92_protocol_audit": ("audit", "curves")}
 # Committed results that a notebook of the batch shows beside its own: patterns below `results`. A change there runs it
 # again. Every study also shows the CSV of its laptop profile.
 LAPTOP_RECORDS = "runs/laptop/*/*/record.json"

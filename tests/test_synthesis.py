@@ -381,7 +381,7 @@ def test_token_mask_pads_the_last_tokens():
 # -- textures, objects, foregrounds -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operation", sorted({*textures.DRAEM_AUGMENTATIONS, *textures.GLASS_AUGMENTATIONS}))
+@pytest.mark.parametrize("operation", dict.fromkeys((*textures.DRAEM_AUGMENTATIONS, *textures.GLASS_AUGMENTATIONS)))
 def test_augmentations_keep_type_and_report_what_they_drew(operation):
     image = host()
     before = image.copy()
