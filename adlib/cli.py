@@ -139,7 +139,8 @@ def train(options) -> int:
     except training.TrainingError as error:
         return _fail(str(error), 1)
     header = storage.read_header(options.output)
-    print(f"model      {options.output}  ({options.method}, {fitted.settings.backbone})")
+    backbone = getattr(fitted.settings, "backbone", "")  # DRAEM has none
+    print(f"model      {options.output}  ({', '.join(filter(None, (options.method, backbone)))})")
     for key in ("threshold", "pixel_threshold"):
         if key in header:
             print(_threshold_line(key, header[key]))

@@ -97,6 +97,14 @@ def test_a_training_that_breaks_down_is_one_line_and_exit_code_1(parts, tmp_path
     assert not (tmp_path / "m").exists()
 
 
+def test_a_method_without_a_backbone_is_trained_too(parts, tmp_path, capsys):
+    changes = ["image_size=64", "width=4", "width_discriminator=4", "batch_size=4", "max_steps=2", "bank=4"]
+    settings = [part for change in changes for part in ("--set", change)]
+    out = tmp_path / "m"
+    assert adlib("train", "-i", parts / "good", "-o", out, "--method", "draem", "--profile", "smoke", *settings) == 0
+    assert f"{out}  (draem)" in capsys.readouterr().out
+
+
 def test_threshold_from_a_folder_is_stored_and_used(parts, model, tmp_path, capsys):
     shutil.copytree(model, tmp_path / "model")
     assert adlib("threshold", "-m", tmp_path / "model", "-i", parts / "more_good", "--rule", "max") == 0
