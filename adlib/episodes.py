@@ -10,6 +10,7 @@ several hosts. A style can then serve as a defect, or, in a *context swap*, be d
 support.
 """
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -139,6 +140,18 @@ def build_pool(
     coverage = cell_coverage(masks, grid or tuple(normal[0].shape[2:])).unflatten(0, (n_styles, n_hosts))
     category = str(table.category.iloc[0])
     return Pool(category, normal, augmented, defective, np.stack(hosts), coverage, tuple(styles))
+
+
+def fingerprints(pools) -> list[str]:
+    """What each pool holds, in a line: category, normal images, and a hash of who was painted on where.
+
+    Features are left out: they may differ in the last bits between machines on which the same run goes on.
+    """
+    found = []
+    for pool in pools:
+        painted = hashlib.blake2b(pool.hosts.astype("<i8").tobytes() + pool.coverage.numpy().tobytes(), digest_size=8)
+        found.append(f"{pool.category}, {len(pool.normal[0])} normal images, {painted.hexdigest()}")
+    return found
 
 
 def draw(

@@ -43,6 +43,11 @@ def test_training_lowers_the_loss_below_chance(fitted):
     history = fitted.history.losses
     trained = history[history.contrastive > 0].contrastive
     assert trained.iloc[-3:].mean() < trained.iloc[:3].mean()
+    # Features that know nothing: all similarities alike. One anomalous cell is the lowest such line.
+    assert trained.iloc[-3:].mean() < np.log(1 + 1)
+    assert float(losses.contrastive_loss("nearest_positive", torch.ones(4, 3), torch.ones(1, 3)).mean()) == (
+        pytest.approx(np.log(2), abs=1e-5)
+    )
     validation = fitted.history.validation
     assert {"score", "image_auroc", "cell_ap", "cell_f1", "macro_f1", "cell_iou", "clean_share"} <= set(validation)
     assert np.isfinite(validation.loss).all()
@@ -53,6 +58,32 @@ def test_same_seed_same_scores(fitted, train, batch):
     again = Contrastive(**SMALL).fit(train)
     np.testing.assert_array_equal(again.score(batch).map, fitted.score(batch).map)
     assert again.gate == fitted.gate
+
+
+def test_a_killed_training_resumes_to_the_same_weights(fitted, train, tmp_path, monkeypatch):
+    file = {"checkpoint": str(tmp_path / "run.pt"), "checkpoint_every": 1}
+    killed, steps = Contrastive(**SMALL | file), []
+    one_step = killed._losses
+
+    def fails_half_way(*arguments):
+        steps.append(1)
+        if len(steps) > 6:
+            raise KeyboardInterrupt
+        return one_step(*arguments)
+
+    monkeypatch.setattr(killed, "_losses", fails_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        killed.fit(train)
+    resumed = Contrastive(**SMALL | file)
+    monkeypatch.setattr(resumed, "_losses", lambda *a, own=resumed._losses: steps.append(0) or own(*a))
+    resumed.fit(train)
+    assert steps.count(0) == 6
+    for key, value in fitted.modules["neck"].state_dict().items():
+        assert torch.equal(value, resumed.modules["neck"].state_dict()[key]), key
+    assert resumed.history.losses.equals(fitted.history.losses)
+    assert resumed.gate == fitted.gate
+    with pytest.raises(InputError, match="made with temperature"):
+        Contrastive(**SMALL | file | {"temperature": 0.2}).fit(train)
 
 
 @pytest.mark.parametrize("name", ["kmeans", "hdbscan", "bank_knn"])

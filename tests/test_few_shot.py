@@ -126,6 +126,7 @@ def test_bad_supports_are_one_line(fitted):
         ({"clean": 2}, "clean 2"),
         ({"swap": 0.9}, "swap 0.9"),
         ({"n_calibration": -1}, "n_calibration -1"),
+        ({"checkpoint_every": 0}, "checkpoint_every 0"),
     ],
 )
 @pytest.mark.parametrize("cls", [FewShot, Unified])
@@ -273,6 +274,40 @@ def test_the_last_stage_can_be_trained_too(cls, train, tmp_path):
     np.testing.assert_array_equal(cls.load(tmp_path / "model").score(query).map, found)
     with pytest.raises(InputError, match="last_stage, which these settings do not have"):
         cls(**SMALL | {"trained": str(tmp_path / "stage.safetensors")})
+
+
+@pytest.mark.parametrize("cls", [FewShot, Unified])
+def test_a_killed_training_resumes_to_the_same_weights(cls, pool, tmp_path, monkeypatch):
+    asked = SMALL | {"steps": 4, "learning_rate": 0.01, "validate_every": 2, "selection": "last"}
+    file = {"checkpoint": str(tmp_path / "run.pt"), "checkpoint_every": 1}
+    pools = {"pools": [pool, pool], "validation_pools": [pool]}
+    whole = cls(**asked).train_episodes(None, **pools)
+
+    killed, steps = cls(**asked | file), []
+    one_step = killed.episode_losses
+
+    def fails_in_the_third_step(*arguments):
+        steps.append(1)
+        if len(steps) > 4:  # two episodes a step
+            raise KeyboardInterrupt
+        return one_step(*arguments)
+
+    monkeypatch.setattr(killed, "episode_losses", fails_in_the_third_step)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train_episodes(None, **pools)
+    resumed = cls(**asked | file)
+    with monkeypatch.context() as patch:
+        patch.setattr(resumed, "episode_losses", lambda *a, own=resumed.episode_losses: steps.append(0) or own(*a))
+        resumed.train_episodes(None, **pools)
+    assert steps.count(0) == 4  # the last two steps alone
+    for name, module in whole.modules.items():
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, resumed.modules[name].state_dict()[key]), key
+    assert resumed.history.losses.equals(whole.history.losses)
+    with pytest.raises(InputError, match="made with learning_rate"):
+        cls(**asked | file | {"learning_rate": 0.1}).train_episodes(None, **pools)
+    with pytest.raises(InputError, match="made with training images"):
+        cls(**asked | file).train_episodes(None, pools=[pool], validation_pools=[pool])
 
 
 def test_a_category_to_train_on_is_needed(fitted):

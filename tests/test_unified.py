@@ -7,7 +7,7 @@ from conftest import TINY
 
 from adlib import episodes, images, patches, support
 from adlib.errors import InputError
-from adlib.methods.unified import Head, Unified, whitening, yardsticks
+from adlib.methods.unified import Head, Unified, p_values, whitening, yardsticks
 
 SMALL = TINY | {"k": 2, "steps": 3, "episodes": 2, "validate_every": 3, "hidden": 8, "width": 8, "rows": 64}
 
@@ -161,6 +161,18 @@ def test_p_values_belong_to_their_context(fitted, batch, small_table):
     np.testing.assert_allclose(fresh.score(batch, fresh.condition(batch.images[good[:3]])).p_value, by_hand)
     both = fitted.score(batch.images[bad[:1]].repeat(2, 1, 1, 1), contexts=[fitted.context, context]).p_value
     assert both[0] == fitted.score(batch.images[bad[:1]]).p_value[0] != both[1]
+
+
+def test_p_values_without_normals(batch, train):
+    """One image and nothing else: its changed copies are the normals; an empty list of them gives no p-value."""
+    found = p_values(np.array([0.5, 2.0]), np.array([1.0, 0.5, 0.0], np.float32))
+    np.testing.assert_allclose(found, [3 / 4, 1 / 4])
+    assert np.isnan(p_values(np.zeros(2), np.zeros(0))).all()
+    alone = Unified(**SMALL | {"k": 1}).fit(train.iloc[:1])
+    assert len(alone.normal_scores) == 0
+    np.testing.assert_allclose(alone.score(batch).p_value[-1:], 1 / (4 + 1))
+    bare = [memory._replace(normal=memory.normal[:0]) for memory in alone.context]
+    assert np.isnan(alone.score(batch, bare).p_value).all()
 
 
 def test_gradients_reach_projection_and_head_only(fitted, train):

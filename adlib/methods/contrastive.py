@@ -76,6 +76,8 @@ class ContrastiveSettings:
     validate_every: int = 100  # steps
     selection: str = "synthetic"  # synthetic (cell AP + image AUROC on held-out pseudo-anomalies) or last
     snapshot_every: int = 0  # steps; keeps weights for learning curves
+    checkpoint: str = ""  # file to resume training from, written every `checkpoint_every` steps; "" for none
+    checkpoint_every: int = 100  # steps
     # Test.
     clustering: str = "kmeans"  # FOCAL's code; see adlib.clustering.ALGORITHMS
     rule: str = "reference"  # which cluster is anomalous: reference, minority (FOCAL), border
@@ -109,6 +111,7 @@ class ContrastiveSettings:
             "n_styles",
             "n_reference",
             "batch_size",
+            "checkpoint_every",
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 1")
@@ -194,6 +197,10 @@ class Contrastive:
         checked = held_out if len(held_out) > 1 else train
         n_styles = max(4, s.n_styles // 3)
         validation_pool = episodes.build_pool(checked, cached, self.resize, s.seed + 1, n_styles=n_styles)
+        if s.checkpoint:
+            facts = {"backbone weights": self.backbone.fingerprint, "training images": episodes.fingerprints([pool])}
+            facts["validation images"] = episodes.fingerprints([validation_pool])
+            training.check_checkpoint(s.checkpoint, as_dict(s) | facts)
         self._train(pool, episodes.fixed_episodes([validation_pool], (1,), s.seed))
         self._calibrate(train, held_out.iloc[: s.n_calibration])
         return self
@@ -221,6 +228,8 @@ class Contrastive:
             validate_every=s.validate_every,
             selection=s.selection,
             snapshot_every=s.snapshot_every,
+            checkpoint=s.checkpoint or None,
+            checkpoint_every=s.checkpoint_every if s.checkpoint else 0,
             clip_norm=1.0,
             workers=0,
             progress="contrastive",

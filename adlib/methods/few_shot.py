@@ -95,6 +95,8 @@ class SupportSettings:
     contrastive_weight: float = 0.5
     validate_every: int = 100  # steps
     selection: str = "synthetic"  # synthetic (pseudo-anomalies on held-out normals) or last
+    checkpoint: str = ""  # file to resume training from, written every `checkpoint_every` steps; "" for none
+    checkpoint_every: int = 100  # steps
 
     def __post_init__(self):
         choice("image_score", self.image_score, IMAGE_SCORES)
@@ -106,7 +108,7 @@ class SupportSettings:
             raise InputError(
                 f"layer_weights {weights} must hold a number for each of stages {self.stages}, none negative, not all 0"
             )
-        for name in ("hidden", "episodes", "rows", "pool_normals", "pool_styles"):
+        for name in ("hidden", "episodes", "rows", "pool_normals", "pool_styles", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 1")
         for name in ("sigma", "n_calibration", "validate_every"):
@@ -356,6 +358,10 @@ class FewShot:
                     f"shots {s.shots}: category {pool.category!r} has {len(pool.normal[0])} normal images here, one of "
                     "them the query; lower shots or raise pool_normals"
                 )
+        if s.checkpoint:
+            facts = {"backbone weights": self.backbone.fingerprint, "training images": episodes.fingerprints(pools)}
+            facts["validation images"] = episodes.fingerprints(validation_pools or [])
+            training.check_checkpoint(s.checkpoint, as_dict(s) | facts)
         grids = self.grids()
 
         def make_batch(step):
@@ -385,6 +391,8 @@ class FewShot:
             validate=(lambda: episodes.validation_scores(fixed, self._episode_cells)) if fixed else None,
             validate_every=s.validate_every,
             selection=s.selection,
+            checkpoint=s.checkpoint or None,
+            checkpoint_every=s.checkpoint_every if s.checkpoint else 0,
             clip_norm=1.0,
             workers=0,
             progress=f"{self.name} episodes",
@@ -468,8 +476,8 @@ class FewShot:
         for name, module in self.modules.items():
             tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
         facts = {"backbone_fingerprint": self.backbone.fingerprint, "support_ids": self.support_ids}
-        # The weights are in the model itself, so that it does not depend on the file they came from.
-        settings = as_dict(self.settings) | {"trained": ""}
+        # The weights are in the model itself, so that it does not depend on the files they came from.
+        settings = as_dict(self.settings) | {"trained": "", "checkpoint": ""}
         storage.save_model(path, self.name, settings, tensors, **facts)
 
     @classmethod

@@ -80,7 +80,8 @@ class UnifiedScores(NamedTuple):
         image: float32 (B,), logits relative to those of the support; map: float32 (B, H, W) in [0, 1].
         p_value: float32 (B,), share of normal images that would score as high: (number above + 1) / (n + 1). The n
             normals are those of the context: held-out images after `fit`; after `condition` alone only its support
-            images, each judged by the others, so that four of them give no p-value below 1/5.
+            images, each judged by the others (of a single one changed copies), so that four of them give no p-value
+            below 1/5. NaN where a context has no normals.
     """
 
     image: np.ndarray
@@ -176,6 +177,14 @@ def yardsticks(rows, image, others, other_image, shrink: float) -> torch.Tensor:
     """
     delta = nearest_elsewhere(rows, image, others, other_image).square().mean(1).sqrt()
     return (1 - shrink) * delta + shrink * delta.median()
+
+
+def p_values(scores: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """(number of `normal` (n,) at least as high + 1) / (n + 1) for each of `scores` (B,); NaN without normals."""
+    if not len(normal):
+        return np.full(len(scores), np.nan, np.float32)
+    above = len(normal) - np.searchsorted(np.sort(normal), scores, side="left")
+    return ((above + 1) / (len(normal) + 1)).astype(np.float32)
 
 
 class Unified(FewShot):
@@ -315,8 +324,9 @@ class Unified(FewShot):
     def fit(self, table, validation=None):
         """Choose `k` support images from a table of normal training images and take them in."""
         super().fit(table, validation)
-        normal = torch.from_numpy(self.normal_scores).to(self.device)
-        self.context = [memory._replace(normal=normal.clone()) for memory in self.context]
+        if len(self.normal_scores):  # else those that `condition` found, the copies of a single image
+            normal = torch.from_numpy(self.normal_scores).to(self.device)
+            self.context = [memory._replace(normal=normal.clone()) for memory in self.context]
         return self
 
     def _answer(self, described, context, size: tuple[int, int]) -> UnifiedScores:
@@ -329,9 +339,7 @@ class Unified(FewShot):
         maps = enlarge(logits.sigmoid(), size, s.align_corners)
         maps = upsample_and_smooth(maps, size, s.sigma * size[0] / 224)
         image = image.cpu().numpy()
-        normal = np.sort(context[0].normal.cpu().numpy())
-        above = len(normal) - np.searchsorted(normal, image, side="left")
-        return UnifiedScores(image, maps, ((above + 1) / (len(normal) + 1)).astype(np.float32))
+        return UnifiedScores(image, maps, p_values(image, context[0].normal.cpu().numpy()))
 
     def _clustered(self, rows, memory: ScaledMemory, shape, n_support: int = 512) -> torch.Tensor:
         """Cluster each query's cells together with cells of the support, which are known to be normal.
