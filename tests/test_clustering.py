@@ -65,6 +65,21 @@ def test_clean_images_behind_the_gate(name):
     np.testing.assert_array_equal(clustering.cluster(name, x, reference=REFERENCE, gate=gate).anomalous, truth)
 
 
+@pytest.mark.parametrize("name", list(clustering.ALGORITHMS))
+def test_the_gate_empties_the_masks_of_clean_images(name):
+    """Without it the noise of hdbscan, and half of the cells of k-means, count as anomalous in a clean image."""
+    clean = [cells(0, seed)[0] for seed in range(40)]
+    free = [clustering.cluster(name, x, reference=REFERENCE) for x in clean]
+    if name != "gmm":  # which says by itself that there is one component
+        assert all(found.anomalous.any() for found in free)
+    if name == "hdbscan":
+        assert np.mean([found.anomalous.mean() for found in free]) > 0.5
+    for share in (0.95, 1.0):
+        gate = clustering.gate_from_normals([found.separation for found in free], share)
+        masks = [clustering.cluster(name, x, reference=REFERENCE, gate=gate).anomalous for x in clean]
+        assert np.mean([mask.any() for mask in masks]) <= 1 - share + 1e-9
+
+
 @pytest.mark.parametrize("name", ["hdbscan", "gmm"])
 def test_one_cluster_is_an_answer(name):
     found = clustering.cluster(name, cells(0)[0], "minority")

@@ -1,11 +1,14 @@
 """Contrastive learning with clustering: it learns what it is shown, and answers clean images with "clean"."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
 
-from adlib import episodes, images, losses
+from adlib import clustering, episodes, images, losses, support
 from adlib.errors import InputError
 from adlib.methods.contrastive import Contrastive
 
@@ -94,6 +97,22 @@ def test_clusterings_share_the_trained_features(fitted, batch, name, monkeypatch
     scores = fitted.score(batch)
     assert np.isfinite(scores.map).all()
     assert all(len(f.labels) == 64 for f in found)
+
+
+@pytest.mark.parametrize("name", list(clustering.ALGORITHMS))
+def test_clean_images_have_an_empty_mask_behind_the_gate(fitted, train, name):
+    """The default: at most 5 % of the normals that set the gate pass it, with every algorithm."""
+    method, stack = copy.copy(fitted), support.read_images(train.image_path, fitted.resize)
+    for share in (fitted.settings.gate_share, 1.0, 0.0):
+        method.settings = dataclasses.replace(fitted.settings, clustering=name, gate_share=share)
+        method._calibrate(train, train)
+        masks = [method.cluster(image[None])[0].anomalous for image in stack]  # one by one, to the last bit
+        n_open = sum(mask.any() for mask in masks)
+        if share:
+            assert n_open <= (1 - share) * len(train) + 1  # the quantile lies between two of so few
+            assert share < 1 or not n_open
+        elif name == "hdbscan":
+            assert n_open  # without a gate its noise counts as anomalous
 
 
 def test_perfect_features_cost_nothing(fitted):
