@@ -209,4 +209,4 @@ def test_every_kind_has_a_nature():
     assert set(demo.KIND) == {kind for _, kind in KINDS}
     assert {demo.KIND[kind] for kind in demo_scenes.DEFECTS["tray"]} == {"logical", "structural"}
     assert len(set(demo.KIND)) >= 6
-    assert (demo.TRAIN, demo.TEST_GOOD + 4 * demo.PER_DEFECT) == (40, 44)
+    assert (demo.TRAIN, demo.TEST_GOOD + 4 * demo.PER_DEFECT) == (40, 62)
