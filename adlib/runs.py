@@ -25,13 +25,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from adlib import backbones, datasets, methods, profiles
+from adlib import backbones, datasets, methods, profiles, thresholds
 from adlib.errors import InputError
-from adlib.evaluation import Evaluation, at_threshold
+from adlib.evaluation import Evaluation, at_threshold, evaluate
 from adlib.memory import peak_memory_mib
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import as_dict, build
-from adlib.thresholds import Threshold
 
 # Every key of record.json with the types it may have.
 SCHEMA = {
@@ -91,6 +90,8 @@ class Run:
         self.table = datasets.load(dataset, data_root or None, category)
         self.train = self.table[(self.table.split == "train") & (self.table.label == 0)]
         self.test = self.table[self.table.split == "test"]
+        if self.test.empty:
+            raise InputError(f"{dataset}/{category} has no test image; expected some in {category}/test/good")
         if self.train.empty:
             of_mvtec = "mvtec_ad/" if dataset in ("mad_man", "mad_sys") else ""  # these hold test images only
             where = f"{of_mvtec}{category}/train/good{' beside the data set' if of_mvtec else ''}"
@@ -107,7 +108,21 @@ class Run:
         yield
         self.timing[f"{name}_s"] = round(self.timing.get(f"{name}_s", 0.0) + time.perf_counter() - before, 3)
 
-    def write(self, evaluation: Evaluation, threshold: Threshold | None = None, **extra) -> dict:
+    def evaluate(self, method) -> Evaluation:
+        """Score the test rows and compute every metric that these data define."""
+        return evaluate(method, self.test)
+
+    def threshold(self, method) -> thresholds.Threshold | None:
+        """The threshold of 5 % false alarms from a fitted method's held-out normals; None, said in a line, without."""
+        if len(method.normal_scores) < 2:
+            print(
+                f"no threshold: {len(method.normal_scores)} of {len(self.train)} normal training images could be held "
+                "out, at least 2 are needed"
+            )
+            return None
+        return thresholds.from_normals(method.normal_scores, "quantile", false_alarm_rate=0.05)
+
+    def write(self, evaluation: Evaluation, threshold: thresholds.Threshold | None = None, **extra) -> dict:
         """Write scores.csv, then record.json, and return the record.
 
         Args:

@@ -1,0 +1,1 @@
+"""The book around the library: what only its notebooks need. It imports `adlib`, never the reverse."""

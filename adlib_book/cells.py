@@ -1,0 +1,54 @@
+"""A notebook's code cells in this process: for checks that run many notebooks, where a kernel each would cost most.
+
+A method notebook is a *result*, up to the cell tagged `record`, which writes it, and a *story* after it.
+"""
+
+import ast
+import contextlib
+import io
+
+import nbformat
+
+from adlib.paths import root
+
+RECORD = "record"
+
+
+def code_cells(book, story: bool = True) -> list:
+    """Return the code cells of a notebook; without the story, those up to the cell that writes the record."""
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    if story:
+        return cells
+    return cells[: next(i for i, cell in enumerate(cells) if RECORD in cell.metadata.get("tags", [])) + 1]
+
+
+def run(name: str, parameters: dict | None = None, story: bool = True) -> tuple[dict, str]:
+    """Run the code cells of `notebooks/<name>.ipynb` one after another.
+
+    Args:
+        name: for example "10_patchcore".
+        parameters: replace those of the cell tagged `parameters`.
+        story: also the cells after the record.
+
+    Returns:
+        the names that the cells have defined, and what they have printed.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    book = nbformat.read(root() / "notebooks" / f"{name}.ipynb", as_version=4)
+    names, printed = {"__name__": "__main__", "display": print}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for number, cell in enumerate(code_cells(book, story)):
+            try:
+                exec(compile(ast.parse(cell.source), f"{name}, code cell {number}", "exec"), names)
+            except Exception as error:
+                error.add_note(f"in code cell {number} of {name}: {cell.source[:200]}")
+                raise
+            finally:
+                plt.close("all")
+            if "parameters" in cell.metadata.get("tags", []):
+                names |= parameters or {}
+    return names, printed.getvalue()
