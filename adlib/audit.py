@@ -23,7 +23,7 @@ import pandas as pd
 from adlib import curves, datasets, figures, methods, metrics, profiles
 from adlib.errors import InputError
 from adlib.evaluation import Evaluation, evaluate
-from adlib.images import Resize, read_mask
+from adlib.images import Resize
 from adlib.paths import atomic_path, results_dir
 from adlib.thresholds import from_normals
 
@@ -101,8 +101,8 @@ def fit_all(profile: str, data_root: str = "", seed: int = 0, settings: dict | N
             table = datasets.load(dataset, places.get(dataset), category)
             values = profiles.method_settings(profile, name, chosen["changes"].get(name))
             seeded = {"seed": seed} if "seed" in methods.get(name).Settings.__dataclass_fields__ else {}
-            method = methods.create(name, **values | seeded)
-            method.fit(table[(table.split == "train") & (table.label == 0)])
+            train = table[(table.split == "train") & (table.label == 0)]
+            method = methods.create(name, **profiles.shaped(name, values | seeded, train.image_path)).fit(train)
             test = table[table.split == "test"]
             yield Audited(dataset, category, name, method, test, evaluate(method, test))
 
@@ -163,7 +163,9 @@ def audit(method, test: pd.DataFrame, result: Evaluation) -> pd.DataFrame:
         one row a habit and metric: habit, metric, without, with, added (points of percent), bound (how far `added`
         may be off, in points; 0 where exact).
     """
-    rows = audit_maps(result.anomaly_maps, result.masks, result.scores.label.to_numpy(), test, method.resize)
+    chosen = np.flatnonzero(result.measured)
+    maps, masks = ([arrays[i] for i in chosen] for arrays in (result.anomaly_maps, result.masks))
+    rows = audit_maps(maps, masks, result.scores.label.to_numpy()[chosen], test.iloc[chosen], method.resize)
     if getattr(getattr(method, "history", None), "snapshots", None):
         rows += audit_selection(method, test)
     return _table(rows)
@@ -205,7 +207,7 @@ def audit_maps(anomaly_maps, masks, labels, test: pd.DataFrame, resize: Resize) 
     add("centre crop", image, {"image_auroc": 100 * metrics.image_metrics(inside, labels)["image_auroc"]})
     add("centre crop", exact, _pixel(cropped, [crop_centre(mask) for mask in masks]))
 
-    originals = [_original(path, test.attrs.get("mask_threshold", 127)) for path in test.mask_path]
+    originals = list(datasets.masks(test))
     for rule in ("any coverage", "full coverage", "nearest pixel", "bilinear"):
         resized = [resized_mask(o, m, resize, rule) for o, m in zip(originals, masks, strict=True)]
         add(f"masks: {rule}", exact, _pixel(anomaly_maps, resized))
@@ -292,10 +294,6 @@ def _pixel(anomaly_maps, masks) -> dict:
 
 def _percent(value):
     return None if value is None else 100 * value
-
-
-def _original(path, threshold: int):
-    return read_mask(path, threshold) if isinstance(path, str) else None
 
 
 def _full_resolution(anomaly_maps, originals, test, resize) -> tuple[dict, dict]:

@@ -233,6 +233,7 @@ def run_method(method, *, data_root, dataset, category, profile, seed, overrides
 
     settings = profiles.method_settings(profile, method, overrides)
     table = datasets.load(dataset, data_root or None, category)
+    settings = profiles.shaped(method, settings, table.image_path[(table.split == "train") & (table.label == 0)])
     out = Path(out)
     if not force:
         with contextlib.suppress(InputError):

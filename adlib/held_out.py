@@ -93,15 +93,15 @@ def read_queries(test: pd.DataFrame, resize, n_test: int) -> Queries:
     if len(test) > n_test:
         test = test.groupby("defect", group_keys=False).sample(frac=n_test / len(test), random_state=0)
     masks = []
-    for mask, image in zip(test.mask_path, test.image_path, strict=True):
+    for mask, image in zip(datasets.masks(test), test.image_path, strict=True):
         empty = np.zeros(images.read_image(image).shape[:2], bool)
-        masks.append(resize.mask(images.read_mask(mask) if isinstance(mask, str) else empty))
+        masks.append(resize.mask(empty if mask is None else mask))
     return Queries(test, list(images.batches(test.image_path, resize, 8)), np.stack(masks))
 
 
 def detectors(k: int, seed: int, training: dict, common: dict) -> dict:
     """Name -> (class, settings) of the rows of the table; `training` changes the settings of trained ones."""
-    own = common | {"k": k, "seed": seed}
+    own = {"resize": "stretch"} | common | {"k": k, "seed": seed}  # one input for products of any shape
     few = profiles.method_settings("laptop", "few_shot") | own | {"n_calibration": 0}
     one = profiles.method_settings("laptop", "unified") | own | {"n_calibration": 20}
     # Whatever the unified model is set to, by the profile or by default, the baselines see the same features.

@@ -4,6 +4,7 @@ A method works at one input size; a user wants the answer on the picture that wa
 therefore written down in a `Geometry`, which maps an anomaly map back onto the original canvas.
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from adlib.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 RESIZE_MODES = ("stretch", "short_side", "letterbox")
+ASPECT = "aspect"  # a wish that `profiles.shaped` turns into a size before a method is made
 
 
 def read_image(path) -> np.ndarray:
@@ -29,14 +31,20 @@ def read_image(path) -> np.ndarray:
     Raises:
         InputError: the file is missing, empty or not an image.
     """
+    with _opened(path) as image:
+        image.load()
+        if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+            pixels = np.asarray(image, dtype=np.float64)
+            pixels = (pixels / 257.0 if pixels.max(initial=0) > 255 else pixels).round().clip(0, 255)
+            return np.repeat(pixels.astype(np.uint8)[..., None], 3, axis=2)
+        return np.array(image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def _opened(path):
     try:
         with Image.open(path) as image:
-            image.load()
-            if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-                pixels = np.asarray(image, dtype=np.float64)
-                pixels = (pixels / 257.0 if pixels.max(initial=0) > 255 else pixels).round().clip(0, 255)
-                return np.repeat(pixels.astype(np.uint8)[..., None], 3, axis=2)
-            return np.array(image.convert("RGB"))
+            yield image
     except FileNotFoundError:
         raise InputError(f"{path}: no such image file") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
@@ -51,7 +59,10 @@ def read_mask(path, threshold: int = 127) -> np.ndarray:
         threshold: 127 for masks of 0 and 255 with soft edges; 0 for masks that store class numbers (VisA, LOCO).
 
     Returns:
-        bool array (H, W).
+        bool array (H, W); all false for a black mask.
+
+    Raises:
+        InputError: no readable image, or one that is not black and yet has nothing above the threshold.
     """
     path = Path(path)
     if path.is_dir():
@@ -61,7 +72,13 @@ def read_mask(path, threshold: int = 127) -> np.ndarray:
         if any(region.shape != regions[0].shape for region in regions):
             raise InputError(f"{path}: the mask files of one image differ in size")
         return np.logical_or.reduce(regions)
-    return read_image(path).max(axis=2) > threshold
+    grey = read_image(path).max(axis=2)
+    if 0 < (highest := grey.max()) <= threshold:
+        raise InputError(
+            f"{path}: mask is not black, but nothing in it is above the threshold {threshold} (its highest value is "
+            f"{highest}); write defects as 255, or lower mask_threshold in the sample table"
+        )
+    return grey > threshold
 
 
 def list_images(folder, recursive: bool = False) -> list[Path]:
@@ -129,6 +146,11 @@ class Resize:
     scale: int | None = None
 
     def __post_init__(self):
+        if self.mode == ASPECT:
+            raise InputError(
+                "resize 'aspect' is resolved from the training images by adlib.profiles.shaped, as `adlib run` and "
+                "`adlib train` do; give a method resize='stretch' and image_size=(height, width)"
+            )
         if self.mode not in RESIZE_MODES:
             raise InputError(f"resize mode {self.mode!r} is unknown; choose one of {', '.join(RESIZE_MODES)}")
         height, width = self.hw
@@ -169,6 +191,49 @@ class Resize:
         geometry = self.geometry(mask.shape[:2])
         soft = _resample(mask.astype(np.float32), geometry.resized)
         return _place(soft, geometry, cv2.BORDER_CONSTANT) >= 0.5
+
+
+def aspect_size(image_paths, side: int, multiple: int = 32) -> tuple[int | tuple[int, int], str]:
+    """Return the input size, of about side * side pixels, that keeps the shape of these images.
+
+    With r = height / width of an image (read from file headers; of more than 200 images an even sample of 200):
+
+    1. One shape for all: the median of log r, held between -log 8 and log 8. It must take away at least half of the
+       mean |log r| that a square input would stretch; else (square images, or portrait and landscape mixed) the input
+       is the square.
+    2. Pixels: side^2, and 2 side^2 where the longer side is 1.49 times the shorter or more (3:2 pictures count).
+    3. Both sides are rounded to multiples of `multiple`, at least one.
+
+    Args:
+        image_paths: normal training images.
+        side: pixels of the side of the square input.
+        multiple: 32 is the stride of the deepest stage of the usual pyramids, and suits our own networks' halvings.
+
+    Returns:
+        `side` itself for a square, else (height, width); and one line that says what was decided, "" where the images
+        are square, or nearly.
+    """
+    paths = list(image_paths)
+    if not paths:
+        return side, ""
+    ratios = []
+    for i in np.linspace(0, len(paths) - 1, min(len(paths), 200)).round().astype(int):
+        with _opened(paths[i]) as image:
+            ratios.append(image.height / image.width)
+    logs = np.log(ratios)
+    middle = float(np.clip(np.median(logs), -np.log(8), np.log(8)))
+    stretched = np.abs(logs).mean()
+    of = f"{len(paths)} training images of "
+    if np.abs(logs - middle).mean() > 0.5 * stretched:
+        mixed = f"input {side} x {side}, from {of}mixed shapes (height / width {min(ratios):.2g} to {max(ratios):.2g})"
+        return side, mixed if stretched > 0.1 else ""
+    pixels = side**2 * (2 if abs(middle) >= np.log(1.49) else 1)
+    height, width = (
+        max(1, round(float(np.sqrt(pixels * np.exp(sign * middle))) / multiple)) * multiple for sign in (1, -1)
+    )
+    if height == width:
+        return side, ""
+    return (height, width), f"input {height} x {width} (height x width), from {of}ratio {np.exp(middle):.3g}"
 
 
 def _resample(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from adlib import methods, storage, thresholds
+from adlib import methods, profiles, storage, thresholds
 from adlib.errors import InputError
 from adlib.images import Batch, list_images, read_image, to_tensor
 from adlib.paths import atomic_path
@@ -43,7 +43,8 @@ def train(folder, out, method: str = "patchcore", settings: dict | None = None) 
         the fitted method and one line for each file that was skipped.
     """
     table, unreadable = normal_table(folder)
-    fitted = methods.create(method, **(settings or {})).fit(table)
+    settings = profiles.shaped(method, settings or {}, table.image_path, report=print)
+    fitted = methods.create(method, **settings).fit(table)
     fitted.save(out)
     if len(fitted.normal_scores) >= 2:
         _store_thresholds(out, fitted.normal_scores, fitted.normal_map_maxima, "quantile", 0.05)

@@ -15,6 +15,7 @@ import yaml
 
 from adlib import methods, settings
 from adlib.errors import InputError
+from adlib.images import ASPECT, aspect_size
 from adlib.paths import root
 from adlib.settings import choice
 
@@ -63,6 +64,29 @@ def method_settings(profile: str, method: str, overrides: dict | None = None) ->
     changes = {**load(profile)["methods"].get(method, {}), **(overrides or {})}
     settings.build(methods.get(method).Settings, changes, owner=method)
     return changes
+
+
+def shaped(method: str, values: dict, image_paths, report=None) -> dict:
+    """Return settings of a method with `resize: aspect` resolved to a size, by its normal training images alone.
+
+    Args:
+        values: changes to the method's defaults, as `method_settings` returns them.
+        image_paths: normal training images; see `adlib.images.aspect_size` for the rule.
+        report: called with one line where the input is not square, or is although the images are not.
+
+    Returns:
+        `resize: stretch` with an `image_size` that keeps the images' shape; a height and width that were given stay.
+        Unchanged where `resize` asks for something else.
+    """
+    if values.get("resize") != ASPECT:
+        return values
+    side = values.get("image_size", methods.get(method).Settings().image_size)
+    if not isinstance(side, int):
+        return values | {"resize": "stretch"}
+    size, line = aspect_size(image_paths, side)
+    if report and line:
+        report(line)
+    return values | {"resize": "stretch", "image_size": size}
 
 
 def study_settings(profile: str, study: str, overrides: dict | None = None) -> dict:

@@ -96,6 +96,10 @@ class Run:
             of_mvtec = "mvtec_ad/" if dataset in ("mad_man", "mad_sys") else ""  # these hold test images only
             where = f"{of_mvtec}{category}/train/good{' beside the data set' if of_mvtec else ''}"
             raise InputError(f"{dataset}/{category} has no normal training image; expected some in {where}")
+        side = self.settings.get("image_size")
+        self.settings = profiles.shaped(method, self.settings, self.train.image_path, report=print)
+        # Where the input took the images' shape: the side of the square that has its pixels, by which tables compare.
+        self.side = {"side": side} if isinstance(side, int) and side != self.settings["image_size"] else {}
         place = results_dir() / "runs" / profile / method / f"{dataset}-{category}-seed{seed}"
         self.out_dir = Path(out_dir) if out_dir else place
         self.timing = {}
@@ -133,7 +137,7 @@ class Run:
         settings = build(methods.get(self.method).Settings, self.settings)
         per_image = {f"{k}_ms_per_image": round(1e3 * v, 2) for k, v in evaluation.seconds_per_image.items()}
         total = round(time.perf_counter() - self._started, 2)
-        protocol = {"resolution": "input", "image_size": getattr(settings, "image_size", None), "selection": "none"}
+        protocol = {"resolution": "input", "image_size": as_dict(settings).get("image_size"), "selection": "none"}
         record = {
             "method": self.method,
             "dataset": self.dataset,
@@ -141,7 +145,7 @@ class Run:
             "profile": self.profile,
             "parameters": as_dict(settings),
             "seed": self.seed,
-            "protocol": protocol | extra.pop("protocol", {}),
+            "protocol": protocol | self.side | extra.pop("protocol", {}),
             "metrics": {k: None if v is None else round(float(v), 6) for k, v in evaluation.metrics.items()},
             "threshold": threshold.to_dict() if threshold else None,
             "at_threshold": at_threshold(evaluation.scores, threshold.value) if threshold else None,

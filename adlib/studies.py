@@ -66,7 +66,8 @@ class Study:
         """Return the profile's settings of a method; the study's seed and `changes` and those given here on top."""
         seed = {"seed": self.seed} if "seed" in get(method).Settings.__dataclass_fields__ else {}
         own = self.settings.get("changes", {}).get(method, {})
-        return profiles.method_settings(self.profile, method, seed | own | changes)
+        settings = profiles.method_settings(self.profile, method, seed | own | changes)
+        return profiles.shaped(method, settings, self.train.image_path)
 
     def measure(self, method, test: pd.DataFrame | None = None, /, **columns) -> evaluation.Evaluation:
         """Evaluate a fitted method on the test rows and keep one row: `columns`, metrics, milliseconds an image."""

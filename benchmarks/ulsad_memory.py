@@ -36,7 +36,7 @@ def fit(options, folder: Path) -> dict:
     name, changes = VARIANTS[options.variant]
     table = datasets.load(options.dataset, options.data_root, options.category)
     train = table[(table.split == "train") & (table.label == 0)].iloc[: options.count]
-    method = methods.create(name, **profiles.method_settings("laptop", name, changes))
+    method = methods.create(name, **profiles.method_settings("laptop", name, {"resize": "stretch"} | changes))
     before, started = peak_memory_mib(), time.perf_counter()
     method.fit(train)
     seconds = time.perf_counter() - started

@@ -12,6 +12,7 @@ the full image followed by window means is done as two small matrix products, wh
 """
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +24,11 @@ from adlib import backbones, storage, training
 from adlib.errors import InputError
 from adlib.images import Batch, batches, to_tensor
 from adlib.memory import allocate
-from adlib.methods import Scores
+from adlib.methods import Scores, split_normals, without_selection
 from adlib.methods.reconstruction import (
     check_settings,
     epoch_rows,
     resize_of,
-    split_normals,
     synthetic_images,
     synthetic_score,
     to_grid,
@@ -51,7 +51,7 @@ class DFRSettings:
     image_size: int | tuple[int, ...] = 256  # network input, pixels
     resize: str = "stretch"
     scale: int | None = None  # pixels, only for resize "short_side"
-    map_size: int = 256  # every map is resized to this before its windows are averaged
+    map_size: int = 256  # every map is resized to this before its windows are averaged; see `DFR.__init__`
     window: int = 4  # cells of the resized map
     stride: int = 4  # cells; map_size / stride = 64 positions a side
     upsample: str = "bilinear"  # bilinear (corners aligned), nearest
@@ -64,7 +64,7 @@ class DFRSettings:
     epochs: int = 700  # passes over the training images
     n_steps: int | None = None  # optimiser steps, instead of epochs
     positive_share: float = 0.005  # share of normal pixels that the segmentation threshold lets through
-    threshold_images: str = "train"  # whose pixels: train (paper), held_out (not biased low)
+    threshold_images: str = "train"  # whose pixels: train (paper), held_out (not biased low; train if there are none)
     hold_out: float = 0.15  # share of the training images for the image threshold and selection; at least 2 images
     selection: str = "last"  # last, synthetic (best on held-out pseudo-anomalies)
     n_synthetic: int = 64  # at most so many held-out images, half of them damaged, for selection "synthetic"
@@ -244,24 +244,28 @@ class DFR:
         else:
             self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
         self.channels = sum(self.backbone.channels)
+        # Of an input that is not square: as many cells, and square ones.
+        flat = math.sqrt(self.resize.hw[0] / self.resize.hw[1])  # height over width
+        sides = (max(s.window, round(s.map_size * f / s.stride) * s.stride) for f in (flat, 1 / flat))
+        self.map_size = s.map_size if flat == 1 else tuple(sides)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) in [0, 1] -> features (B, C, h, w) on the common grid."""
         s = self.settings
         with torch.inference_mode():
             pyramid = self.backbone(images.to(self.device))
-            return aggregate(pyramid, s.map_size, s.window, s.stride, s.upsample)
+            return aggregate(pyramid, self.map_size, s.window, s.stride, s.upsample)
 
     # -- fit ------------------------------------------------------------------------------------------------------
 
     def fit(self, table, validation=None):
         """Train on a sample table of normal images; arguments as for `ULSAD.fit`."""
-        s = self.settings
-        train, held_out = split_normals(table, validation, s.hold_out, s.seed)
+        train, held_out = split_normals(table, self.settings, validation)
+        self.settings = s = without_selection(self.settings, held_out)
         features = self._features(train.image_path)  # (N, h, w, C)
         if not np.isfinite(features[0]).all():
             raise InputError(f"features of backbone {s.backbone!r} contain NaN; check its weights and the images")
-        self._held_out = self._features(held_out.image_path)
+        self._held_out = self._features(held_out.image_path) if len(held_out) else features[:0]
         self.latent = s.latent or pca_width(features[: s.n_pca_images], s.variance)
         synthetic = self._synthetic(held_out) if s.selection == "synthetic" or s.validate_every else None
         self._build(seed=s.seed)
@@ -283,7 +287,7 @@ class DFR:
             **train_options(s, self.backbone, train, held_out, n_steps),
         )
         self._calibrate()
-        shown = features if s.threshold_images == "train" else self._held_out
+        shown = features if s.threshold_images == "train" or not len(held_out) else self._held_out
         self.segmentation_threshold = segmentation_threshold(self._maps(shown), s.positive_share)
         return self
 
@@ -336,7 +340,7 @@ class DFR:
     def _maps(self, features: np.ndarray) -> np.ndarray:
         """Maps (N, H, W) of cached features (N, h, w, C)."""
         size = self.settings.batch_size
-        parts = [features[i : i + size] for i in range(0, len(features), size)]
+        parts = [features[i : i + size] for i in range(0, max(1, len(features)), size)]
         return np.concatenate([self._enlarged(to_grid(part, self.device)) for part in parts])
 
     def _enlarged(self, features: torch.Tensor) -> np.ndarray:
