@@ -7,6 +7,7 @@ same colour and marker in every figure: `METHOD_STYLES`.
 import itertools
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ import pandas as pd
 import seaborn as sns
 import sklearn.metrics
 
+from adlib import images as image_files
 from adlib import metrics
 from adlib.paths import atomic_path, figures_dir
 
@@ -99,7 +101,10 @@ def use_style() -> None:
 
 
 def save(figure, name: str, vector: bool = False) -> Path:
-    """Write a figure to `figures/<name>.png` (and `.pdf`) and return the path of the PNG."""
+    """Write a figure to `<name>.png` (and `.pdf`) in `paths.figures_dir()` and return the path of the PNG.
+
+    Only `adlib notebook --refresh` writes where the committed figures are.
+    """
     for suffix in ("png", "pdf") if vector else ("png",):
         with atomic_path(figures_dir() / f"{name}.{suffix}") as temporary:
             figure.savefig(temporary, metadata={"CreationDate": None} if suffix == "pdf" else {"Software": None})
@@ -108,8 +113,10 @@ def save(figure, name: str, vector: bool = False) -> Path:
 
 def image_grid(images, titles=None, columns: int = 5, size: float = 1.7, title: str = "", outlines=None):
     """Show images (H, W, 3) in a grid, with the outline of a mask where one is given."""
-    rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + 0.2)), squeeze=False)
+    columns = min(columns, max(len(images), 1))
+    rows = max(1, -(-len(images) // columns))
+    width, height = _cell(images, rows, columns, size)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * width, rows * (height + 0.2)), squeeze=False)
     for i, axis in enumerate(axes.flat):
         axis.set_axis_off()
         if i >= len(images):
@@ -118,10 +125,27 @@ def image_grid(images, titles=None, columns: int = 5, size: float = 1.7, title: 
         if outlines is not None and outlines[i] is not None and np.any(outlines[i]):
             draw_outline(axis, outlines[i])
         if titles is not None:
-            axis.set_title(titles[i], fontsize="small")
+            _set_title(axis, titles[i], width)
     if title:
         figure.suptitle(title)
     return figure
+
+
+def _cell(images, rows: int, columns: int, size: float) -> tuple[float, float]:
+    """Width and height in inches of a cell that has the mean ratio of the images' sides and the area size x size.
+
+    Wide and tall images keep that area as long as the grid stays within 12 inches.
+    """
+    ratio = np.exp(np.mean([np.log(np.shape(i)[1] / np.shape(i)[0]) for i in images])) if len(images) else 1.0
+    width, height = size * np.sqrt(ratio), size / np.sqrt(ratio)
+    fits = min(1.0, max(size, 12 / columns) / width, max(size, 12 / rows) / height)
+    return fits * width, fits * height
+
+
+def _set_title(axis, text, width: float) -> None:
+    """Title a cell that is so many inches wide; what is longer is broken into lines."""
+    lines = [textwrap.fill(line, max(8, int(15 * width))) for line in str(text).split("\n")]
+    axis.set_title("\n".join(lines), fontsize="small")
 
 
 def draw_outline(axis, mask, color=ACCENT) -> None:
@@ -140,14 +164,15 @@ def anomaly_maps(images, masks, maps, titles=None, scale=None, size: float = 1.8
         scale: scores of the first and the last colour; default the range over all maps shown.
     """
     low, high = scale or (min(m.min() for m in maps), max(m.max() for m in maps))
-    figure, axes = plt.subplots(3, len(images), figsize=(len(images) * size, 3 * size + 0.4), squeeze=False)
+    width, height = _cell(images, 3, len(images), size)
+    figure, axes = plt.subplots(3, len(images), figsize=(len(images) * width, 3 * height + 0.4), squeeze=False)
     for i in range(len(images)):
         axes[0, i].imshow(images[i])
         draw_outline(axes[0, i], masks[i])
         axes[1, i].imshow(masks[i], cmap="gray", vmin=0, vmax=1)
         shown = axes[2, i].imshow(maps[i], vmin=low, vmax=high)
         if titles is not None:
-            axes[0, i].set_title(titles[i], fontsize="small")
+            _set_title(axes[0, i], titles[i], width)
     for axis, label in zip(axes[:, 0], ("image", "truth", "anomaly map"), strict=True):
         axis.set_ylabel(label)
     for axis in axes.flat:
@@ -159,14 +184,68 @@ def anomaly_maps(images, masks, maps, titles=None, scale=None, size: float = 1.8
     return _laid_out(figure)
 
 
-def score_histogram(scores: pd.DataFrame, threshold: float | None = None, title: str = ""):
-    """Histogram of image scores by kind (columns `score`, `defect`, `label`), with the threshold if there is one."""
+def strongest(scores: pd.DataFrame, kinds: int = 5) -> list[int]:
+    """Rows of `Evaluation.scores` to show: the lowest-scored normal image and each kind's highest-scored one.
+
+    At most so many kinds of defect, in the order of their names; either part is missing where there is no such image.
+    """
+    normal, defective = scores[scores.label == 0], scores[scores.label == 1]
+    highest = defective.groupby("defect").score.idxmax()
+    return [int(i) for i in (*normal.score.nsmallest(1).index, *highest[:kinds])]
+
+
+def pictures(method, paths) -> list[np.ndarray]:
+    """Image files as a fitted method sees them: uint8 (H, W, 3) each, at its input size."""
+    return [method.resize.image(image_files.read_image(path))[0] for path in paths]
+
+
+def gallery(result, method, title: str = "", kinds: int = 5, size: float = 1.8):
+    """Image, truth and map of the lowest-scored normal image and of the highest-scored one of each kind of defect.
+
+    Args:
+        result: the `Evaluation` of a test table with `method`.
+        kinds: at most so many kinds are shown; the title says when there are more.
+    """
+    there = result.scores.defect[result.scores.label == 1].nunique()
+    if there > kinds:
+        title = f"{title} ({kinds} of {there} kinds of defect)".strip()
+    rows = strongest(result.scores, kinds)
+    return _maps_of(result, method, rows, [result.scores.defect[i] for i in rows], title, size)
+
+
+def misses(result, method, n: int = 3, title: str = "Lowest defects (left), highest normals (right)"):
+    """The n lowest-scored defective images (left) and the n highest-scored normal ones, with truth, map and score."""
+    scores = result.scores
+    lowest, highest = scores[scores.label == 1].nsmallest(n, "score"), scores[scores.label == 0].nlargest(n, "score")
+    rows = [*lowest.index, *highest.index]
+    titles = [f"{scores.defect[i]}: {scores.score[i]:.3g}" for i in rows]
+    return _maps_of(result, method, rows, titles, title)
+
+
+def _maps_of(result, method, rows, titles, title: str, size: float = 1.8):
+    maps = [result.anomaly_maps[i] for i in rows]
+    # At original resolution an evaluation keeps no masks.
+    masks = [result.masks[i] if len(result.masks) else np.zeros_like(m, bool) for i, m in zip(rows, maps, strict=True)]
+    shown = pictures(method, result.scores.image_path[rows])
+    return anomaly_maps(shown, masks, maps, titles, size=size, title=title)
+
+
+def score_histogram(scores: pd.DataFrame, threshold=None, title: str = ""):
+    """Histogram of image scores by kind (columns `score`, `defect`, `label`), with the threshold if there is one.
+
+    Args:
+        threshold: a number, what `thresholds.from_normals` returned, or None.
+    """
     figure, axis = plt.subplots(figsize=(6.4, 2.8))
-    kinds = ["good", *sorted(set(scores.defect[scores.label == 1]))]
-    colors = dict(zip(kinds, [NORMAL, *[c for c in sns.color_palette(PALETTE) if c != NORMAL]], strict=False))
-    sns.histplot(
-        scores, x="score", hue="defect", hue_order=kinds, palette=colors, multiple="stack", bins=30, ax=axis, alpha=0.9
-    )
+    normal, kinds = (sorted(set(scores.defect[scores.label == label])) for label in (0, 1))
+    free = [color for color in sns.color_palette(PALETTE) if color != NORMAL]
+    others = free[: len(kinds)] if len(kinds) <= len(free) else sns.husl_palette(len(kinds))
+    colors = dict.fromkeys(normal, NORMAL) | dict(zip(kinds, others, strict=True))
+    style = {"multiple": "stack", "bins": 30, "alpha": 0.9, "ax": axis}
+    sns.histplot(scores, x="score", hue="defect", hue_order=list(colors), palette=colors, **style)
+    if len(colors) > 9:  # a longer legend would lie on the bars
+        sns.move_legend(axis, "center left", bbox_to_anchor=(1, 0.5), ncols=-(-len(colors) // 12), frameon=False)
+    threshold = getattr(threshold, "value", threshold)
     if threshold is not None:
         axis.axvline(threshold, color="black", linestyle="--", linewidth=1)
         axis.annotate(
@@ -194,27 +273,30 @@ def compare_maps(images, rows: dict, titles=None, scale=(0, 1), size: float = 1.
     """
     first = 1 if masks is None else 2
     shape = (first + len(rows), len(images))
-    figure, axes = plt.subplots(*shape, figsize=(shape[1] * size, shape[0] * size + 0.4), squeeze=False)
+    width, height = _cell(images, *shape, size)
+    figure, axes = plt.subplots(*shape, figsize=(shape[1] * width, shape[0] * height + 0.4), squeeze=False)
     for column, image in enumerate(images):
         axes[0, column].imshow(image)
         if titles is not None:
-            axes[0, column].set_title(titles[column], fontsize="small")
+            _set_title(axes[0, column], titles[column], width)
         if masks is not None:
             axes[1, column].imshow(masks[column], cmap="gray", vmin=0, vmax=1)
     if masks is not None:
         axes[0, 0].set_ylabel("image")
         axes[1, 0].set_ylabel("truth")
+    shown = None
     for row, (label, maps) in enumerate(rows.items(), start=first):
         axes[row, 0].set_ylabel(label)
         for axis, anomaly_map in zip(axes[row], maps, strict=True):
             if anomaly_map is None:
-                axis.set(facecolor="0.92", box_aspect=1)
+                axis.set(facecolor="0.92", box_aspect=height / width)
             else:
                 shown = axis.imshow(anomaly_map, vmin=scale[0], vmax=scale[1])
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         sns.despine(ax=axis, left=True, bottom=True)
-    figure.colorbar(shown, ax=axes[first:], label="score", fraction=0.02, pad=0.01)
+    if shown is not None:
+        figure.colorbar(shown, ax=axes[first:], label="score", fraction=0.02, pad=0.01)
     if title:
         figure.suptitle(title)
     return _laid_out(figure)
@@ -253,11 +335,12 @@ def curves(found: dict, title: str = ""):
     for i, (label, (scores, maps, masks)) in enumerate(found.items()):
         # A marker at every fifth of the panel's diagonal, each line's a little further along than the last one's.
         style = styles[label]._asdict() | {"linewidth": 1.4, "markersize": 5, "markevery": (0.018 * i, 0.2)}
-        false_alarms, recall, _ = sklearn.metrics.roc_curve(scores.label, scores.score)
-        axes[0].plot(100 * false_alarms, 100 * recall, label=label, **style)
-        precision, recall, _ = sklearn.metrics.precision_recall_curve(scores.label, scores.score)
-        axes[1].plot(100 * recall, 100 * precision, **style)
-        if maps is not None and masks.any():
+        both = scores.label.nunique() == 2  # one class alone has no curve, only its name in the legend
+        false_alarms, recall, _ = sklearn.metrics.roc_curve(scores.label, scores.score) if both else [[]] * 3
+        axes[0].plot(100 * np.array(false_alarms), 100 * np.array(recall), label=label, **style)
+        precision, recall, _ = sklearn.metrics.precision_recall_curve(scores.label, scores.score) if both else [[]] * 3
+        axes[1].plot(100 * np.array(recall), 100 * np.array(precision), **style)
+        if maps is not None and np.any(masks):
             false_alarms, overlap = metrics.pro_curve(list(maps), list(masks), limit=0.3)
             axes[2].plot(100 * false_alarms, 100 * overlap, **style)
     axes[0].plot([0, 100], [0, 100], color="0.7", linewidth=1)
@@ -279,9 +362,9 @@ def score_histograms(found: dict, columns: int = 4, title: str = ""):
     for axis in axes.flat[len(found) :]:
         axis.set_axis_off()
     for axis, (label, (scores, threshold)) in zip(axes.flat, found.items(), strict=False):
-        unit = threshold if threshold else float(scores.score[scores.label == 0].max())
-        low, high = np.quantile(scores.score / unit, [0, 1])
-        bins = np.linspace(low, high, 24)
+        normal = scores.score[scores.label == 0]
+        unit = threshold or float((normal if len(normal) else scores.score).max()) or 1.0
+        bins = np.histogram_bin_edges(scores.score / unit, 23)
         for kind, color in ((0, NORMAL), (1, ANOMALOUS)):
             axis.hist(scores.score[scores.label == kind] / unit, bins=bins, color=color, alpha=0.65)
         if threshold:
@@ -301,13 +384,13 @@ def time_accuracy_memory(records: pd.DataFrame, metric: str = "image_auroc", tit
 
     Give runs of the same categories for all methods, or the marks compare different things.
     """
-    grouped = records.groupby("method").agg(
-        ms=("score_ms_per_image", "mean"),
-        value=(metric, "mean"),
-        memory=("peak_memory_mib", "max"),
-        runs=("run", "size"),
+    defined = records.astype({metric: float}).dropna(subset=[metric, "score_ms_per_image"])
+    grouped = defined.groupby("method").agg(
+        ms=("score_ms_per_image", "mean"), value=(metric, "mean"), memory=("peak_memory_mib", "max")
     )
     figure, axis = plt.subplots(figsize=(7.6, 3.8))
+    if grouped.empty:
+        return figure
     styles = method_styles(grouped.index)
     area = 350 / grouped.memory.max()  # square points a MiB
     for row in grouped.itertuples():
@@ -407,15 +490,15 @@ def radar(found: dict, title: str = ""):
     angles = np.linspace(0, 2 * np.pi, len(kinds), endpoint=False)
     figure, axis = plt.subplots(figsize=(5.6, 3.8), subplot_kw={"projection": "polar"})
     for label, style in method_styles(values).items():
-        closed = np.append(values[label].to_numpy(), values[label].iloc[0])
-        axis.plot(np.append(angles, angles[0]), 100 * closed, label=label, linewidth=1.6, **style._asdict())
+        closed = [*values[label], *values[label][:1]]
+        axis.plot([*angles, *angles[:1]], 100 * np.array(closed), label=label, linewidth=1.6, **style._asdict())
     axis.set_xticks(angles, kinds)
     axis.tick_params(axis="x", pad=14)  # names outside the circle
-    low = 10 * np.floor(min(5, *(10 * v.min() for v in values.values())))
+    low = 10 * np.floor(np.nanmin([5, *(10 * v.min() for v in values.values())]))
     axis.set_ylim(low, 100)
     rings = np.arange(100, low - 1, -20 if low < 50 else -10)
     axis.set_yticks(rings, [])
-    between = np.pi / len(kinds)  # half-way to the second kind; in front of the lines, on white
+    between = np.pi / max(len(kinds), 1)  # half-way to the second kind; in front of the lines, on white
     for ring in rings:
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
         axis.text(between, ring, f"{ring:g}", ha="center", va="center", fontsize="x-small", bbox=box, zorder=5)
@@ -425,11 +508,12 @@ def radar(found: dict, title: str = ""):
 
 
 def auroc_by_defect(scores: pd.DataFrame) -> pd.Series:
-    """Image AUROC of each kind of defect against all normal images, as fractions, by name of the defect."""
-    normal = scores[scores.label == 0]
-    kinds = sorted(scores.defect[scores.label == 1].unique())
-    both = {kind: pd.concat([normal, scores[scores.defect == kind]]) for kind in kinds}
-    return pd.Series({kind: sklearn.metrics.roc_auc_score(b.label, b.score) for kind, b in both.items()})
+    """Image AUROC of each kind of defect against all normal images, as fractions, by name; NaN without normals."""
+    normal, defective = scores[scores.label == 0], scores[scores.label == 1]
+    if normal.empty:
+        return pd.Series(np.nan, sorted(defective.defect.unique()))
+    both = {kind: pd.concat([normal, rows]) for kind, rows in defective.groupby("defect")}
+    return pd.Series({k: sklearn.metrics.roc_auc_score(b.label, b.score) for k, b in both.items()}, dtype=float)
 
 
 def panels(
