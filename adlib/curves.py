@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from adlib import evaluation, runs
-from adlib.errors import InputError
 from adlib.paths import results_dir
 from adlib.support import pixel_hash
 
@@ -34,18 +33,9 @@ def snapshot_metrics(method, table: pd.DataFrame, max_memory: float = 2.0) -> pd
         method: fitted; has `history`, `use_snapshot` and, where it looks through a frozen one, `backbone`.
         table: rows of split "test".
         max_memory: GiB of features to keep; further ones are computed again.
-
-    Raises:
-        InputError: the chosen weights are not among the snapshots.
     """
-    history = method.history
+    history, rows = method.history, []
     snapshots = dict(history.snapshots) or {len(history.losses): None}
-    if history.selected_step not in snapshots:
-        raise InputError(
-            f"the chosen step {history.selected_step} is not among the snapshots {list(snapshots)}; let snapshot_every "
-            "divide the number of steps and validate_every"
-        )
-    rows = []
     backbone = getattr(method, "backbone", None)  # DRAEM has none
     with contextlib.nullcontext() if backbone is None else remembered(backbone, max_memory):
         for step, states in snapshots.items():

@@ -58,7 +58,8 @@ class History:
     Attributes:
         losses: one row an optimiser step: step, each loss term, total, learning_rate.
         validation: one row a validation: step, seconds since the start, and what `validate` returned.
-        snapshots: (step, module states) pairs, for learning curves and the oracle column of the evaluation.
+        snapshots: (step, module states) pairs, for learning curves and the oracle column of the evaluation; the last
+            step and the selected one are among them.
         gradients: the gradient flow, one row a logged step and part of a module: step, part, mean, max (magnitudes).
         memory: one row a logged step or validation: step, peak_mib of the process so far, cuda_peak_mib since the
             row before (0 without a GPU).
@@ -262,7 +263,7 @@ def train(
         validate: called with the modules in evaluation mode; its value `score` (higher is better) decides `synthetic`.
         validate_every: steps between validations; 0 for only one at the end.
         selection: `last` or `synthetic`.
-        snapshot_every: keep the weights every so many steps (for curves); 0 for none.
+        snapshot_every: keep the weights every so many steps, for curves; 0 for none.
         checkpoint: file to resume from, if it is there, and to write every `checkpoint_every` steps.
         precision: `no`, `bf16` or `fp16` (accelerate's mixed precision).
         accumulate: micro-batches a step; their mean gradient is that of one large batch.
@@ -383,16 +384,20 @@ def train(
         raw = {name: accelerator.unwrap_model(module, keep_fp32_wrapper=False) for name, module in modules.items()}
     for module in raw.values():
         module.eval()
-    selected = n_steps
+    selected, snapshots = n_steps, dict(state["snapshots"])
+    if snapshot_every:
+        snapshots.setdefault(n_steps, _states(raw))
     if selection == "synthetic":
         selected, _, best = state["best"]
         for name, module in raw.items():
             module.load_state_dict(best[name])
+    if snapshot_every:  # a curve goes through the weights that are kept
+        snapshots.setdefault(selected, _states(raw))
     seconds = time.perf_counter() - started
     return History(
         pd.DataFrame(state["losses"]),
         pd.DataFrame(state["validation"]),
-        [tuple(snapshot) for snapshot in state["snapshots"]],
+        sorted(snapshots.items()),
         selected,
         round(seconds, 3),
         round(waiting / seconds, 4) if seconds else 0.0,

@@ -10,7 +10,6 @@ import torch
 from conftest import SMALL_SETTINGS
 
 from adlib import curves, evaluation
-from adlib.errors import InputError
 from adlib.methods.draem import DRAEM
 from adlib.methods.glass import Glass
 from adlib.methods.ulsad import ULSAD
@@ -90,9 +89,3 @@ def test_without_snapshots_the_curve_is_the_fitted_method(small_table):
     curve = curves.snapshot_metrics(method, test)
     assert list(curve.step) == [2]
     assert curve.image_auroc[0] == evaluation.evaluate(method, test).metrics["image_auroc"]
-
-
-def test_snapshots_that_miss_the_chosen_step_are_named(small_table):
-    history = SimpleNamespace(snapshots=[(2, {}), (4, {})], selected_step=5)
-    with pytest.raises(InputError, match="chosen step 5 is not among the snapshots"):
-        curves.snapshot_metrics(SimpleNamespace(history=history), small_table)

@@ -127,9 +127,14 @@ def test_selection_keeps_the_step_it_says(selection):
         seen.append(weights(model).clone())
         return {"score": next(scores), "extra": None}
 
-    history = run(model, optimizer, schedulers, 6, validate=validate, validate_every=2, selection=selection)
+    options = {"validate_every": 2, "selection": selection, "snapshot_every": 5}
+    history = run(model, optimizer, schedulers, 6, validate=validate, **options)
     assert history.validation.step.tolist() == [2, 4, 6]
     assert history.selected_step == (6 if selection == "last" else 4)
+    # Those of the last and of the selected step are kept as well.
+    assert [step for step, _ in history.snapshots] == ([5, 6] if selection == "last" else [4, 5, 6])
+    kept = dict(history.snapshots)[history.selected_step]["model"]
+    assert torch.equal(kept["0.weight"], model.state_dict()["0.weight"])
     assert torch.equal(weights(model), seen[2 if selection == "last" else 1])
 
 
