@@ -188,7 +188,7 @@ def audit_maps(anomaly_maps, masks, labels, test: pd.DataFrame, resize: Resize) 
     """
     exact = _pixel(anomaly_maps, masks)
     largest = [float(anomaly_map.max()) for anomaly_map in anomaly_maps]
-    image = {"image_auroc": 100 * metrics.image_metrics(largest, labels)["image_auroc"]}
+    image = {"image_auroc": _percent(metrics.image_metrics(largest, labels)["image_auroc"])}
     rows = []
 
     def add(habit, reference, found, bound=None):
@@ -204,7 +204,7 @@ def audit_maps(anomaly_maps, masks, labels, test: pd.DataFrame, resize: Resize) 
     # The image score is read as the map's maximum here, for both sides of the comparison.
     cropped = [crop_centre(anomaly_map) for anomaly_map in anomaly_maps]
     inside = [float(part.max()) for part in cropped]
-    add("centre crop", image, {"image_auroc": 100 * metrics.image_metrics(inside, labels)["image_auroc"]})
+    add("centre crop", image, {"image_auroc": _percent(metrics.image_metrics(inside, labels)["image_auroc"])})
     add("centre crop", exact, _pixel(cropped, [crop_centre(mask) for mask in masks]))
 
     originals = list(datasets.masks(test))

@@ -9,7 +9,7 @@ Both read labels and masks of a test set, after everything has been chosen.
 import numpy as np
 import pandas as pd
 
-from adlib import images
+from adlib import datasets, images
 from adlib.evaluation import Evaluation
 
 
@@ -48,7 +48,8 @@ def decisions(result: Evaluation, image_line: float, pixel_line: float) -> pd.Da
 
 
 def _pixel_decisions(result: Evaluation, chosen, line: float) -> dict:
-    if not any(mask.any() for mask in result.masks):
+    chosen = [i for i in chosen if result.measured[i]]
+    if not chosen or not any(mask.any() for mask in result.masks):
         return {"pixel_f1": np.nan, "pixel_iou": np.nan}
     said = np.stack([result.anomaly_maps[i] for i in chosen]) > line
     truth = np.stack([result.masks[i] for i in chosen])
@@ -65,14 +66,13 @@ def diagnose(method, table: pd.DataFrame, batch_size: int = 16) -> pd.DataFrame:
         mask less often than the others do: None where the mask is empty or fills the image, where there is none, or
         where no cell or every one was called anomalous. An analysis with masks, never a choice.
     """
-    rows, threshold = [], table.attrs.get("mask_threshold", 127)
-    masks = iter(table.mask_path)
+    rows, masks = [], datasets.masks(table)
     for batch in images.batches(table.image_path, method.resize, batch_size):
         grid = tuple(method.embed(batch.images[:1]).shape[2:])
         for found in method.cluster(batch.images):
-            path, wrong = next(masks), None
-            if isinstance(path, str):
-                inside = images.Resize(grid).mask(method.resize.mask(images.read_mask(path, threshold))).ravel()
+            mask, wrong = next(masks), None
+            if mask is not None:
+                inside = images.Resize(grid).mask(method.resize.mask(mask)).ravel()
                 if 0 < inside.sum() < len(inside) and 0 < found.anomalous.sum() < len(inside):
                     wrong = bool(found.anomalous[inside].mean() < found.anomalous[~inside].mean())
             row = {"n_clusters": found.n_clusters, "noise": found.noise, "separation": found.separation}

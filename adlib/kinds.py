@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from adlib import metrics
+from adlib import datasets, metrics
 from adlib.datasets import demo, loco
 from adlib.images import Resize
 
@@ -30,6 +30,8 @@ def has_both(table: pd.DataFrame) -> bool:
 def by_kind(table: pd.DataFrame, scores, anomaly_maps, resize: Resize) -> dict[str, dict]:
     """Image AUROC and area under sPRO up to 5 % false positives, for each kind and as the mean of both.
 
+    sPRO leaves out defective images without a mask or with a black one, as the pixel metrics do.
+
     Args:
         table: test rows, in the order of the scores.
         scores: (B,) image scores.
@@ -37,12 +39,14 @@ def by_kind(table: pd.DataFrame, scores, anomaly_maps, resize: Resize) -> dict[s
         resize: of the method, to find the way back to the original size.
 
     Returns:
-        {"logical": {"image_auroc", "spro_05"}, "structural": {...}, "mean": {...}}, fractions.
+        {"logical": {"image_auroc", "spro_05"}, "structural": {...}, "mean": {...}}, fractions; None where undefined.
     """
     kinds, scores = kinds_of(table), np.asarray(scores, dtype=np.float64)
     regions, maps = [], []
-    for path, mask, anomaly_map in zip(table.image_path, table.mask_path, anomaly_maps, strict=True):
-        found = loco.regions(mask, _config(path)) if isinstance(mask, str) else []
+    for path, file, mask, anomaly_map in zip(
+        table.image_path, table.mask_path, datasets.masks(table), anomaly_maps, strict=True
+    ):
+        found = loco.regions(file, _config(path)) if mask is not None and mask.any() else []
         shape = found[0][0].shape if found else _shape(path)
         full = resize.geometry(shape).to_original(anomaly_map)
         maps.append(np.nan_to_num(full, nan=float(anomaly_map.min())))  # what a crop cut off counts as normal
@@ -51,15 +55,20 @@ def by_kind(table: pd.DataFrame, scores, anomaly_maps, resize: Resize) -> dict[s
     for kind in KINDS:
         rows = np.flatnonzero((kinds == kind) | (kinds == "good"))
         labels = (kinds[rows] == kind).astype(int)
+        measured = [i for i in rows if kinds[i] == "good" or regions[i]]
         result[kind] = {
-            "image_auroc": metrics.image_metrics(scores[rows], labels)["image_auroc"],
-            "spro_05": metrics.spro_metrics([maps[i] for i in rows], [regions[i] for i in rows])["spro_05"],
+            "image_auroc": metrics.image_metrics(scores[rows], labels)["image_auroc"] if len(rows) else None,
+            "spro_05": _spro([maps[i] for i in measured], [regions[i] for i in measured]),
         }
-    result["mean"] = {
-        key: float(np.mean([result[kind][key] for kind in KINDS])) if result["logical"][key] is not None else None
-        for key in ("image_auroc", "spro_05")
-    }
+    result["mean"] = {}
+    for key in ("image_auroc", "spro_05"):
+        values = [result[kind][key] for kind in KINDS]
+        result["mean"][key] = None if None in values else float(np.mean(values))
     return result
+
+
+def _spro(maps: list, regions: list) -> float | None:
+    return metrics.spro_metrics(maps, regions)["spro_05"] if any(regions) else None
 
 
 def _config(image_path) -> Path:

@@ -101,7 +101,7 @@ def prepare(table, textures: str, every: int, patch_size: int) -> dict:
     def read(paths):
         return [method.resize.image(images.read_image(path))[0] for path in paths]
 
-    masks = [images.read_mask(p) if isinstance(p, str) else np.zeros((SIZE, SIZE), bool) for p in test.mask_path]
+    masks = [np.zeros((SIZE, SIZE), bool) if mask is None else mask for mask in datasets.masks(test)]
     found = {
         "test": features(read(test.image_path)),
         "test_labels": test.label.to_numpy(),

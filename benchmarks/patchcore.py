@@ -118,12 +118,11 @@ def theirs(table) -> dict:
 
 
 def accuracy(evaluation, test, resize, scores, maps) -> dict:
-    from adlib import metrics
-    from adlib.images import read_mask
+    from adlib import datasets, metrics
 
     found = metrics.image_metrics(np.array(scores, dtype=np.float64), test.label.to_numpy())
     empty = np.zeros((SIZE, SIZE), bool)
-    masks = [resize.mask(read_mask(p)) if isinstance(p, str) else empty for p in test.mask_path]
+    masks = [empty if mask is None else resize.mask(mask) for mask in datasets.masks(test)]
     found |= metrics.pixel_metrics(maps, masks)
     return {key: found[key] for key in ("image_auroc", "pixel_auroc", "aupro_30")}
 

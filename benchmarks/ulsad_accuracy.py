@@ -72,7 +72,7 @@ def prepare(table, thin: bool) -> dict:
     items = [split[i] for i in range(len(split))]
     clean = [k for k, item in enumerate(items) if not item.label][: len(held)]  # each image once
     items = [items[k] for k in clean] + [item for item in items if item.label]
-    masks = [images.read_mask(p) if isinstance(p, str) else np.zeros((SIZE, SIZE), bool) for p in test.mask_path]
+    masks = [np.zeros((SIZE, SIZE), bool) if mask is None else mask for mask in datasets.masks(test)]
     found = {"train": features(read(train.image_path)), "test": features(read(test.image_path))}
     mean, std = channel_statistics(found["train"])
     found["held"] = features([item.image for item in items])

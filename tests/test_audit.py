@@ -25,7 +25,6 @@ def made(tmp_path):
         where = write_image(tmp_path / f"{name}_mask.png", mask) if mask is not None else None
         rows.append({"image_path": path, "mask_path": where, "label": int(mask is not None), "split": "test"})
     table = pd.DataFrame(rows)
-    table.attrs["mask_threshold"] = 127
     maps = [rng.random((32, 32)).astype(np.float32) for _ in rows]
     maps[0][2:7, 2:7] += 2
     resize = Resize(32)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import texture, write_image
 from hypothesis import given, settings
@@ -13,7 +14,6 @@ from adlib import datasets, runs
 from adlib.datasets import elpv, loco
 from adlib.datasets.table import COLUMNS, make_table, sample
 from adlib.errors import InputError
-from adlib.images import read_mask
 
 RNG = np.random.default_rng(0)
 
@@ -55,7 +55,7 @@ def mvtec_tree(tmp_path):
 
 def test_mvtec_layout(mvtec_tree):
     table = datasets.load("mvtec", mvtec_tree, "bolt")
-    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns) == [*COLUMNS, "mask_threshold"]
     assert summary(table) == [
         ("train", "good", 0, "000.JPG", None),
         ("train", "good", 0, "001.png", None),
@@ -64,9 +64,10 @@ def test_mvtec_layout(mvtec_tree):
         ("test", "crack", 1, "b.jpg", "b.png"),
     ]
     assert list(table.index) == list(range(5))
-    assert table.attrs == {"dataset": "mvtec", "mask_threshold": 127}
+    assert table.attrs == {"dataset": "mvtec"}
+    assert table.mask_threshold.tolist() == [127] * 5
     assert all(Path(p).is_absolute() and Path(p).is_file() for p in table.image_path)
-    assert read_mask(table.mask_path[3]).sum() == 9
+    assert [mask is not None and mask.sum() for mask in datasets.masks(table)] == [0, 0, 0, 9, 9]
 
 
 def test_all_categories_and_relative_roots(mvtec_tree, monkeypatch):
@@ -126,7 +127,8 @@ def test_mad_takes_the_training_images_of_mvtec_ad_beside_it(mad_tree):
     assert datasets.guess_dataset(mad_tree.parent) == "mvtec_ad"
     with pytest.raises(InputError, match=r"'botle' is not in .* \(did you mean 'bottle'\?\)"):
         datasets.load("mad_man", mad_tree, "botle")
-    assert [problem.kind for problem in datasets.check("mad_man", mad_tree, "bottle")] == []
+    kinds = [problem.kind for problem in datasets.check("mad_man", mad_tree, "bottle")]
+    assert kinds == ["fewer than 4 normal training images"]
 
 
 def test_mad_under_its_released_name(mad_tree):
@@ -141,10 +143,13 @@ def test_a_category_without_defects_and_one_without_masks(mvtec_tree):
     assert datasets.load("mvtec", mvtec_tree, "anchor").mask_path.tolist() == [None] * 3
 
 
-def test_missing_mask_names_the_image(mvtec_tree):
-    (mvtec_tree / "bolt/ground_truth/crack/a_mask.png").unlink()
-    with pytest.raises(InputError, match=r"crack/a\.jpg: no mask"):
+def test_masks_for_some_defects_are_fine_but_misnamed_ones_are_not(mvtec_tree):
+    mask = mvtec_tree / "bolt/ground_truth/crack/a_mask.png"
+    mask.rename(mask.with_name("aa_mask.png"))
+    with pytest.raises(InputError, match=r"crack/a\.jpg: no mask of this name, but .*crack/aa_mask\.png bel"):
         datasets.load("mvtec", mvtec_tree, "bolt")
+    mask.with_name("aa_mask.png").unlink()
+    assert [row[4] for row in summary(datasets.load("mvtec", mvtec_tree, "bolt"))[3:]] == [None, "b.png"]
 
 
 @pytest.mark.parametrize(
@@ -199,16 +204,18 @@ def test_visa_raw(visa_tree):
             ("test", "good", 0, "0001.JPG", None),
             ("test", "bad", 1, "000.JPG", "000.png"),
         ]
-    assert table.attrs["mask_threshold"] == datasets.mask_threshold("visa") == 0
-    assert read_mask(table.mask_path[2], table.attrs["mask_threshold"]).sum() == 9
+    assert table.mask_threshold.tolist() == [0] * 3
+    assert list(datasets.masks(table))[2].sum() == 9
     assert datasets.discover(visa_tree) == [("VisA_20220922", "visa", visa_tree, ["candle"])]
     assert len(datasets.load("VisA_20220922", visa_tree, "candle")) == 3
 
 
 def test_visa_raw_errors(visa_tree):
-    (visa_tree / "candle/Data/Masks/Anomaly/000.png").unlink()
+    (visa_tree / "candle/Data/Masks/Anomaly/000.png").rename(visa_tree / "candle/Data/Masks/Anomaly/00.png")
     with pytest.raises(InputError, match=r"Anomaly/000\.JPG: no mask"):
         datasets.load("visa", visa_tree, "candle")
+    (visa_tree / "candle/Data/Masks/Anomaly/00.png").unlink()
+    assert datasets.load("visa", visa_tree, "candle").mask_path.tolist() == [None] * 3
     (visa_tree / "candle/Data/Images/Normal/0001.JPG").unlink()
     with pytest.raises(InputError, match=r"0001\.JPG: no such image"):
         datasets.load("visa", visa_tree, "candle")
@@ -228,7 +235,7 @@ def test_visa_prepared(tmp_path, inside):
     image(tmp_path / f"{inside}candle/ground_truth/bad/2.png", mask=1)
     table = datasets.load("visa", tmp_path)
     assert summary(table)[-1] == ("test", "bad", 1, "2.JPG", "2.png")
-    assert table.attrs["mask_threshold"] == 0
+    assert table.mask_threshold.unique().tolist() == [0]
     assert datasets.categories("visa", tmp_path) == ["candle"]
 
 
@@ -242,7 +249,7 @@ def test_btad(tmp_path):
         ("test", "good", 0, "0001.bmp", None),
         ("test", "ko", 1, "0002.bmp", "0002.png"),
     ]
-    (tmp_path / "01/ground_truth/ko/0002.png").unlink()
+    (tmp_path / "01/ground_truth/ko/0002.png").rename(tmp_path / "01/ground_truth/ko/2.png")
     with pytest.raises(InputError, match=r"0002\.bmp: no mask"):
         datasets.load("btad", tmp_path, "01")
 
@@ -259,7 +266,8 @@ def test_mvtec_3d(tmp_path):
         ("test", "good", 0, "000.png", None),
         ("test", "hole", 1, "000.png", "000.png"),
     ]
-    assert datasets.check("mvtec_3d", tmp_path) == []  # the black masks of good images are no problem
+    (found,) = datasets.check("mvtec_3d", tmp_path)  # the black masks of good images are no problem
+    assert found.kind == "fewer than 4 normal training images"
     assert datasets.discover(tmp_path)[0][1] == "mvtec3d"
 
 
@@ -296,8 +304,8 @@ def test_loco(loco_tree):
         ("test", "logical_anomalies", 1, "000.png", "000"),
         ("test", "structural_anomalies", 1, "000.png", "000"),
     ]
-    assert table.attrs["mask_threshold"] == 0
-    assert read_mask(table.mask_path[3], 0).sum() == 18
+    assert table.mask_threshold.unique().tolist() == [0]
+    assert list(datasets.masks(table))[3].sum() == 18
     assert datasets.discover(loco_tree)[0][1:] == ("loco", loco_tree, ["pushpins"])
 
 
@@ -356,8 +364,7 @@ def test_loco_errors(loco_tree):
     image(mask / "001.png", mask=0)
     with pytest.raises(InputError, match=r"001\.png: expected one grey value"):
         loco.regions(mask, loco_tree / "pushpins/defects_config.json")
-    for file in mask.iterdir():
-        file.unlink()
+    mask.rename(mask.with_name("00"))
     with pytest.raises(InputError, match=r"structural_anomalies/000\.png: no mask"):
         datasets.load("loco", loco_tree, "pushpins")
 
@@ -456,13 +463,17 @@ def test_load_folder_errors(plain):
         datasets.load_folder(plain / "good", masks=plain / "masks")
     with pytest.raises(InputError, match="test_share"):
         datasets.load_folder(plain / "good", plain / "bad", test_share=1.0)
-    (plain / "masks/hole/1_mask.png").rename(plain / "masks/1.png")
+    image(plain / "masks/hole/1.png", mask=255)
     with pytest.raises(InputError, match=r"bad image hole/1\.jpg: 2 masks of this name"):
         datasets.load_folder(plain / "good", plain / "bad", plain / "masks")
-    (plain / "masks/top_mask.png").unlink()
-    (plain / "masks/1.png").unlink()
-    with pytest.raises(InputError, match=r"bad image top\.JPG: no mask"):
+    (plain / "masks/hole/1.png").unlink()
+    (plain / "masks/hole/1_mask.png").rename(plain / "masks/1.png")
+    with pytest.raises(InputError, match=r"hole/1\.jpg: no mask of this name, but .*masks/1\.png belongs to no image"):
         datasets.load_folder(plain / "good", plain / "bad", plain / "masks")
+    (plain / "masks/1.png").unlink()  # the mask of crack/1 is not taken for hole/1
+    table = datasets.load_folder(plain / "good", plain / "bad", plain / "masks", mask_threshold=0)
+    assert [row[4] for row in summary(table)[-3:]] == ["1.png", None, "top_mask.png"]
+    assert set(table.mask_threshold) == {0}
 
 
 # -- around the table -------------------------------------------------------------------------------------------------
@@ -477,7 +488,7 @@ def test_hold_out_divides_the_training_normals(count, share, seed):
     train, held = datasets.hold_out(table, share, seed)
     assert sorted([*train.image_path, *held.image_path]) == sorted(table.image_path[:count])
     assert len(held) == min(max(1, round(share * count)), count - 1)
-    assert list(train.columns) == list(COLUMNS)
+    assert list(train.columns) == [*COLUMNS, "mask_threshold"]
     assert train.attrs == held.attrs == table.attrs
     again, _ = datasets.hold_out(table, share, seed)
     assert again.equals(train)
@@ -489,6 +500,27 @@ def test_hold_out_errors():
         datasets.hold_out(table)
     with pytest.raises(InputError, match="share"):
         datasets.hold_out(table, 0)
+
+
+def test_a_table_survives_what_tables_go_through(visa_tree, mvtec_tree, tmp_path):
+    """Merged, concatenated and stored as CSV, every mask keeps its own threshold: those of VisA hold class numbers."""
+    visa, mvtec = datasets.load("visa", visa_tree, "candle"), datasets.load("mvtec", mvtec_tree, "bolt")
+
+    def areas(table):
+        return [None if mask is None else int(mask.sum()) for mask in datasets.masks(table)]
+
+    assert areas(visa.merge(pd.DataFrame({"label": [0, 1], "cost": [0, 5]}), on="label")) == [None, None, 9]
+    both = pd.concat([visa, mvtec], ignore_index=True)
+    assert areas(both) == [None, None, 9, None, None, None, 9, 9]
+    assert areas(pd.concat([visa, mvtec.drop(columns="mask_threshold")])) == areas(both)  # 127 where nothing is said
+    both.to_csv(tmp_path / "both.csv", index=False)
+    again = pd.read_csv(tmp_path / "both.csv", dtype={"category": str, "defect": str})
+    assert areas(again) == areas(both)
+    assert datasets.table_hash(again) == datasets.table_hash(both)
+    # What records were made from keeps its hash: the threshold belongs to the layout and does not enter.
+    assert datasets.table_hash(visa.drop(columns="mask_threshold")) == datasets.table_hash(visa)
+    with pytest.raises(InputError, match=r"000\.png: mask is not black, but nothing in it is above the threshold 127 "):
+        list(datasets.masks(visa.drop(columns="mask_threshold")))
 
 
 def test_table_hash_follows_content_not_place(mvtec_tree):

@@ -44,13 +44,45 @@ def test_misnamed_mask(tree):
 
 def test_size_and_content_of_masks(tree):
     write_image(tree / "ground_truth/hole/000_mask.png", np.full((64, 32), 255, np.uint8))
-    write_image(tree / "ground_truth/hole/001_mask.png", np.full((64, 64), 100, np.uint8))
+    write_image(tree / "ground_truth/hole/001_mask.png", np.zeros((64, 64), np.uint8))
     (tree / "ground_truth/hole/002_mask.png").write_bytes(b"no image")
+    write_image(tree / "ground_truth/hole/003_mask.png", np.full((64, 64), 100, np.uint8))
     found = problems(tree)
-    assert set(found) == {"mask and image differ in size", "empty mask of a defective image", "unreadable mask"}
+    inverted = "mask covers more than nine tenths of its image (inverted?)"
+    assert set(found) == {"mask and image differ in size", "black mask of a defective image", "unusable mask", inverted}
     assert "000_mask.png is 32 x 64" in found["mask and image differ in size"].examples[0]
-    assert "001_mask.png" in found["empty mask of a defective image"].examples[0]
-    assert "002_mask.png" in found["unreadable mask"].examples[0]
+    assert "000_mask.png" in found[inverted].examples[0]
+    assert "001_mask.png" in found["black mask of a defective image"].examples[0]
+    assert "002_mask.png" in found["unusable mask"].examples[0]
+    assert "003_mask.png: mask is not black, but nothing in it is above" in found["unusable mask"].examples[1]
+
+
+@pytest.mark.parametrize(
+    ("gone", "line"),
+    [
+        (["test/good/*"], "no good test image: image metrics and the rate of false alarms are undefined"),
+        (["*/hole/*"], "no defective test image: only the rate of false alarms can be measured"),
+        (["*/hole/*", "test/good/*"], "no test image: nothing can be measured"),
+        (["train/good/00[0-2]*"], "fewer than 4 normal training images: most methods cannot hold out the 2 that a "),
+        (["train/good/*"], "no normal training image: nothing can be fitted"),
+        (["ground_truth/hole/000*"], "1 of 4 defective images have no mask: pixel metrics leave them out"),
+        (["ground_truth/hole/*"], "no masks of defective images: pixel metrics are undefined"),
+    ],
+)
+def test_what_the_evaluation_lacks_is_told_before_and_by_the_check(tree, gone, line):
+    assert datasets.missing_for_evaluation(datasets.load("mvtec", tree.parent, "plate")) == []
+    for file in [file for pattern in gone for file in tree.glob(pattern)]:
+        file.unlink()
+    (found,) = datasets.missing_for_evaluation(datasets.load("mvtec", tree.parent, "plate"))
+    assert found.startswith(line)
+    kind = "defective image without mask" if "ground_truth" in gone[0] else line.split(":")[0]
+    assert set(problems(tree)) == {kind}
+
+
+def test_black_masks_are_told_before(tree):
+    write_image(tree / "ground_truth/hole/001_mask.png", np.zeros((64, 64), np.uint8))
+    (found,) = datasets.missing_for_evaluation(datasets.load("mvtec", tree.parent, "plate"))
+    assert found == "1 of 4 defective images have a black mask: pixel metrics leave them out"
 
 
 def test_unreadable_images_are_counted_and_a_few_named(tree):
@@ -75,10 +107,11 @@ def test_empty_categories(tree):
     (tree.parent / "hollow/train/good").mkdir(parents=True)
     write_image(tree.parent / "untested/train/good/0.png", texture(np.random.default_rng(9)))
     found = problems(tree, None)
-    assert set(found) == {"empty category", "unusable category", "category without test images"}
+    few = "fewer than 4 normal training images"
+    assert set(found) == {"empty category", "unusable category", "no test image", few}
     assert found["empty category"].examples == (str(tree.parent / "nothing"),)
     assert "hollow holds no image" in found["unusable category"].examples[0]
-    assert found["category without test images"].examples == ("untested",)
+    assert found["no test image"].examples == ("untested: nothing can be measured",)
 
 
 def test_counts_of_a_known_data_set(tree):
@@ -89,14 +122,14 @@ def test_counts_of_a_known_data_set(tree):
 
 def test_loco_regions_are_checked_one_by_one(tmp_path):
     rng = np.random.default_rng(0)
-    for split in ("train", "validation", "test"):
-        write_image(tmp_path / f"pins/{split}/good/0.png", texture(rng))
+    for name in ("train/good/0", "train/good/1", "train/good/2", "train/good/3", "validation/good/0", "test/good/0"):
+        write_image(tmp_path / f"pins/{name}.png", texture(rng))
     write_image(tmp_path / "pins/test/logical_anomalies/0.png", texture(rng))
     folder = tmp_path / "pins/ground_truth/logical_anomalies"
-    write_image(folder / "0/000.png", np.full((64, 64), 1, np.uint8))
+    write_image(folder / "0/000.png", np.eye(64, dtype=np.uint8))
     assert datasets.check("mvtec_loco", tmp_path) == []
-    write_image(folder / "0/001.png", np.full((32, 64), 1, np.uint8))
-    write_image(folder / "7/000.png", np.full((64, 64), 1, np.uint8))
+    write_image(folder / "0/001.png", np.eye(32, 64, dtype=np.uint8))
+    write_image(folder / "7/000.png", np.eye(64, dtype=np.uint8))
     found = problems(tmp_path / "pins", "pins", "mvtec_loco")
     assert set(found) == {"mask and image differ in size", "mask without image"}
     assert "0/001.png is 64 x 32" in found["mask and image differ in size"].examples[0]

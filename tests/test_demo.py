@@ -155,7 +155,7 @@ def test_load_generates_once(small):
     assert len(datasets.load("demo", small / "data")) == 2 * 5 + 2 * 5 + len(KINDS)  # the folder above will do
     assert (small / "data/demo" / demo.STAMP).stat().st_mtime_ns == before
     assert [p.name for p in (small / "data").iterdir() if not p.name.endswith(".lock")] == ["demo"]
-    assert datasets.check("demo", small / "data/demo") == []
+    assert [p.kind for p in datasets.check("demo", small / "data/demo")] == ["fewer than 4 normal training images"]
     assert set(table.defect) == {"good", *demo_scenes.DEFECTS["tray"]}
 
 

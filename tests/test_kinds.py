@@ -79,3 +79,22 @@ def test_kinds_are_known_for_loco_and_the_tray(loco_like):
     assert not kinds.has_both(loco_like.iloc[:3])
     tray = loco_like.assign(defect=["good", "missing", "dent", "unheard_of"])
     assert kinds.kinds_of(tray).tolist() == ["good", "logical", "structural", ""]
+
+
+@pytest.mark.parametrize(
+    ("change", "undefined"),
+    [
+        (lambda table: table.assign(mask_path=None), {"spro_05": ["logical", "structural", "mean"]}),
+        (lambda table: table.assign(mask_path=[*table.mask_path[:3], None]), {"spro_05": ["structural", "mean"]}),
+        (lambda table: table[:3], {"spro_05": ["structural", "mean"], "image_auroc": ["structural", "mean"]}),
+        (lambda table: table[2:], {"image_auroc": ["logical", "structural", "mean"]}),
+        (lambda table: table[3:], {"spro_05": ["logical", "mean"], "image_auroc": ["logical", "structural", "mean"]}),
+    ],
+    ids=["no masks", "one kind without", "one kind", "no good", "one image"],
+)
+def test_what_is_undefined_is_none(loco_like, change, undefined):
+    table = change(loco_like)
+    maps = list(np.random.default_rng(2).random((len(table), 16, 16)))
+    found = kinds.by_kind(table, np.arange(len(table)), maps, Resize(16))
+    for key in ("image_auroc", "spro_05"):
+        assert [kind for kind, values in found.items() if values[key] is None] == undefined.get(key, [])

@@ -1,8 +1,10 @@
 """Data sets as sample tables: pandas DataFrames with one row an image.
 
 Columns: `image_path` (absolute), `mask_path` (a file, a folder of files that belong to one image, or None), `label`
-(0 normal, 1 anomalous), `defect` ("good" for normal), `split` ("train", "validation", "test"), `category`.
-A data set is nothing else, so a table can be filtered, joined and concatenated like any other.
+(0 normal, 1 anomalous), `defect` ("good" for normal), `split` ("train", "validation", "test"), `category`, and
+`mask_threshold` (a mask pixel is true above it: 127, or 0 for VisA and MVTec LOCO AD, which store class numbers).
+A data set is nothing else, so a table can be filtered, merged, concatenated and kept as CSV like any other; read it
+back with `dtype={"category": str, "defect": str}`, or "01" becomes 1.
 
 >>> from adlib import datasets
 >>> table = datasets.load("demo", category="brick")
@@ -13,9 +15,9 @@ A data set is nothing else, so a table can be filtered, joined and concatenated 
 from adlib.datasets.auxiliary import foreground_masks, texture_sources
 from adlib.datasets.download import get, listing
 from adlib.datasets.folder import load_folder
-from adlib.datasets.loading import LAYOUTS, categories, discover, guess_dataset, load, mask_threshold
-from adlib.datasets.table import hold_out, table_hash
-from adlib.datasets.validation import Problem, check
+from adlib.datasets.loading import LAYOUTS, categories, discover, guess_dataset, load
+from adlib.datasets.table import hold_out, masks, table_hash
+from adlib.datasets.validation import Problem, check, missing_for_evaluation
 
 __all__ = [
     "LAYOUTS",
@@ -30,7 +32,8 @@ __all__ = [
     "listing",
     "load",
     "load_folder",
-    "mask_threshold",
+    "masks",
+    "missing_for_evaluation",
     "table_hash",
     "texture_sources",
 ]

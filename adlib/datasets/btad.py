@@ -24,14 +24,14 @@ def categories(root: Path) -> list[str]:
     return [folder.name for folder in subfolders(root) if is_category(folder)]
 
 
-def rows(root: Path, category: str, strict: bool = True) -> list[tuple]:
-    """Return the rows of a category; `strict` as in `mvtec.rows`."""
+def rows(root: Path, category: str) -> list[tuple]:
+    """Return the rows of a category."""
     folder = category_folder(root, category, categories(root), is_category)
     found = [sample(image, None, "good", "train", category) for image in list_images(folder / "train" / "ok")]
     found += [sample(image, None, "good", "test", category) for image in list_images(folder / "test" / "ok")]
     masks = masks_by_stem(folder / "ground_truth" / "ko")
     for image in list_images(folder / "test" / "ko"):
-        found.append(sample(image, find_mask(masks, image, strict), "ko", "test", category))
+        found.append(sample(image, find_mask(masks, image), "ko", "test", category))
     if not found:
         raise InputError(f"category folder {folder} holds no image; expected files in {folder / 'train' / 'ok'}")
     return found

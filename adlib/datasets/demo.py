@@ -48,12 +48,12 @@ def categories(root: Path | None = None) -> list[str]:
     return sorted(demo_scenes.DEFECTS)
 
 
-def rows(root: Path, category: str, strict: bool = True) -> list[tuple]:
+def rows(root: Path, category: str) -> list[tuple]:
     """Return the rows of a demo category, generating the data set where it is not there yet."""
     if category not in categories():  # before the work of generating
         known = ", ".join(categories())
         raise InputError(f"category {category!r} is not in demo{suggest(category, categories())}; there are: {known}")
-    return mvtec.rows(generate(root), category, strict)
+    return mvtec.rows(generate(root), category)
 
 
 def mask_files(root: Path, category: str) -> list[Path]:

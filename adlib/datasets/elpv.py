@@ -32,11 +32,11 @@ def categories(root=None) -> list[str]:
     return list(CATEGORIES)
 
 
-def rows(root=None, category="mono", strict=True, train_share=0.8, seed=0, possible=False) -> list[tuple]:
+def rows(root=None, category="mono", train_share=0.8, seed=0, possible=False) -> list[tuple]:
     """Return the rows of a kind of cells.
 
     Args:
-        root, strict: not used; the images lie in the package and have no masks.
+        root: not used; the images lie in the package and have no masks.
         category: "mono" or "poly".
         train_share: share of the normal cells that train.
         seed: which ones.

@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 
 from adlib.datasets import btad, catalogue, demo, elpv, loco, mad, mvtec, mvtec3d, visa
-from adlib.datasets.table import existing_folder, make_table, subfolders
+from adlib.datasets.table import existing_folder, make_table, refuse_misnamed, subfolders
 from adlib.errors import InputError, suggest
 from adlib.paths import data_dir
 
-# Each layout is a module with categories(root), rows(root, category, strict), mask_files(root, category) and
+# Each layout is a module with categories(root), rows(root, category), mask_files(root, category) and
 # MASK_THRESHOLD. They stand in the order in which an unknown folder is tried: the general layout comes last.
 LAYOUTS = {
     "mvtec3d": mvtec3d,
@@ -34,17 +34,20 @@ def load(layout: str, root=None, category: str | None = None) -> pd.DataFrame:
         category: one category; None for all of them, one after the other.
 
     Returns:
-        the table, in an order that depends on names only, with a RangeIndex and
-        `attrs` = {"dataset": layout, "mask_threshold": a mask pixel is true above it}.
+        the table, in an order that depends on names only, with a RangeIndex and `attrs` = {"dataset": layout}.
 
     Raises:
-        InputError: unknown data set or category, missing or empty folder, defective image without its mask.
+        InputError: unknown data set or category, missing or empty folder, a mask and an image that miss each other.
     """
     module, root = locate(layout, root)
     chosen = [category] if category is not None else module.categories(root)
     if not chosen:
         raise InputError(f"data root {root} holds no category of the layout of {layout!r}; see: adlib data list")
-    rows = [row for name in chosen for row in module.rows(root, name)]
+    rows = []
+    for name in chosen:
+        found = module.rows(root, name)
+        refuse_misnamed(found, module.mask_files(root, name))
+        rows += found
     return make_table(rows, layout, module.MASK_THRESHOLD)
 
 
@@ -52,11 +55,6 @@ def categories(layout: str, root=None) -> list[str]:
     """Return the names of the categories that are there, sorted; arguments as in `load`."""
     module, root = locate(layout, root)
     return module.categories(root)
-
-
-def mask_threshold(layout: str) -> int:
-    """Return the grey value above which a mask pixel of this layout is true: 127, or 0 for VisA and MVTec LOCO AD."""
-    return _module(layout).MASK_THRESHOLD
 
 
 def discover(root) -> list[tuple[str, str, Path, list[str]]]:

@@ -35,8 +35,8 @@ def categories(root: Path) -> list[str]:
     return [folder.name for folder in subfolders(root) if is_category(folder)]
 
 
-def rows(root: Path, category: str, strict: bool = True) -> list[tuple]:
-    """Return the rows of a category; `strict` as in `mvtec.rows`."""
+def rows(root: Path, category: str) -> list[tuple]:
+    """Return the rows of a category."""
     folder = category_folder(root, category, categories(root), is_category)
     found = []
     for split in ("train", "validation", "test"):
@@ -45,11 +45,7 @@ def rows(root: Path, category: str, strict: bool = True) -> list[tuple]:
     for kind in KINDS:
         for image in list_images(folder / "test" / kind):
             mask = folder / "ground_truth" / kind / image.stem
-            if not list_images(mask):
-                if strict:
-                    raise InputError(f"{image}: no mask file in {mask}; unpack the archive again")
-                mask = None
-            found.append(sample(image, mask, kind, "test", category))
+            found.append(sample(image, mask if list_images(mask) else None, kind, "test", category))
     if not found:
         raise InputError(f"category folder {folder} holds no image; expected files in {folder / 'train' / 'good'}")
     return found
@@ -58,7 +54,8 @@ def rows(root: Path, category: str, strict: bool = True) -> list[tuple]:
 def mask_files(root: Path, category: str) -> list[Path]:
     """Return the mask folder of every defective image, whether or not the image is there."""
     folder = category_folder(root, category, categories(root), is_category)
-    return [mask for kind in KINDS for mask in subfolders(folder / "ground_truth" / kind)]
+    masks = [mask for kind in KINDS for mask in subfolders(folder / "ground_truth" / kind)]
+    return [mask for mask in masks if list_images(mask)]
 
 
 def read_config(defects_config) -> dict[int, dict]:

@@ -38,10 +38,10 @@ def categories(root: Path) -> list[str]:
     return sorted({name for part in _parts(root) for name in mvtec.categories(part)})
 
 
-def rows(root: Path, category: str, strict: bool = True) -> list[tuple]:
-    """Return the rows of a category: training images, then the test images of each part; arguments as in `mvtec`."""
+def rows(root: Path, category: str) -> list[tuple]:
+    """Return the rows of a category: training images, then the test images of each part."""
     parts = _parts_with(root, category)
-    found = [(part, row) for part in parts for row in mvtec.rows(part, category, strict)]
+    found = [(part, row) for part in parts for row in mvtec.rows(part, category)]
     test = [(part, row) for part, row in found if row[4] == "test"]
     own = [row for _, row in found if row[4] == "train"]
     if len(parts) > 1:

@@ -5,9 +5,8 @@
     <root>/<category>/test/<defect>/000.png
     <root>/<category>/ground_truth/<defect>/000_mask.png
 
-Masks are paired with images by name. A category without any `ground_truth` folder has no masks, which is fine; one
-that has the folder must have a mask for every defective image. MAD-man and MAD-sys hold test images only: `mad` puts
-their parts together, with the training images of MVTec AD.
+Masks are paired with images by name. A category may have masks for all defects, for some or for none. MAD-man and
+MAD-sys hold test images only: `mad` puts their parts together, with the training images of MVTec AD.
 """
 
 from pathlib import Path
@@ -37,21 +36,14 @@ def categories(root: Path) -> list[str]:
     return [folder.name for folder in subfolders(root) if is_category(folder)]
 
 
-def rows(root: Path, category: str, strict: bool = True) -> list[tuple]:
-    """Return the rows of a category: training images, test good, then every kind of defect by name.
-
-    Args:
-        root: the folder of the category folders.
-        category: its name.
-        strict: raise InputError at the first defective image without a mask; else its mask is None.
-    """
+def rows(root: Path, category: str) -> list[tuple]:
+    """Return the rows of a category: training images, test good, then every kind of defect by name."""
     folder = category_folder(root, category, categories(root), is_category)
     found = [sample(image, None, "good", "train", category) for image in list_images(folder / "train" / "good")]
-    has_masks = (folder / "ground_truth").is_dir()
     for kind in sorted(subfolders(folder / "test"), key=lambda f: (f.name != "good", f.name)):
         masks = masks_by_stem(folder / "ground_truth" / kind.name) if kind.name != "good" else {}
         for image in list_images(kind):
-            mask = find_mask(masks, image, strict and has_masks) if kind.name != "good" else None
+            mask = find_mask(masks, image) if kind.name != "good" else None
             found.append(sample(image, mask, kind.name, "test", category))
     if not found:
         raise InputError(f"category folder {folder} holds no image; expected files in {folder / 'train' / 'good'}")

@@ -24,8 +24,8 @@ def categories(root: Path) -> list[str]:
     return [folder.name for folder in subfolders(root) if is_category(folder)]
 
 
-def rows(root: Path, category: str, strict: bool = True) -> list[tuple]:
-    """Return the rows of a category; `strict` as in `mvtec.rows`."""
+def rows(root: Path, category: str) -> list[tuple]:
+    """Return the rows of a category."""
     folder = category_folder(root, category, categories(root), is_category)
     found = []
     for split in ("train", "validation"):
@@ -34,7 +34,7 @@ def rows(root: Path, category: str, strict: bool = True) -> list[tuple]:
     for kind in sorted(subfolders(folder / "test"), key=lambda f: (f.name != "good", f.name)):
         masks = masks_by_stem(kind / "gt")  # good images have masks too, all black: not needed
         for image in list_images(kind / "rgb"):
-            mask = find_mask(masks, image, strict) if kind.name != "good" else None
+            mask = find_mask(masks, image) if kind.name != "good" else None
             found.append(sample(image, mask, kind.name, "test", category))
     if not found:
         raise InputError(f"category folder {folder} holds no image; expected files in {folder / 'train/good/rgb'}")

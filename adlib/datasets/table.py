@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from adlib.errors import InputError, suggest
-from adlib.images import list_images
+from adlib.images import list_images, read_mask
 
-COLUMNS = ("image_path", "mask_path", "label", "defect", "split", "category")
+COLUMNS = ("image_path", "mask_path", "label", "defect", "split", "category")  # of a row, before `mask_threshold`
 MASK_THRESHOLD = 127  # a mask pixel is true above it, unless its data set says otherwise
 
 
@@ -20,13 +20,27 @@ def sample(image, mask, defect: str, split: str, category: str) -> tuple:
 
 
 def make_table(rows: list[tuple], dataset: str, mask_threshold: int = MASK_THRESHOLD) -> pd.DataFrame:
-    """Return rows of `sample` as a table with `attrs` `dataset` and `mask_threshold`."""
+    """Return rows of `sample` as a table with the column `mask_threshold` and `attrs["dataset"]`."""
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     # One dtype whatever the rows hold: without this, a table without masks or without rows would differ in type.
     table = table.astype({name: object for name in COLUMNS if name != "label"} | {"label": int})
     table["mask_path"] = table.mask_path.where(table.mask_path.notna(), None)
-    table.attrs.update(dataset=dataset, mask_threshold=mask_threshold)
+    table["mask_threshold"] = mask_threshold  # a column: `attrs` are lost where tables are joined or stored
+    table.attrs.update(dataset=dataset)
     return table
+
+
+def masks(table: pd.DataFrame):
+    """Yield the mask of each row: bool (H, W) at its own size, or None where the row has none.
+
+    A pixel is true above the row's `mask_threshold`; 127 where a table made by hand has no such column.
+
+    Raises:
+        InputError: a mask cannot be read, or is not black and yet has nothing above the threshold; names the file.
+    """
+    thresholds = table.get("mask_threshold", pd.Series(MASK_THRESHOLD, table.index)).fillna(MASK_THRESHOLD)
+    for path, threshold in zip(table.mask_path, thresholds, strict=True):
+        yield read_mask(path, int(threshold)) if isinstance(path, str) else None
 
 
 def existing_folder(root, what: str = "data root") -> Path:
@@ -68,16 +82,26 @@ def masks_by_stem(folder) -> dict[str, Path]:
     return {file.stem.removesuffix("_mask"): file for file in list_images(folder)}
 
 
-def find_mask(masks: dict[str, Path], image: Path, strict: bool) -> Path | None:
-    """Return an image's mask by name; without one raise InputError where `strict`, else return None.
+def find_mask(masks: dict[str, Path], image: Path) -> Path | None:
+    """Return an image's mask by name, None where there is none.
 
     Pairing by sorted position, as some loaders do, shifts every later mask when one file is missing.
     """
     # A stem that itself ends in "_mask" is found under its shortened name.
-    mask = masks.get(image.stem) or masks.get(image.stem.removesuffix("_mask"))
-    if mask is None and strict:
-        raise InputError(f"{image}: no mask of this name in its ground-truth folder; add it or remove the image")
-    return mask
+    return masks.get(image.stem) or masks.get(image.stem.removesuffix("_mask"))
+
+
+def refuse_misnamed(rows: list[tuple], mask_files) -> None:
+    """Refuse rows in which a defective image has no mask while one of `mask_files` has no image.
+
+    Masks for some of the defects only are fine; but where a mask is left over as well, one name is most likely wrong.
+    """
+    missing = [image for image, mask, label, *_ in rows if label == 1 and mask is None]
+    left_over = sorted(set(map(str, mask_files)) - {row[1] for row in rows}) if missing else []
+    if left_over:
+        raise InputError(
+            f"{missing[0]}: no mask of this name, but {left_over[0]} belongs to no image; rename or remove one of them"
+        )
 
 
 def hold_out(table: pd.DataFrame, share: float = 0.15, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -30,16 +30,10 @@ def categories(root: Path) -> list[str]:
     return [folder.name for folder in subfolders(root) if is_category(folder)] or mvtec.categories(_prepared(root))
 
 
-def rows(root: Path, category: str, strict: bool = True) -> list[tuple]:
-    """Return the rows of a category in the one-class split, in the order of the split file.
-
-    Args:
-        root: the folder of the category folders.
-        category: its name.
-        strict: raise InputError at the first defective image without a mask; else its mask is None.
-    """
+def rows(root: Path, category: str) -> list[tuple]:
+    """Return the rows of a category in the one-class split, in the order of the split file."""
     if _prepared_category(root, category):
-        return mvtec.rows(_prepared(root), category, strict)
+        return mvtec.rows(_prepared(root), category)
     folder = category_folder(root, category, categories(root), is_category)
     base, split_file = folder.parent, folder.parent / "split_csv" / "1cls.csv"
     if not split_file.is_file():
@@ -57,13 +51,7 @@ def rows(root: Path, category: str, strict: bool = True) -> list[tuple]:
             if not image.is_file():
                 raise InputError(f"{image}: no such image, but {split_file.name} lists it; unpack the archive again")
             normal = line["label"] == "normal"
-            mask = None if normal or not line["mask"] else base / line["mask"]
-            if not normal and (mask is None or not mask.is_file()):
-                if strict:
-                    raise InputError(
-                        f"{image}: no mask {line['mask'] or 'in ' + split_file.name}; unpack the archive again"
-                    )
-                mask = None
+            mask = base / line["mask"] if not normal and (base / line["mask"]).is_file() else None
             found.append(sample(image, mask, "good" if normal else "bad", line["split"], category))
     if not found:
         raise InputError(f"{split_file}: no line for category {category!r}")

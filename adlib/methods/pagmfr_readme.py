@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from adlib import datasets, metrics, training
 from adlib.errors import InputError
-from adlib.images import Resize, read_image, read_mask, to_tensor
+from adlib.images import Resize, read_image, to_tensor
 from adlib.methods.pagmfr_network import PAGMFRModel, losses
 from adlib.pairs import Pairs, PairSettings
 from adlib.paths import atomic_path
@@ -44,7 +44,6 @@ class TestImages(Dataset):
 
     def __init__(self, table, resize: Resize):
         self.table, self.resize = table.reset_index(drop=True), resize
-        self.threshold = table.attrs.get("mask_threshold", 127)
 
     def __len__(self):
         return len(self.table)
@@ -52,9 +51,8 @@ class TestImages(Dataset):
     def __getitem__(self, index: int) -> dict:
         row = self.table.iloc[index]
         image, _ = self.resize.image(read_image(row.image_path))
-        mask = np.zeros(image.shape[:2], bool)
-        if isinstance(row.mask_path, str):
-            mask = self.resize.mask(read_mask(row.mask_path, self.threshold))
+        (mask,) = datasets.masks(self.table.iloc[[index]])
+        mask = np.zeros(image.shape[:2], bool) if mask is None else self.resize.mask(mask)
         name = f"{row.defect}_{Path(row.image_path).stem}"
         return {"image": to_tensor([image])[0], "mask": torch.from_numpy(mask), "label": int(row.label), "name": name}
 
@@ -94,7 +92,6 @@ def get_mvtec_dataloader(
             raise InputError(f"{root}: {category!r} has no test image; expected some in {category}/test")
         return DataLoader(test, batch_size, num_workers=workers, pin_memory=pinned)
     normal = table[(table.split == "train") & (table.label == 0)]
-    normal.attrs.update(table.attrs)
     if normal.empty:
         raise InputError(f"{root}: {category!r} has no normal training image; expected some in {category}/train/good")
     settings = PairSettings(textures=texture_dataset_path, objects=external_img_dir, batch_size=batch_size, seed=seed)
@@ -135,8 +132,10 @@ def train_pagmfr(model: PAGMFRModel, loader: DataLoader, epochs: int = 600, lr: 
     return model
 
 
-def validate_pagmfr(model, loader: DataLoader) -> tuple[float, float, float]:
+def validate_pagmfr(model, loader: DataLoader) -> tuple[float | None, float | None, float | None]:
     """Return image AUROC, pixel AUROC and PRO (up to 30 % false positives) on a test loader, as fractions.
+
+    None where they are undefined; a defective image without a mask counts in no pixel metric.
 
     Args:
         model: a `PAGMFRModel`, or any fitted method of this project.
@@ -148,8 +147,10 @@ def validate_pagmfr(model, loader: DataLoader) -> tuple[float, float, float]:
         maps.extend(found.map)
         masks.extend(batch["mask"].numpy())
         labels.append(np.asarray(batch["label"]))
-    pixel = metrics.pixel_metrics(maps, masks)
-    image = metrics.image_metrics(np.concatenate(scores), np.concatenate(labels))
+    labels = np.concatenate(labels)
+    known = [i for i, mask in enumerate(masks) if mask.any() or not labels[i]] or [0]
+    pixel = metrics.pixel_metrics([maps[i] for i in known], [masks[i] for i in known])
+    image = metrics.image_metrics(np.concatenate(scores), labels)
     return image["image_auroc"], pixel["pixel_auroc"], pixel["aupro_30"]
 
 
