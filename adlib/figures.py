@@ -144,8 +144,26 @@ def _cell(images, rows: int, columns: int, size: float) -> tuple[float, float]:
 
 def _set_title(axis, text, width: float) -> None:
     """Title a cell that is so many inches wide; what is longer is broken into lines."""
-    lines = [textwrap.fill(line, max(8, int(15 * width))) for line in str(text).split("\n")]
+    most = max(8, int(13 * width))
+    lines = [
+        line if len(line) <= most else textwrap.fill(line.replace("_", " "), most) for line in str(text).split("\n")
+    ]
     axis.set_title("\n".join(lines), fontsize="small")
+
+
+def _finish_maps(figure, axes, labels, shown, title: str, height: float):
+    """Label the rows of a grid of maps, add the colour bar of `shown` and the title, and settle the layout."""
+    for axis, label in zip(axes[:, 0], labels, strict=True):
+        low = {"rotation": 0, "ha": "right", "va": "center"} if height < 1 else {}  # lower than its name is long
+        axis.set_ylabel(label, **low)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        sns.despine(ax=axis, left=True, bottom=True)
+    if shown is not None:
+        figure.colorbar(shown, ax=axes, label="score", fraction=0.02, pad=0.01)
+    if title:
+        figure.suptitle(textwrap.fill(title, max(20, int(9 * figure.get_figwidth()))))
+    return _laid_out(figure)
 
 
 def draw_outline(axis, mask, color=ACCENT) -> None:
@@ -165,7 +183,7 @@ def anomaly_maps(images, masks, maps, titles=None, scale=None, size: float = 1.8
     """
     low, high = scale or (min(m.min() for m in maps), max(m.max() for m in maps))
     width, height = _cell(images, 3, len(images), size)
-    figure, axes = plt.subplots(3, len(images), figsize=(len(images) * width, 3 * height + 0.4), squeeze=False)
+    figure, axes = plt.subplots(3, len(images), figsize=(len(images) * width + 0.9, 3 * height + 0.5), squeeze=False)
     for i in range(len(images)):
         axes[0, i].imshow(images[i])
         draw_outline(axes[0, i], masks[i])
@@ -173,15 +191,7 @@ def anomaly_maps(images, masks, maps, titles=None, scale=None, size: float = 1.8
         shown = axes[2, i].imshow(maps[i], vmin=low, vmax=high)
         if titles is not None:
             _set_title(axes[0, i], titles[i], width)
-    for axis, label in zip(axes[:, 0], ("image", "truth", "anomaly map"), strict=True):
-        axis.set_ylabel(label)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        sns.despine(ax=axis, left=True, bottom=True)
-    figure.colorbar(shown, ax=axes[2], label="score", fraction=0.02, pad=0.01)
-    if title:
-        figure.suptitle(title)
-    return _laid_out(figure)
+    return _finish_maps(figure, axes, ("image", "truth", "anomaly map"), shown, title, height)
 
 
 def strongest(scores: pd.DataFrame, kinds: int = 5) -> list[int]:
@@ -271,35 +281,24 @@ def compare_maps(images, rows: dict, titles=None, scale=(0, 1), size: float = 1.
 
     A map that is None leaves a grey field: that run does not exist. With `masks` the truth comes below the images.
     """
-    first = 1 if masks is None else 2
-    shape = (first + len(rows), len(images))
+    above = ["image"] if masks is None else ["image", "truth"]
+    shape = (len(above) + len(rows), len(images))
     width, height = _cell(images, *shape, size)
-    figure, axes = plt.subplots(*shape, figsize=(shape[1] * width, shape[0] * height + 0.4), squeeze=False)
+    figure, axes = plt.subplots(*shape, figsize=(shape[1] * width + 0.9, shape[0] * height + 0.5), squeeze=False)
     for column, image in enumerate(images):
         axes[0, column].imshow(image)
         if titles is not None:
             _set_title(axes[0, column], titles[column], width)
         if masks is not None:
             axes[1, column].imshow(masks[column], cmap="gray", vmin=0, vmax=1)
-    if masks is not None:
-        axes[0, 0].set_ylabel("image")
-        axes[1, 0].set_ylabel("truth")
     shown = None
-    for row, (label, maps) in enumerate(rows.items(), start=first):
-        axes[row, 0].set_ylabel(label)
+    for row, maps in enumerate(rows.values(), start=len(above)):
         for axis, anomaly_map in zip(axes[row], maps, strict=True):
             if anomaly_map is None:
                 axis.set(facecolor="0.92", box_aspect=height / width)
             else:
                 shown = axis.imshow(anomaly_map, vmin=scale[0], vmax=scale[1])
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        sns.despine(ax=axis, left=True, bottom=True)
-    if shown is not None:
-        figure.colorbar(shown, ax=axes[first:], label="score", fraction=0.02, pad=0.01)
-    if title:
-        figure.suptitle(title)
-    return _laid_out(figure)
+    return _finish_maps(figure, axes, [*above, *rows], shown, title, height)
 
 
 def in_units_of_normals(maps, labels) -> np.ndarray:
