@@ -24,7 +24,7 @@ from adlib.images import Batch, batches, read_image, to_tensor
 from adlib.methods import Scores, get
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.metrics import image_metrics
-from adlib.paths import atomic_path, results_dir
+from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import choice
 from adlib.support import pixel_hash
 
@@ -116,8 +116,8 @@ def write_rows(name: str, rows: pd.DataFrame, keys=(), order: str | None = None,
 
 
 def read(name: str, profile: str) -> pd.DataFrame:
-    """Return what a study wrote for a profile; an empty table where it has not been run."""
-    file = results_dir() / "studies" / f"{name}_{profile}.csv"
+    """Return the committed rows of a study for a profile; an empty table where it has not been run."""
+    file = root() / "results" / "studies" / f"{name}_{profile}.csv"  # not below $ADLIB_RESULTS: nothing is there
     return pd.read_csv(file) if file.is_file() else pd.DataFrame()
 
 
