@@ -1,5 +1,8 @@
 # make reproduce    install, then run every notebook of the profile       (PROFILE=smoke|laptop|paper, DATA=folder)
 # make test         install, then lint, pytest and nbval
+# make test-elsewhere   golden tests and notebooks as other processors compute, with one, two and four threads
+# make matrix       every method on data of every shape, through its notebook
+# make sabotage     break each method on purpose: its notebook must lose a claim
 # make bench        side-by-side speed ratios in an environment of their own
 # make notebooks    run the notebooks in place, as they are committed
 # make site         the static book in build/site, from results where there are any, else from the committed copies
@@ -19,7 +22,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: install reproduce test lint notebooks bench site site-test student clean
+# How torch and faiss compute on other x86 processors, and how many threads: the oldest, AVX2, and this machine's own.
+OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 FAISS_OPT_LEVEL=generic
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 FAISS_OPT_LEVEL=avx2
+NBVAL := --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg
+
+.PHONY: install reproduce test test-elsewhere test-oldest matrix sabotage lint notebooks bench site site-test student clean
 
 install: $(INSTALLED)
 
@@ -45,7 +53,21 @@ reproduce: install
 test: export OMP_NUM_THREADS = 1
 test: install lint
 	@$(BIN)/python -m pytest -n $(JOBS)
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(NBVAL) notebooks
+
+# The golden tests, and the claims of the method notebooks' results: what CI has the minutes for.
+test-oldest: install
+	@env $(OLDEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "golden or elsewhere" tests
+
+test-elsewhere: install
+	@for setting in "$(OLDEST) OMP_NUM_THREADS=1" "$(AVX2) OMP_NUM_THREADS=2" "OMP_NUM_THREADS=4"; do \
+		echo "== $$setting"; \
+		env $$setting $(BIN)/python -m pytest -n $(JOBS) -m golden tests && \
+		env $$setting $(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(NBVAL) notebooks || exit 1; done
+
+sabotage: export OMP_NUM_THREADS = 1
+sabotage: install
+	@$(BIN)/python benchmarks/sabotage.py --jobs $(JOBS)
 
 lint: install
 	@$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Fixtures that several test files share: small images on disk, a small sample table, golden files."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 GOLDEN = Path(__file__).parent / "golden"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests that compare with golden values, so that they can be run alone as other processors compute."""
+    for item in items:
+        if "golden" in getattr(item, "fixturenames", ()):
+            item.add_marker("golden")
 
 
 @pytest.fixture
