@@ -52,6 +52,7 @@ rule method:
     threads: THREADS
     priority: 2
     shell:
+        # A story that fails costs no record: the command says --keep-going, and `adlib reproduce` reports story.json.
         "adlib {params.command:q}"
 
 

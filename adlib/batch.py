@@ -9,7 +9,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nbformat
@@ -72,6 +73,9 @@ RECORD_NOTEBOOKS = {
     TABLES_NOTEBOOK: [f"adlib/{name}.py" for name in TABLES_MODULES],
     "91_figures": ["adlib/figures.py"],
 }
+# Profiles of long runs: their batch tells each method's story once, of its first run.
+ONE_STORY = ("paper",)
+GOES_ON = "raises-exception"  # the tag of a cell whose error does not stop a run, as nbclient understands it
 TYPES = {"str": str, "int": int, "float": (float, int), "bool": bool, "dict": dict, "list": list}
 
 
@@ -85,6 +89,7 @@ class Job:
     data_root: str
     category: str
     seed: int
+    story: bool = True
 
     @property
     def folder(self) -> str:
@@ -95,7 +100,9 @@ class Job:
         """The `adlib run` command line of this job."""
         place = ["--data-root", self.data_root] if self.data_root else []
         chosen = ["--dataset", self.dataset, "--category", self.category, "--profile", self.profile]
-        return ["run", self.method, *place, *chosen, "--seed", str(self.seed), "--out", out]
+        # Snakemake deletes what a failed job has written: a failed story must not look like one.
+        told = ["--keep-going"] if self.story else ["--no-story"]
+        return ["run", self.method, *place, *chosen, "--seed", str(self.seed), *told, "--out", out]
 
 
 def plan(profile: str, data_root: str = "") -> list[Job]:
@@ -117,7 +124,7 @@ def plan(profile: str, data_root: str = "") -> list[Job]:
             found.append((name, "", datasets.categories(name, None) if categories == "all" else categories))
     if not found:
         raise InputError(f"profile {profile!r} needs data: give --data-root DIR (make: DATA=DIR)")
-    return [
+    jobs = [
         Job(profile, method, name, path, category, seed)
         for method in settings["methods"]
         for name, path, categories in found
@@ -125,6 +132,10 @@ def plan(profile: str, data_root: str = "") -> list[Job]:
         if category in settings["only"].get(method, categories)
         for seed in settings["seeds"]
     ]
+    if profile in ONE_STORY:
+        first = {job.method: job for job in reversed(jobs)}.values()
+        jobs = [replace(job, story=job in first) for job in jobs]
+    return jobs
 
 
 def notebook_path(name: str) -> Path:
@@ -155,10 +166,21 @@ def check_parameters(notebook: Path, parameters: dict) -> None:
             raise InputError(f"parameter {name!r} of {notebook.name} must be {kind}, got {value!r}")
 
 
-def run_notebook(name: str, output, parameters: dict) -> None:
+def run_notebook(name: str, output, parameters: dict, story: bool = True, figures=None) -> dict:
     """Execute a notebook with papermill and keep the executed copy at `output`.
 
-    A notebook that fails is kept beside it as `failed-<name>`, with the error in it; an earlier `output` stays.
+    In a method's notebook the cell tagged `record` ends the result, and what comes after it is the story. An error in
+    the story, or a kernel that dies there, is returned: the record is written, and the other cells still run. A
+    notebook that fails before is kept beside `output` as `failed-<name>`, with the error in it; an earlier `output`
+    stays.
+
+    Args:
+        story: False leaves out what comes after the record.
+        figures: folder for figures; default `results/figures/<profile>`. `$ADLIB_FIGURES` goes before both.
+
+    Returns:
+        what `story.json` holds: status ("complete", "skipped" or "failed"), cell (its number in the executed copy;
+        None where the kernel died), error and notebook.
 
     Raises:
         InputError: a parameter is unknown or wrong, or the notebook itself refused its input.
@@ -169,23 +191,22 @@ def run_notebook(name: str, output, parameters: dict) -> None:
 
     notebook, output = notebook_path(name), Path(output)
     check_parameters(notebook, parameters)
+    figures = figures or results_dir() / "figures" / parameters.get("profile", "smoke")
     failed = output.with_name(f"failed-{notebook.name}")
     output.parent.mkdir(parents=True, exist_ok=True)
+    told = {"status": "complete" if story else "skipped", "cell": None, "error": None, "notebook": notebook.name}
     try:
         with atomic_path(output) as temporary:
             try:
-                papermill.execute_notebook(
-                    str(notebook),
-                    str(temporary),
-                    parameters=parameters,
-                    kernel_name="python3",
-                    progress_bar=sys.stderr.isatty(),
-                    cwd=str(root()),
-                )
-            except BaseException:
-                if temporary.stat().st_size:
-                    os.replace(temporary, failed)
-                raise
+                _execute(notebook, temporary, parameters, story, figures)
+            except BaseException as error:
+                known = isinstance(error, papermill.PapermillExecutionError | DeadKernelError)
+                failure = _story_failure(temporary) if known else None
+                if failure is None:
+                    if temporary.stat().st_size:
+                        os.replace(temporary, failed)
+                    raise
+                told |= failure
         failed.unlink(missing_ok=True)
     except papermill.PapermillExecutionError as error:
         if error.ename == "InputError":
@@ -196,22 +217,85 @@ def run_notebook(name: str, output, parameters: dict) -> None:
         raise NotebookError(
             f"the kernel of {notebook.name} died, most often for lack of memory; see {failed} for how far it came"
         ) from None
+    return told
+
+
+def _execute(notebook: Path, output: Path, parameters: dict, story: bool, figures) -> None:
+    """Let papermill run a copy in which errors of the story stop nothing."""
+    import papermill
+
+    book = nbformat.read(notebook, as_version=4)
+    result, rest = _parts(book)
+    for cell in rest:
+        cell.metadata["tags"] = [*cell.metadata.get("tags", []), GOES_ON]
+    book.cells = result + rest if story else result
+    place = os.environ.get("ADLIB_FIGURES")
+    os.environ["ADLIB_FIGURES"] = place or str(figures)  # the kernel inherits it
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = os.path.join(folder, notebook.name)
+            nbformat.write(book, copy)
+            bar = sys.stderr.isatty()
+            papermill.execute_notebook(
+                copy, str(output), parameters, kernel_name="python3", progress_bar=bar, cwd=str(root())
+            )
+    finally:
+        del os.environ["ADLIB_FIGURES"]
+        if place:
+            os.environ["ADLIB_FIGURES"] = place
+
+
+def _parts(book) -> tuple[list, list]:
+    """Return the cells of a notebook up to the one tagged `record` (all where there is none), and the others."""
+    end = next((i for i, cell in enumerate(book.cells) if "record" in cell.metadata.get("tags", [])), len(book.cells))
+    return book.cells[: end + 1], book.cells[end + 1 :]
+
+
+def _story_failure(executed: Path) -> dict | None:
+    """Return the first failure behind the record, and take papermill's marks out of the file; None: it came before."""
+    from papermill.execute import remove_error_markers
+
+    book = remove_error_markers(nbformat.read(executed, as_version=4))
+    story = [cell for cell in _parts(book)[1] if cell.cell_type == "code"]
+    if not any(cell.metadata.papermill.start_time for cell in story):
+        return None
+    nbformat.write(book, executed)
+    for cell in story:
+        for output in cell.outputs:
+            if output.output_type == "error":
+                error = f"{output.ename}: {output.evalue}"
+                return {"status": "failed", "cell": cell.execution_count, "error": error}
+    return {"status": "failed", "error": "the kernel died"}
+
+
+def story_line(story: dict) -> str:
+    """Say which cell of a story failed and why."""
+    where = f"cell {story['cell']} of " if story["cell"] else ""
+    return f"story failed: {where}{story['notebook']}: {story['error']}"
 
 
 def refresh(name: str) -> Path:
     """Run a notebook with its own defaults and put the result in its place, without the traces of papermill.
 
-    This is how the committed copies are made: the defaults are the smoke profile, so nbval compares like with like.
+    This is how the committed copies are made, and the figures: the defaults are the smoke profile, so nbval compares
+    like with like.
+
+    Raises:
+        NotebookError: a cell failed, in the story too; the committed copy stays.
     """
     notebook = notebook_path(name)
     with atomic_path(notebook) as temporary:
-        run_notebook(name, temporary, {})
+        story = run_notebook(name, temporary, {}, figures=root() / "figures")
+        if story["status"] == "failed":
+            os.replace(temporary, failed := notebook.with_name(f"failed-{notebook.name}"))
+            raise NotebookError(f"{story_line(story)}; see {failed}")
         book = nbformat.read(temporary, as_version=4)
         book.metadata.pop("papermill", None)
         book.cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
         for cell in book.cells:
             for key in ("papermill", "execution"):
                 cell.metadata.pop(key, None)
+            cell.metadata["tags"] = [tag for tag in cell.metadata.tags if tag != GOES_ON]
         teaching.fold_solutions(book)
         kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
         book.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
@@ -223,11 +307,15 @@ class NotebookError(RuntimeError):
     """A notebook stopped on an error of its own; the executed part is kept."""
 
 
-def run_method(method, *, data_root, dataset, category, profile, seed, overrides, out, force=False) -> str:
+def run_method(
+    method, *, data_root, dataset, category, profile, seed, overrides, out, force=False, story=True
+) -> tuple[str, dict]:
     """Run a method's notebook on one category; skip it where the record at `out` is of the same content.
 
+    A record whose story failed or was left out is not up to date for a run that asks for the story.
+
     Returns:
-        "done" or "up to date".
+        "done" or "up to date"; and what `story.json` holds, beside the record.
     """
     from adlib import datasets, runs
 
@@ -240,10 +328,11 @@ def run_method(method, *, data_root, dataset, category, profile, seed, overrides
             cls = methods.get(method)
             values = settings | ({"seed": seed} if "seed" in cls.Settings.__dataclass_fields__ else {})
             wanted = runs.content_hash(method, build(cls.Settings, values), seed, table)
-            if runs.read_record(out)["content_hash"] == wanted:
+            told = read_story(out)
+            if runs.read_record(out)["content_hash"] == wanted and (told["status"] == "complete" or not story):
                 for name in ("record.json", "scores.csv"):
                     (out / name).touch()  # Snakemake compares times
-                return "up to date"
+                return "up to date", told
     parameters = {
         "profile": profile,
         "dataset": dataset,
@@ -253,15 +342,25 @@ def run_method(method, *, data_root, dataset, category, profile, seed, overrides
         "settings": overrides,
         "out_dir": str(out.resolve()),
     }
-    run_notebook(METHOD_NOTEBOOKS[method], out / "notebook.ipynb", parameters)
-    return "done"
+    told = run_notebook(METHOD_NOTEBOOKS[method], out / "notebook.ipynb", parameters, story)
+    with atomic_path(out / "story.json") as temporary:
+        temporary.write_text(json.dumps(told, indent=2) + "\n")
+    return "done", told
+
+
+def read_story(out) -> dict:
+    """Read the `story.json` of a run; records that are older than stories with a status count as complete."""
+    try:
+        return json.loads((Path(out) / "story.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return {"status": "complete"}
 
 
 def reproduce(profile: str, data_root: str = "", cores: int | None = None) -> int:
     """Run a profile's batch with Snakemake and say where the results are.
 
     Returns:
-        exit code: 0, or 1 where a notebook failed (the others still ran).
+        exit code: 0, or 1 where a notebook or a story failed (the others still ran).
     """
     jobs = plan(profile, data_root)
     data_root = str(Path(data_root).resolve()) if data_root else ""
@@ -279,15 +378,19 @@ def reproduce(profile: str, data_root: str = "", cores: int | None = None) -> in
             run_notebook(TABLES_NOTEBOOK, results_dir() / "notebooks" / profile / f"{TABLES_NOTEBOOK}.ipynb", tables)
     for notebook in failed:
         print(f"failed: {_last_error(notebook)} ({notebook})", file=sys.stderr)
+    folders = [results_dir() / "runs" / job.folder for job in jobs]
+    lost = {folder: told for folder in folders if (told := read_story(folder))["status"] == "failed"}
+    for folder, told in lost.items():
+        print(f"{story_line(told)} ({folder / 'notebook.ipynb'})", file=sys.stderr)
     if finished.returncode:
         return 1
     if _times(jobs, profile, data_root) == before:
         print(f"Nothing to do: all results of profile {profile!r} are up to date.")
     print(f"tables     {results_dir() / 'tables'}")
-    print(f"figures    {root() / 'figures'}")
+    print(f"figures    {os.environ.get('ADLIB_FIGURES') or results_dir() / 'figures' / profile}")
     print(f"notebooks  {results_dir() / 'notebooks' / profile}")
     print(f"records    {results_dir() / 'runs' / profile}")
-    return 0
+    return 1 if lost else 0
 
 
 def outputs(names, profile: str) -> list[str]:

@@ -37,13 +37,13 @@ def _fail(message: str, code: int) -> int:
 
 
 def run(options) -> int:
-    """Run one method's notebook on one category."""
+    """Run one method's notebook on one category: the record first, then the story."""
     from adlib import batch, datasets
     from adlib.settings import parse_overrides
 
     dataset = options.dataset or (datasets.guess_dataset(options.data_root) if options.data_root else "demo")
     try:
-        state = batch.run_method(
+        state, told = batch.run_method(
             options.method,
             data_root=options.data_root or "",
             dataset=dataset,
@@ -53,10 +53,14 @@ def run(options) -> int:
             overrides=parse_overrides(options.set),
             out=options.out,
             force=options.force,
+            story=not options.no_story,
         )
     except batch.NotebookError as error:
         return _fail(str(error), 1)
     print(f"{options.method} on {dataset}/{options.category}: {state}, see {os.path.join(options.out, 'record.json')}")
+    if state == "done" and told["status"] == "failed":
+        _fail(f"{batch.story_line(told)}; see {os.path.join(options.out, 'notebook.ipynb')}", 1)
+        return 0 if options.keep_going else 1
     return 0
 
 
@@ -70,7 +74,9 @@ def notebook(options) -> int:
             output = batch.refresh(options.name)
         elif options.out:
             output = options.out
-            batch.run_notebook(options.name, output, parse_overrides(options.set))
+            told = batch.run_notebook(options.name, output, parse_overrides(options.set))
+            if told["status"] == "failed":
+                return _fail(f"{batch.story_line(told)}; see {output}", 1)
         else:
             raise InputError("give --out FILE for the executed copy, or --refresh to renew the notebook itself")
     except batch.NotebookError as error:
@@ -258,6 +264,8 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0, help="seed of everything random")
     made.add_argument("--out", required=True, metavar="DIR", help="where record, scores and executed notebook go")
     made.add_argument("--force", action="store_true", help="run even where an up-to-date record is there")
+    made.add_argument("--no-story", action="store_true", help="numbers only: leave out the cells after the record")
+    made.add_argument("--keep-going", action="store_true", help="exit 0 though the story failed; story.json tells")
     with_settings(made)
 
     made = command(commands, "notebook", notebook, "adlib notebook 03_evaluation --set seed=1 --out out/03.ipynb")

@@ -26,8 +26,12 @@ def results_dir() -> Path:
 
 
 def figures_dir() -> Path:
-    """Return the folder of figures: `$ADLIB_FIGURES`, or `figures/` in the repository."""
-    return Path(os.environ.get("ADLIB_FIGURES") or root() / "figures").resolve()
+    """Return the folder that figures are written to: `$ADLIB_FIGURES`, or `figures/` in the results.
+
+    A batch and `adlib notebook` set the variable: to `results/figures/<profile>`, or with `--refresh` to the committed
+    `figures/` of the repository, which nothing else writes.
+    """
+    return Path(os.environ.get("ADLIB_FIGURES") or results_dir() / "figures").resolve()
 
 
 @contextlib.contextmanager

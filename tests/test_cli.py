@@ -14,7 +14,7 @@ from conftest import texture, write_image
 from adlib import cli, predict
 from adlib.errors import InputError
 
-SMALL = ["--set", "image_size=64", "--set", "coreset=0.25", "--profile", "smoke"]
+SMALL = ["--set", "image_size=64", "--set", "coreset=0.25", "--profile", "smoke", "--set", "resize=aspect"]
 
 
 def adlib(*arguments):
@@ -43,6 +43,7 @@ def parts(tmp_path_factory):
 def model(parts, tmp_path_factory):
     out = tmp_path_factory.mktemp("model")
     assert adlib("train", "-i", parts / "good", "-o", out, *SMALL) == 0
+    assert json.loads((out / "model.json").read_text())["settings"]["image_size"] == [64, 96]  # pictures of 2:3
     return out
 
 
@@ -180,22 +181,44 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_every_command_has_help_with_an_example(capsys):
-    for command in (
-        "run",
-        "notebook",
-        "reproduce",
-        "train",
-        "threshold",
-        "predict",
-        "data list",
-        "data get",
-        "data check",
-    ):
-        with pytest.raises(SystemExit) as stopped:
-            adlib(*command.split(), "--help")
-        assert stopped.value.code == 0
-        assert f"example: adlib {command}" in " ".join(capsys.readouterr().out.split())
+@pytest.mark.parametrize(
+    ("stored", "told", "options", "code", "ran"),
+    [
+        (None, "complete", [], 0, False),  # a record from before stories had a status
+        ("complete", "complete", [], 0, False),
+        ("failed", "failed", [], 1, True),
+        ("failed", "failed", ["--keep-going"], 0, True),
+        ("failed", "complete", [], 0, True),
+        ("skipped", "complete", [], 0, True),
+        ("skipped", "skipped", ["--no-story"], 0, False),
+        ("complete", "skipped", ["--no-story", "--force"], 0, True),
+    ],
+)
+def test_a_record_is_up_to_date_when_the_story_that_was_asked_for_is_told(
+    stored, told, options, code, ran, tmp_path, monkeypatch, capsys
+):
+    def fate(status):
+        return {"status": status, "cell": 9, "error": "IndexError: 2", "notebook": "11a_padim.ipynb"}
+
+    monkeypatch.setattr("adlib.batch.run_notebook", lambda *_, **__: fate(told))
+    monkeypatch.setattr("adlib.runs.content_hash", lambda *_: "same")
+    monkeypatch.setattr("adlib.runs.read_record", lambda _: {"content_hash": "same"})
+    if stored:
+        (tmp_path / "story.json").write_text(json.dumps(fate(stored)))
+    assert adlib("run", "padim", "--category", "tray", "--out", tmp_path, *options) == code
+    out, errors = capsys.readouterr()
+    assert out.split(": ")[1].startswith("done" if ran else "up to date")
+    assert json.loads((tmp_path / "story.json").read_text())["status"] == told if ran else True
+    assert ("adlib: story failed: cell 9 of 11a_padim.ipynb: IndexError: 2" in errors) == (told == "failed")
+
+
+@pytest.mark.parametrize("command", ["run", "notebook", "reproduce", "train", "threshold", "predict",
+                                     "data list", "data get", "data check"])  # fmt: skip
+def test_every_command_has_help_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        adlib(*command.split(), "--help")
+    assert stopped.value.code == 0
+    assert f"example: adlib {command}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_empty_folder_and_a_folder_of_broken_images(tmp_path):

@@ -1,14 +1,17 @@
 """Figures: the numbers behind them by hand, every function on small data, and the same bytes twice."""
 
+from types import SimpleNamespace
+
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import write_image
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from adlib import figures, methods
+from adlib import evaluation, figures, images, methods
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +173,54 @@ def test_a_figure_is_written_as_picture_and_as_vectors_with_the_same_bytes(tmp_p
         written.append([(tmp_path / f"x.{suffix}").read_bytes() for suffix in ("png", "pdf")])
     assert written[0] == written[1]
     assert written[0][1].startswith(b"%PDF")
+
+
+def _shown(figure):
+    """Titles of the upper row of a grid of maps, and the shape of what each axis shows."""
+    axes = [axis for axis in figure.axes if axis.images]
+    return [axis.get_title() for axis in axes if axis.get_title()], {axis.images[0].get_size() for axis in axes}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("shape", "n_normal", "kinds", "flat", "n_masks", "best", "missed"),
+    [
+        ((40, 40), 3, 11, False, 14, ["good", "k00", "k01", "k02", "k03", "k04"], 6),
+        ((24, 96), 0, 2, False, 0, ["k00", "k01"], 2),  # no normal image; at original resolution no masks either
+        ((96, 24), 2, 0, False, 2, ["good"], 2),
+        ((40, 40), 1, 0, True, 1, ["good"], 1),  # one image in all, with one value
+        ((96, 24), 1, 1, True, 2, ["good", "k00"], 2),
+    ],
+)
+def test_no_shape_of_data_breaks_a_picture(shape, n_normal, kinds, flat, n_masks, best, missed, tmp_path):
+    rng = np.random.default_rng(0)
+    defect = ["good"] * n_normal + [f"k{i:02d}" for i in range(kinds)]
+    table = pd.DataFrame({"defect": defect, "label": [int(d != "good") for d in defect], "category": "plate"})
+    table["score"] = 1.0 if flat else rng.random(len(table))
+    table["image_path"] = [write_image(tmp_path / f"{i}.png", np.zeros((*shape, 3), np.uint8)) for i in table.index]
+    maps = [np.ones(shape) if flat else rng.random(shape) for _ in defect]
+    masks = [np.full(shape, False) for _ in range(n_masks)]
+    result, method = evaluation.Evaluation(table, {}, {}, maps, masks), SimpleNamespace(resize=images.Resize(shape))
+    gallery = figures.gallery(result, method, "t")
+    assert _shown(gallery) == (best, {shape})
+    assert gallery.get_suptitle() == ("t (5 of 11 kinds of defect)" if kinds > 5 else "t")
+    titles, shapes = _shown(figures.misses(result, method))
+    assert (len(titles), shapes) == (missed, {shape})
+    assert [title.split(":")[0] == "good" for title in titles] == [False] * min(kinds, 3) + [True] * n_normal
+    width, height = gallery.get_size_inches()
+    assert max(width, height) < 14
+
+    histogram = figures.score_histogram(table)
+    assert sum(patch.get_height() for patch in histogram.axes[0].patches) == len(table)
+    assert len({text.get_text() for text in histogram.axes[0].get_legend().get_texts()}) == kinds + (n_normal > 0)
+    (line,) = figures.score_histogram(table, SimpleNamespace(value=0.5)).axes[0].lines
+    assert line.get_xdata()[0] == 0.5
+    one_class = n_normal == 0 or kinds == 0
+    roc = figures.curves({"a": (table, np.array(maps), np.array(masks))}).axes[0]
+    assert (len(roc.lines[0].get_xdata()) == 0) == one_class
+    figures.score_histograms({"a": (table, None), "b": (table, 0.5)}).draw_without_rendering()
+    figures.radar({"a": table, "b": table}).draw_without_rendering()
+    by_kind = figures.auroc_by_defect(table)
+    assert list(by_kind.index) == defect[n_normal:]
+    assert by_kind.isna().all() == one_class
+    figures.compare_maps(maps[:1], {"a": [None]}).draw_without_rendering()  # no run at all

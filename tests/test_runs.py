@@ -1,5 +1,6 @@
 """Records on disk, content hashes, batches and strict notebook parameters."""
 
+import argparse
 import json
 import os
 import re
@@ -189,16 +190,23 @@ def notebook(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     monkeypatch.setattr("adlib.batch.root", lambda: tmp_path)
 
-    def write(*sources):
+    def write(*sources, record=None):
+        """Cells after the parameters; `record` is the number of the one that ends the result."""
         book = nbformat.v4.new_notebook()
         book.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
         parameters = nbformat.v4.new_code_cell("n: int = 1\nname: str = 'a'\nshare: float = 0.5\nflag: bool = False")
         parameters.metadata["tags"] = ["parameters"]
         book.cells = [parameters, *map(nbformat.v4.new_code_cell, sources)]
+        if record:
+            book.cells[record].metadata["tags"] = ["record"]
+            book.cells.insert(record + 1, nbformat.v4.new_markdown_cell("The story"))
         nbformat.write(book, tmp_path / "notebooks/toy.ipynb")
         return tmp_path
 
     return write
+
+
+WHERE = "from adlib.paths import figures_dir\nprint(figures_dir())"
 
 
 @pytest.mark.parametrize(
@@ -220,21 +228,59 @@ def test_wrong_parameters_fail_before_a_kernel_starts(notebook, monkeypatch, par
 
 
 def test_a_failing_notebook_is_kept_and_an_earlier_copy_stays(notebook):
-    folder = notebook("assert n == 1, 'n must be one'")
-    batch.run_notebook("toy", folder / "out/toy.ipynb", {})
+    folder = notebook("assert n == 1, 'n must be one'", "1 / 0", record=1)
+    told = batch.run_notebook("toy", folder / "out/toy.ipynb", {}, story=False)
     before = (folder / "out/toy.ipynb").read_text()
+    assert told == {"status": "skipped", "cell": None, "error": None, "notebook": "toy.ipynb"}
+    assert "The story" not in before
     with pytest.raises(batch.NotebookError, match="n must be one"):
         batch.run_notebook("toy", folder / "out/toy.ipynb", {"n": 2, "share": 1})
     assert (folder / "out/toy.ipynb").read_text() == before
     assert "n must be one" in (folder / "out/failed-toy.ipynb").read_text()
-    batch.run_notebook("toy", folder / "out/toy.ipynb", {"n": 1})
+    batch.run_notebook("toy", folder / "out/toy.ipynb", {"n": 1}, story=False)
     assert not (folder / "out/failed-toy.ipynb").exists()
 
 
+def test_an_error_in_the_story_is_told_and_the_other_cells_run(notebook, monkeypatch):
+    monkeypatch.delenv("ADLIB_FIGURES", raising=False)
+    monkeypatch.setenv("ADLIB_RESULTS", str(folder := notebook("'written'", "1 / 0", "[][0]", WHERE, record=1)))
+    told = batch.run_notebook("toy", folder / "toy.ipynb", {})
+    assert told == {
+        "status": "failed",
+        "cell": 3,
+        "error": "ZeroDivisionError: division by zero",
+        "notebook": "toy.ipynb",
+    }
+    cells = nbformat.read(folder / "toy.ipynb", as_version=4).cells
+    assert [cell.cell_type for cell in cells] == ["code", "code", "markdown", "code", "code", "code"]
+    assert cells[-1].outputs[0].text == f"{folder / 'figures/smoke'}\n"
+    assert "ADLIB_FIGURES" not in os.environ
+    assert not list(folder.glob("failed-*"))
+
+
 def test_a_kernel_that_dies_is_reported(notebook):
-    folder = notebook("import os\nos._exit(1)")
+    folder = notebook("import os\nos._exit(1)", "1", record=1)
     with pytest.raises(batch.NotebookError, match="died"):
         batch.run_notebook("toy", folder / "out.ipynb", {})
+    notebook("'written'", "import os\nos._exit(1)", "1", record=1)
+    told = batch.run_notebook("toy", folder / "out.ipynb", {})
+    assert (told["status"], told["cell"], told["error"]) == ("failed", None, "the kernel died")
+    assert "written" in (folder / "out.ipynb").read_text()
+
+
+def test_a_refreshed_notebook_writes_the_committed_figures_or_stays(notebook, monkeypatch):
+    monkeypatch.delenv("ADLIB_FIGURES", raising=False)
+    folder = notebook("'written'", WHERE, record=1)
+    file = batch.refresh("toy")
+    cells = nbformat.read(file, as_version=4).cells
+    assert cells[-1].outputs[0].text == f"{folder / 'figures'}\n"
+    assert [cell.metadata.tags for cell in cells] == [["parameters"], ["record"], [], []]
+    before = file.read_text()
+    failed = {"status": "failed", "cell": 3, "error": "E: x", "notebook": "toy.ipynb"}
+    monkeypatch.setattr(batch, "run_notebook", lambda *_, **__: failed)
+    with pytest.raises(batch.NotebookError, match=r"story failed: cell 3 of toy\.ipynb: E: x"):
+        batch.refresh("toy")
+    assert file.read_text() == before
 
 
 def test_bad_input_inside_a_notebook_is_bad_input(notebook):
@@ -265,6 +311,27 @@ def test_plan_lists_every_category_of_a_root(small_tree):
         batch.plan("laptop", str(small_tree / "plate/train/good"))
     with pytest.raises(InputError, match="needs data"):
         batch.plan("paper")
+
+
+def test_the_paper_profile_tells_one_story_a_method(small_tree):
+    jobs = batch.plan("paper", str(small_tree))
+    assert [job.method for job in jobs if job.story] == list(batch.profiles.load("paper")["methods"])
+    assert all(job.story != ("--no-story" in job.command("out")) for job in jobs)
+    assert len(jobs) > 2 * len({job.method for job in jobs})  # so that most are without
+
+
+def test_a_batch_reports_failed_stories_until_they_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
+    monkeypatch.setattr(batch.subprocess, "run", lambda *_, **__: argparse.Namespace(returncode=0))
+    file = tmp_path / "runs" / batch.plan("smoke")[1].folder / "story.json"
+    file.parent.mkdir(parents=True)
+    for _ in range(2):
+        file.write_text('{"status": "failed", "cell": 9, "error": "IndexError: 2", "notebook": "x.ipynb"}')
+        assert batch.reproduce("smoke") == 1
+        assert capsys.readouterr().err.startswith("story failed: cell 9 of x.ipynb: IndexError: 2 (")
+    file.write_text('{"status": "complete"}')
+    assert batch.reproduce("smoke") == 0
+    assert f"figures    {batch.results_dir()}" in capsys.readouterr().out
 
 
 def test_a_method_may_run_on_some_categories_only(monkeypatch):
