@@ -58,15 +58,19 @@ def without_masks(table, rows):
     ],
     ids=["whole", "no defect", "no good", "one good", "one bad", "no masks", "one bad, no mask", "some masks"],
 )
-@pytest.mark.parametrize("resolution", evaluation.RESOLUTIONS)
 @pytest.mark.filterwarnings("ignore:pixel metrics leave out")
-def test_what_is_undefined_is_none(table, change, undefined, resolution):
-    changed = change(table)
-    found = evaluation.evaluate(Brightness(), changed, resolution)
+def test_what_is_undefined_is_none(table, change, undefined):
+    table = change(table)
+    found = evaluation.evaluate(Brightness(), table)
     assert {name for name, value in found.metrics.items() if value is None} == set(undefined)
     assert set(found.metrics) == {*IMAGE, *PIXEL}
-    assert len(found.scores) == len(found.measured) == len(changed)
-    assert len(found.masks) == (len(changed) if resolution == "input" else 0)
+    assert len(found.scores) == len(found.measured) == len(found.masks) == len(table)  # pictures can be drawn
+    streamed = evaluation.evaluate(Brightness(), table, resolution="original")  # here of the same size
+    assert streamed.masks == []
+    for name, value in found.metrics.items():
+        bound = streamed.bounds.get(name, 0)
+        assert bound < 0.05
+        assert streamed.metrics[name] == (None if value is None else pytest.approx(value, abs=bound + 1e-9))
 
 
 @pytest.mark.parametrize("resolution", evaluation.RESOLUTIONS)
@@ -89,6 +93,17 @@ def test_defects_without_a_usable_mask_leave_the_pixel_metrics_alone(table, tmp_
     if resolution == "input":
         assert [bool(mask.any()) for mask in found.masks] == [False] * 3 + [True, False, True, False]
         assert found.metrics["aupro_30"] != metrics.aupro(found.anomaly_maps, found.masks)  # a check that can fail
+
+
+def test_what_cannot_be_measured_is_refused(table):
+    with pytest.raises(InputError, match="is empty; expected rows with split 'test'"):
+        evaluation.evaluate(Brightness(), table[:0])
+    with pytest.raises(InputError, match="other splits"):
+        evaluation.evaluate(Brightness(), table.assign(split=["train"] + ["test"] * 6))
+    broken = Brightness()
+    broken.score = lambda batch: Scores(np.full(len(batch), np.nan), np.zeros((len(batch), SIDE, SIDE)))
+    with pytest.raises(InputError, match="NaN"):
+        evaluation.evaluate(broken, table)
 
 
 def test_a_mask_below_the_threshold_is_an_error(table):
