@@ -4,6 +4,8 @@ support, held_out = choose_support(train, k=4, seed=0)      k distinct normal im
 describe(backbone(images))                                  patches, normalised at each location
 """
 
+import copy
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -11,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adlib.datasets import hold_out
 from adlib.errors import InputError
 from adlib.images import Resize, batches, read_image, to_tensor
+from adlib.methods import collect, split_normals
 from adlib.paths import atomic_path
 
 # Categories whose defects include a wrong orientation (MVTec AD): a turned support would declare it normal.
@@ -31,10 +33,8 @@ def choose_support(table: pd.DataFrame, k: int, seed: int, n_held_out: int = 50)
 
     Returns:
         (support, held_out), rows of `table`. Copies of an image already taken are in neither: a copy in the support
-        would make the distance between supports zero, a copy among the held-out normals would score zero.
-
-    Raises:
-        InputError: fewer than `k` different images.
+        would make the distance between supports zero, a copy among the held-out normals would score zero. Where there
+        are fewer than `k` different images, all of them are the support, and a line says so.
     """
     seen, chosen = set(), []
     for i in np.random.default_rng(seed).permutation(len(table)):
@@ -45,21 +45,18 @@ def choose_support(table: pd.DataFrame, k: int, seed: int, n_held_out: int = 50)
             seen.add(key)
             chosen.append(i)
     if len(chosen) < k:
-        raise InputError(
-            f"k {k} is larger than the {len(chosen)} different normal images at hand; lower k or add images"
-        )
+        print(f"k {k}: there are {len(chosen)} different normal images, and all of them are the support", flush=True)
     return table.iloc[chosen[:k]], table.iloc[sorted(chosen[k:])]
 
 
-def split_normals(table: pd.DataFrame, settings, validation=None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def split_support(table: pd.DataFrame, settings, validation=None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split normals into those to fit on (`k` as a support, or all but a share) and those to set the threshold."""
-    if settings.k is not None:
-        fit, held_out = choose_support(table, settings.k, settings.seed, settings.n_calibration)
-    elif validation is not None or len(table) < 2:
-        fit, held_out = table, table.iloc[:0]
+    if settings.k is None:
+        fit, held_out = split_normals(table, settings, validation)
     else:
-        fit, held_out = hold_out(table, settings.hold_out, settings.seed)
-    return fit, (held_out if validation is None else validation).iloc[: settings.n_calibration]
+        fit, held_out = choose_support(table, settings.k, settings.seed, settings.n_calibration)
+        held_out = held_out if validation is None else validation
+    return fit, held_out.iloc[: settings.n_calibration]
 
 
 def pixel_hash(image) -> int:
@@ -196,24 +193,20 @@ def rotated(images: torch.Tensor, rotations: tuple[int, ...]) -> list[torch.Tens
     return [v if v.shape[2:] == size else F.interpolate(v, size=size, mode="bilinear") for v in views]
 
 
-def score_normals(method, support: torch.Tensor, held_out) -> tuple[np.ndarray, np.ndarray]:
-    """Image scores and map maxima of held-out normals; without any, of each support image against the others.
+def score_normals(method, chosen: pd.DataFrame, held_out: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Image scores and map maxima of held-out normals; where there are fewer than two, of each image by the others.
 
-    One support image and nothing else leaves nothing to score: both arrays are empty and no threshold can be set.
+    For that, a copy of the method takes in all images but one, at most `k`: the memory is an image smaller than the
+    real one, so that scores err on the high side. A single image leaves nothing to score: both arrays are empty.
     """
-    image_scores, maxima = [], []
-    if len(held_out):
-        for batch in batches(held_out.image_path, method.resize, method.settings.batch_size):
-            scores = method.score(batch)
-            image_scores.extend(scores.image)
-            maxima.extend(scores.map.max((1, 2)))
-    elif len(support) > 1:
-        for i in range(len(support)):
-            others = method.condition(torch.cat([support[:i], support[i + 1 :]]))
-            scores = method.score(support[i : i + 1], others)
-            image_scores.extend(scores.image)
-            maxima.extend(scores.map.max((1, 2)))
-    return np.array(image_scores, np.float32), np.array(maxima, np.float32)
+    s = method.settings
+    if len(held_out) > 1 or (s.k is None and len(chosen) > 3):
+        return collect(method.score(batch) for batch in batches(held_out.image_path, method.resize, s.batch_size))
+    few, others, found = pd.concat([chosen, held_out]), copy.copy(method), []
+    for i in range(len(few) if len(few) > 1 else 0):
+        others.take_in(few.iloc[np.delete(np.arange(len(few)), i)[: s.k]])
+        found.append(others.score(read_images(few.image_path.iloc[i : i + 1], method.resize)))
+    return collect(found)
 
 
 def save_modules(path, modules: dict[str, nn.Module], backbone) -> None:

@@ -3,9 +3,10 @@
 import inspect
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_SETTINGS
+from conftest import SMALL_SETTINGS, texture, write_image
 from safetensors.torch import load_file, save_file
 
 from adlib import batch, images, methods
@@ -73,6 +74,22 @@ def test_saved_and_loaded_is_the_same(fit, test_batch, name, tmp_path):
     assert len(again.normal_scores) == len(again.normal_map_maxima) >= 2
 
 
+def test_an_input_need_not_be_square(small_table, name, tmp_path):
+    """What changes below left changes the map there: rows and columns are nowhere mixed up."""
+    train, size = small_table[small_table.split == "train"], (96, 64)
+    # Two steps leave DRAEM's map flat; two clusters are of the whole image.
+    more = {"draem": {"max_steps": 20, "lr": 0.003}, "contrastive": {"clustering": "bank_knn"}}.get(name, {})
+    fitted = methods.create(name, **SMALL_SETTINGS[name] | more | {"image_size": size}).fit(train)
+    fitted.save(tmp_path / "model")
+    inputs = next(images.batches(train.image_path[:1], fitted.resize, 1)).images.repeat(2, 1, 1, 1)
+    inputs[1, :, -24:-8, 8:24] = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    maps = fitted.score(inputs).map
+    assert maps.shape == (2, *size)
+    np.testing.assert_array_equal(methods.load(tmp_path / "model").score(inputs).map, maps)
+    change = np.abs(maps[1] - maps[0])
+    assert change[-40:, :40].mean() > 1.2 * change[:-40].mean()
+
+
 def test_a_damaged_model_is_one_line(fit, name, tmp_path):
     fit(name).save(tmp_path / "model")
     tensors = load_file(tmp_path / "model/model.safetensors")
@@ -102,6 +119,36 @@ def test_fit_leaves_the_table_and_the_global_generators_alone(small_table, name)
     methods.create(name, **SMALL_SETTINGS[name]).fit(train)
     assert train.equals(before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8])
+def test_few_images_are_enough(small_table, name, n, tmp_path):
+    """Held-out normals from four images on; below, leave-one-out, but for trained networks: they keep the last step."""
+    train = small_table[small_table.split == "train"]
+    more = [write_image(tmp_path / f"{i}.png", texture(np.random.default_rng(10 + i))) for i in range(2)]
+    train = pd.concat([train, train.iloc[:2].assign(image_path=more)]).iloc[:n]
+    known, wanted = methods.get(name).Settings.__dataclass_fields__, {"hold_out": 0.15, "selection": "synthetic"}
+    changes = {"k": 4} if "shots" in known else {key: value for key, value in wanted.items() if key in known}
+    method = methods.create(name, **SMALL_SETTINGS[name] | changes)
+    if n == 1 and name in ("ulsad", "contrastive"):  # a network that normalises over images; pairs of images
+        method.backbone = None  # refused before any feature is computed
+        with pytest.raises(InputError, match=r"^1 normal training image; [^\n]+: give at least 2$"):
+            method.fit(train)
+        return
+    method.fit(train)
+    trained = "selection" in changes
+    expected = {1: 0, 2: 0 if trained else 2, 4: 4 if name == "patchcore" or "k" in changes else 2}
+    expected[8] = 8 if name == "patchcore" else 4 if "k" in changes else 2
+    assert len(method.normal_scores) == len(method.normal_map_maxima) == expected[n]
+    assert np.isfinite(method.normal_scores).all()
+    if trained:  # and a record says so
+        assert method.settings.selection == ("last" if n < 4 else "synthetic")
+    method.save(tmp_path / "model")
+    test = small_table[small_table.split == "test"]
+    batch = next(images.batches(test.image_path, method.resize, len(test)))
+    found = methods.load(tmp_path / "model").score(batch)
+    np.testing.assert_array_equal(found.map, method.score(batch).map)
+    assert np.isfinite(found.map).all()
 
 
 def test_it_has_a_notebook_and_a_docstring_with_its_source(name):

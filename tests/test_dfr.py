@@ -155,12 +155,5 @@ def test_bad_settings_are_named(settings, message):
         DFR(**SMALL | settings)
 
 
-def test_too_few_images_are_named(train):
-    with pytest.raises(InputError, match="at least 4"):
-        DFR(**SMALL).fit(train.iloc[:3])
-    with pytest.raises(InputError, match=r"hold_out 0\.99 of 6 images leaves 1"):
-        DFR(**SMALL | {"hold_out": 0.99}).fit(train)
-
-
 def test_one_image_a_step_is_enough(train):
     assert np.isfinite(DFR(**SMALL | {"batch_size": 1}).fit(train).normal_scores).all()

@@ -52,16 +52,19 @@ def test_support_is_seeded_distinct_and_apart_from_the_held_out(train):
     assert list(first.image_path) == list(again.image_path)
     assert not set(first.image_path) & set(held_out.image_path)
     assert len(first) + len(held_out) == len(train)
-    with pytest.raises(InputError, match="k 9 is larger than the 6 different normal images"):
-        support.choose_support(train, 9, seed=0)
+
+
+def test_a_support_larger_than_the_table_is_the_table(train, capsys):
+    chosen, held_out = support.choose_support(train, 9, seed=0)
+    assert (len(chosen), len(held_out)) == (6, 0)
+    assert capsys.readouterr().out == "k 9: there are 6 different normal images, and all of them are the support\n"
 
 
 def test_duplicate_pictures_count_once(tmp_path, train):
     pixels = texture(np.random.default_rng(5))
     paths = [write_image(tmp_path / f"{i}.png", pixels) for i in range(3)]
     table = train.iloc[:3].assign(image_path=paths)
-    with pytest.raises(InputError, match="k 2 is larger than the 1 different"):
-        support.choose_support(table, 2, seed=0)
+    assert [len(part) for part in support.choose_support(table, 2, seed=0)] == [1, 0]
     stack = torch.rand(2, 3, 8, 8)[[0, 1, 0, 1, 1]]
     assert torch.equal(support.distinct(stack), stack[:2])
 

@@ -689,9 +689,9 @@ def test_settings_that_cannot_be_used(train, settings, match):
 
 
 def test_a_validation_table_that_cannot_be_used(train, small_table):
-    with pytest.raises(InputError, match="validation holds no image"):
+    with pytest.raises(InputError, match="the validation table is empty"):
         glass.Glass(**TINY).fit(train, train.iloc[:0])
-    with pytest.raises(InputError, match="validation holds an anomalous image"):
+    with pytest.raises(InputError, match="the validation table holds an anomalous image"):
         glass.Glass(**TINY).fit(train, small_table[small_table.label == 1])
 
 

@@ -491,14 +491,13 @@ def test_every_change_of_the_study_changes_something():
     assert (measured.loc["score"] != measured.loc["maps", "as the profile"]).any(axis=1).all()
 
 
-def test_too_few_images_and_a_lost_held_out_set_are_named(train, fitted, tmp_path):
-    with pytest.raises(InputError, match="at least 4"):
-        ULSAD(**SMALL).fit(train.iloc[:3])
-    with pytest.raises(InputError, match="validation images"):
-        ULSAD(**SMALL).fit(train, validation=train.iloc[:1])
-    with pytest.raises(InputError, match=r"hold_out 0\.99 of 6 images leaves 1 to train on; at least 2"):
-        ULSAD(**SMALL | {"hold_out": 0.99}).fit(train)
-    assert len(ULSAD(**SMALL | {"hold_out": 0.6, "n_steps": 1}).fit(train).normal_scores) == 4  # two to train on
+def test_two_images_to_train_on_are_enough_and_a_lost_held_out_set_is_named(train, fitted, tmp_path):
+    for share in (0.6, 0.99):
+        assert len(ULSAD(**SMALL | {"hold_out": share, "n_steps": 1}).fit(train).normal_scores) == 4
+    # Without a held-out image, nothing is chosen: both maps, no level, quantiles of the training images.
+    few = ULSAD(**SMALL | {"maps": "auto", "position_wise": "auto", "n_steps": 1}).fit(train.iloc[:3])
+    assert (few.chosen_maps, few.chosen_level, len(few.normal_scores)) == ("both", False, 0)
+    assert (few.quantiles[:, 0] < few.quantiles[:, 1]).all()
     fitted.save(tmp_path)
     with pytest.raises(InputError, match="not saved"):
         ULSAD.load(tmp_path).use_snapshot(fitted.history.snapshots[0][1])

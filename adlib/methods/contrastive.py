@@ -23,10 +23,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from adlib import backbones, clustering, episodes, losses, storage, synthesis, training
-from adlib.datasets import hold_out
 from adlib.errors import InputError
-from adlib.images import Batch, Resize
-from adlib.methods import Scores, check_training_table
+from adlib.images import Batch, Resize, batches
+from adlib.methods import Scores, collect, split_normals, without_selection
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.patches import to_rows
 from adlib.settings import as_dict, build, choice
@@ -38,7 +37,6 @@ from adlib.support import (
     describe,
     enlarge,
     read_images,
-    score_normals,
 )
 
 
@@ -185,11 +183,13 @@ class Contrastive:
     def fit(self, table, validation=None):
         """Train on a table of normal training images with pseudo-anomalies, then set reference, gate and threshold.
 
-        `validation`: held-out normals; by default a share `hold_out` of the table.
+        `validation`: held-out normals; by default a share `hold_out` of the table. Of fewer than four images none is
+        held out: there is no threshold and no selection then, and the gate comes from the training images.
         """
-        check_training_table(table)
-        s = self.settings
-        train, held_out = (table, validation) if validation is not None else hold_out(table, s.hold_out, s.seed)
+        train, held_out = split_normals(table, self.settings, validation)
+        if len(train) < 2:
+            raise InputError("1 normal training image; contrastive learns from pairs of images: give at least 2")
+        self.settings = s = without_selection(self.settings, held_out)
         # With a frozen encoder its features are made once; with a trained one the pool holds images.
         cached = (lambda x: [x]) if s.train_last_stage else self.features
         sizes = {"n_normals": s.n_normals, "n_styles": s.n_styles}
@@ -201,7 +201,7 @@ class Contrastive:
             facts = {"backbone weights": self.backbone.fingerprint, "training images": episodes.fingerprints([pool])}
             facts["validation images"] = episodes.fingerprints([validation_pool])
             training.check_checkpoint(s.checkpoint, as_dict(s) | facts)
-        self._train(pool, episodes.fixed_episodes([validation_pool], (1,), s.seed))
+        self._train(pool, episodes.fixed_episodes([validation_pool] if len(held_out) else [], (1,), s.seed))
         self._calibrate(train, held_out.iloc[: s.n_calibration])
         return self
 
@@ -224,7 +224,7 @@ class Contrastive:
             s.steps,
             seed=s.seed,
             schedulers=[torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.steps)],
-            validate=lambda: self._validate(fixed),
+            validate=(lambda: self._validate(fixed)) if fixed else None,
             validate_every=s.validate_every,
             selection=s.selection,
             snapshot_every=s.snapshot_every,
@@ -314,9 +314,11 @@ class Contrastive:
         self.reference = rows[torch.from_numpy(np.sort(rng.permutation(len(rows))[: s.n_reference]))].cpu()
         self.gate = 0.0
         if s.gate_share > 0:
-            found = [self.cluster(read_images([path], self.resize))[0] for path in held_out.image_path]
+            paths = (held_out if len(held_out) else chosen).image_path
+            found = [self.cluster(read_images([path], self.resize))[0] for path in paths]
             self.gate = clustering.gate_from_normals([f.separation for f in found], s.gate_share)
-        self.normal_scores, self.normal_map_maxima = score_normals(self, (), held_out)
+        found = (self.score(batch) for batch in batches(held_out.image_path, self.resize, s.batch_size))
+        self.normal_scores, self.normal_map_maxima = collect(found)
 
     # -- test ---------------------------------------------------------------------------------------------------------
 

@@ -24,10 +24,10 @@ from adlib.colour import ssim_map
 from adlib.datasets import table_hash
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches, to_tensor
-from adlib.methods import Scores
+from adlib.methods import Scores, collect, split_normals, without_selection
 from adlib.methods.pagmfr import image_scores
 from adlib.methods.pagmfr_network import block
-from adlib.methods.reconstruction import split_normals, synthetic_images, synthetic_score
+from adlib.methods.reconstruction import synthetic_images, synthetic_score
 from adlib.pairs import Pairs, PairSettings
 from adlib.settings import as_dict, build
 from adlib.support import below, check_queries
@@ -174,9 +174,9 @@ class DRAEM:
 
     def fit(self, table, validation=None):
         """Train on a sample table of normal images; arguments as for `PAGMFR.fit`."""
-        s, attributes, started = self.settings, table.attrs, time.perf_counter()
-        table, held_out = split_normals(table, validation, s.hold_out, s.seed)
-        table.attrs.update(attributes)
+        started = time.perf_counter()
+        table, held_out = split_normals(table, self.settings, validation)
+        self.settings = s = without_selection(self.settings, held_out)
         if s.checkpoint:
             data = {"training images": table_hash(table), "validation images": table_hash(held_out)}
             training.check_checkpoint(s.checkpoint, as_dict(s) | data)
@@ -235,9 +235,8 @@ class DRAEM:
     def _score_held_out(self) -> None:
         with self._memory_errors("after the last step"):
             held_out = batches(self._held_out.image_path, self.resize, 8)
-            found = [self._scores(batch.images.to(self.device)) for batch in held_out]
-        self.normal_scores = np.concatenate([scores.image for scores in found])
-        self.normal_map_maxima = np.concatenate([scores.map.max(axis=(1, 2)) for scores in found])
+            found = collect(self._scores(batch.images.to(self.device)) for batch in held_out)
+        self.normal_scores, self.normal_map_maxima = found
 
     def _memory_errors(self, when: str):
         # Outside the steps, neither the batch nor its gradients take memory.

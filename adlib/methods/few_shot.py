@@ -191,7 +191,7 @@ class FewShot:
         context: one `Memory` a stage.
         support_ids: names of the support images.
         normal_scores, normal_map_maxima: float32 (n,), of normal training images that are not in the support; where
-            there are none, of each support image against the others.
+            there are fewer than two, of each image against the others.
         history: of the training of the projection, where there was one.
     """
 
@@ -289,7 +289,7 @@ class FewShot:
     # -- fit and score ------------------------------------------------------------------------------------------------
 
     def fit(self, table, validation=None):
-        """Choose `k` support images from a table of normal training images and take them in.
+        """Choose `k` support images from a table of normal training images and take them in; all, if there are fewer.
 
         `validation` normals, where given, replace the rest of the table for the threshold.
         """
@@ -297,12 +297,15 @@ class FewShot:
         s = self.settings
         check_rotations(s.rotations, table)
         support, held_out = choose_support(table, s.k, s.seed, s.n_calibration if validation is None else 0)
-        self.support_ids = support_ids(support)
-        images = read_images(support.image_path, self.resize)
-        self.context = self.condition(images)
+        self.take_in(support)
         held_out = held_out if validation is None else validation
-        self.normal_scores, self.normal_map_maxima = score_normals(self, images, held_out)
+        self.normal_scores, self.normal_map_maxima = score_normals(self, support, held_out)
         return self
+
+    def take_in(self, support: pd.DataFrame) -> None:
+        """Make the context from all images of a table."""
+        self.support_ids = support_ids(support)
+        self.context = self.condition(read_images(support.image_path, self.resize))
 
     def score(self, batch: Batch | torch.Tensor, context: list | None = None, contexts: list | None = None) -> Scores:
         """Score images (B, 3, H, W) in [0, 1] against a context, by default the one that `fit` made.

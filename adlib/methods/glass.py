@@ -29,7 +29,7 @@ from adlib import backbones, datasets, patches, storage, synthesis, training
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches, read_image, to_tensor
 from adlib.memory import allocate
-from adlib.methods import Scores, check_training_table, glass_judge
+from adlib.methods import Scores, check_training_table, collect, glass_judge, split_normals, without_selection
 from adlib.methods.glass_step import Ensemble, Network
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.pairs import folder as texture_folder
@@ -200,16 +200,10 @@ class Glass:
         Args:
             table: normal training images.
             validation: further normal images, for the threshold and for `selection`; None keeps `hold_out` of `table`.
+                Of fewer than four images none is held out: no normal scores, and the last weights are kept.
         """
-        check_training_table(table)
-        _check_normals(validation, "validation")
-        s = self.settings
-        if validation is None:
-            # A threshold needs two images at least.
-            share = min(max(s.hold_out, 2 / len(table)), 0.5)
-            attributes = table.attrs
-            table, validation = datasets.hold_out(table, share, s.seed)
-            table.attrs.update(attributes)
+        table, validation = split_normals(table, self.settings, validation)
+        self.settings = s = without_selection(self.settings, validation)
         if s.checkpoint:
             facts = {
                 "backbone weights": self.backbone.fingerprint,
@@ -236,14 +230,16 @@ class Glass:
         )
         self.features = self.images = self.bank = None  # the caches have served
         self.network = self.averaged
-        return self.calibrate(validation)
+        return self._score_normals(validation)
 
     def calibrate(self, normals):
         """Score a table of normal images that the weights have not seen; thresholds are set from these scores."""
-        _check_normals(normals, "normals")
-        found = [self.score(batch) for batch in batches(normals.image_path, self.resize, self.settings.batch_size)]
-        self.normal_scores = np.concatenate([scores.image for scores in found])
-        self.normal_map_maxima = np.concatenate([scores.map.max(axis=(1, 2)) for scores in found])
+        check_training_table(normals, "the table of normals")
+        return self._score_normals(normals)
+
+    def _score_normals(self, normals):
+        found = (self.score(batch) for batch in batches(normals.image_path, self.resize, self.settings.batch_size))
+        self.normal_scores, self.normal_map_maxima = collect(found)
         return self
 
     def prepare(self, table):
@@ -506,17 +502,6 @@ class Glass:
 def published_name(dataset: str) -> str:
     """The data set whose categories `dataset` shows: "mvtec_ad" for MAD-man, MAD-sys and the layout "mvtec"."""
     return glass_judge.SAME_CATEGORIES.get(dataset, dataset)
-
-
-def _check_normals(table, name: str) -> None:
-    """Refuse a table without images, or with anomalous ones, where normal images are expected; None passes."""
-    if table is None:
-        return
-    if len(table) == 0:
-        raise InputError(f"{name} holds no image; give a table of at least one normal image that is not trained on")
-    if (table.label != 0).any():
-        path = table.image_path[table.label != 0].iloc[0]
-        raise InputError(f"{name} holds an anomalous image ({path}); keep rows with label 0")
 
 
 def optimizers(network: Network | Ensemble, lr: float, lr_discriminator: float) -> list[torch.optim.Optimizer]:

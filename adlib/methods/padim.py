@@ -18,7 +18,7 @@ from adlib.images import Batch, Resize, batches
 from adlib.methods import Scores, check_training_table
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.settings import as_dict, build
-from adlib.support import check_fingerprint, check_fitted, check_queries, score_normals, split_normals, support_ids
+from adlib.support import check_fingerprint, check_fitted, check_queries, score_normals, split_support, support_ids
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Padim:
     Attributes after `fit`:
         channels: int64 (d,), the random choice.
         mean: (P, d); whitening: (P, d, d), inverse Cholesky factors, so that distance = |whitening (x - mean)|.
-        normal_scores, normal_map_maxima: of held-out normals.
+        normal_scores, normal_map_maxima: of held-out normals, or of each image by the others.
     """
 
     name = "padim"
@@ -74,10 +74,16 @@ class Padim:
     def fit(self, table, validation=None):
         """Estimate the Gaussians from a table of normal training images."""
         check_training_table(table)
+        chosen, held_out = split_support(table, self.settings, validation)
+        self.take_in(chosen)
+        self.normal_scores, self.normal_map_maxima = score_normals(self, chosen, held_out)
+        return self
+
+    def take_in(self, table) -> None:
+        """Estimate the Gaussians from all images of a table."""
         s = self.settings
-        chosen, held_out = split_normals(table, s, validation)
-        self.support_ids = support_ids(chosen)
-        grids = torch.cat([self.embed(b.images) for b in batches(chosen.image_path, self.resize, s.batch_size)])
+        self.support_ids = support_ids(table)
+        grids = torch.cat([self.embed(b.images) for b in batches(table.image_path, self.resize, s.batch_size)])
         n_channels = grids.shape[1]
         keep = np.random.default_rng(s.seed).permutation(n_channels)[: min(s.d, n_channels)]
         self.channels = torch.from_numpy(np.sort(keep))
@@ -93,8 +99,6 @@ class Padim:
             inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
             self.whitening[start : start + 64] = inverse.cpu()
         self.whitening, self.mean = self.whitening.to(self.device), self.mean.clone()
-        self.normal_scores, self.normal_map_maxima = score_normals(self, (), held_out)
-        return self
 
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]: Mahalanobis distances, enlarged and smoothed; their maximum."""

@@ -27,10 +27,10 @@ from adlib import backbones, storage, training
 from adlib.datasets import table_hash
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches, to_tensor
-from adlib.methods import Scores
+from adlib.methods import Scores, collect, split_normals, without_selection
 from adlib.methods.pagmfr_network import NORMS, TERMS, PAGMFRModel, check_terms, losses, to_grid
 from adlib.methods.patchcore import upsample_and_smooth
-from adlib.methods.reconstruction import split_normals, synthetic_images, synthetic_score
+from adlib.methods.reconstruction import synthetic_images, synthetic_score
 from adlib.methods.ulsad_maps import peaks_at_the_border, place_statistics, whitened_maps, whitening
 from adlib.pairs import Pairs, PairSettings
 from adlib.settings import as_dict, build, choice
@@ -172,11 +172,12 @@ class PAGMFR:
 
         Args:
             table: normal training images.
-            validation: further normal images, for threshold and selection; None keeps `hold_out` of `table`.
+            validation: further normal images, for threshold and selection; None keeps `hold_out` of `table`. Of fewer
+                than four images none is held out: no normal scores, and the last weights are kept.
         """
-        s, attributes, started = self.settings, table.attrs, time.perf_counter()
-        table, held_out = split_normals(table, validation, s.hold_out, s.seed)
-        table.attrs.update(attributes)
+        started = time.perf_counter()
+        table, held_out = split_normals(table, self.settings, validation)
+        self.settings = s = without_selection(self.settings, held_out)
         if s.checkpoint:
             data = {"training images": table_hash(table), "validation images": table_hash(held_out)}
             training.check_checkpoint(s.checkpoint, as_dict(s) | self._facts() | data)
@@ -319,9 +320,8 @@ class PAGMFR:
                 if s.calibrate != "auto" or peaks_at_the_border(maps.sum(dim=1)):
                     self.calibration = level_and_spread(maps, by_position=s.calibrate != "global")
             held_out = batches(self._held_out.image_path, self.resize, 8)
-            found = [self._scores(batch.images.to(self.device)) for batch in held_out]
-        self.normal_scores = np.concatenate([scores.image for scores in found])
-        self.normal_map_maxima = np.concatenate([scores.map.max(axis=(1, 2)) for scores in found])
+            found = collect(self._scores(batch.images.to(self.device)) for batch in held_out)
+        self.normal_scores, self.normal_map_maxima = found
 
     def explain(self, images: torch.Tensor) -> dict[str, np.ndarray]:
         """What stands behind the maps of images (B, 3, H, W): reconstruction and every difference, at input size.

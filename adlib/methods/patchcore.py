@@ -267,13 +267,16 @@ def choose_patch_size(table, settings: PatchCoreSettings, candidates=(1, 3), n_i
     Ours, not the paper's: its choice of 3 is for a network whose cells see little. What suits another backbone
     depends on the product (fine threads want 1, a noisy surface wants 3), so each candidate is fitted on three
     quarters of at most `n_images` training images and judged on the rest, half of them damaged, by image AUROC plus
-    pixel AUROC (the sum by which the field's trained methods are usually selected).
+    pixel AUROC (the sum by which the field's trained methods are usually selected). Fewer than four images take the
+    paper's choice.
     """
     from adlib import datasets, metrics
     from adlib.synthesis import SyntheticSplit
 
     rng = np.random.default_rng([settings.seed, len(table)])
     some = table.iloc[np.sort(rng.permutation(len(table))[:n_images])]
+    if len(some) < 4:
+        return 3
     fit, held_out = datasets.hold_out(some, 0.25, settings.seed)
     found = {}
     for size in candidates:

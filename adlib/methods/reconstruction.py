@@ -1,4 +1,4 @@
-"""What ULSAD and DFR share: which normals to train on, cached features, and held-out pseudo-anomalies to select on."""
+"""What ULSAD and DFR share: checks of settings, cached features, and held-out pseudo-anomalies to select on."""
 
 import math
 
@@ -6,10 +6,9 @@ import numpy as np
 import torch
 
 from adlib import metrics, training
-from adlib.datasets import hold_out, table_hash
+from adlib.datasets import table_hash
 from adlib.errors import InputError
 from adlib.images import Resize
-from adlib.methods import check_training_table
 from adlib.settings import as_dict, choice
 from adlib.synthesis import SyntheticSplit
 
@@ -40,30 +39,6 @@ def resize_of(settings) -> Resize:
     """The geometry of the input that the settings ask for."""
     size = settings.image_size if isinstance(settings.image_size, int) else tuple(settings.image_size)
     return Resize(size, settings.resize, settings.scale if settings.resize == "short_side" else None)
-
-
-def split_normals(table, validation, share: float, seed: int):
-    """Return (train, held_out): `table` and `validation`, or a seeded split of `table` with at least 2 held out.
-
-    Raises:
-        InputError: an anomalous or a test image in either, or too few normal images to train on and to hold out.
-    """
-    check_training_table(table)
-    if validation is not None:
-        check_training_table(validation)
-        if len(validation) < 2 or len(table) < 2:
-            raise InputError(
-                f"{len(table)} training and {len(validation)} validation images; at least 2 of each are needed"
-            )
-        return table, validation
-    if len(table) < 4:
-        raise InputError(f"{len(table)} normal training images; at least 4 are needed: 2 to train on, 2 to hold out")
-    train, held_out = hold_out(table, max(share, 2 / len(table)), seed)
-    if len(train) < 2:
-        raise InputError(
-            f"hold_out {share} of {len(table)} images leaves {len(train)} to train on; at least 2 are needed, lower it"
-        )
-    return train, held_out
 
 
 def epoch_rows(n_images: int, batch_size: int, seed: int, step: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from adlib.images import Batch, Resize, batches
 from adlib.methods import Scores, check_training_table
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.settings import as_dict, build
-from adlib.support import check_fingerprint, check_fitted, check_queries, score_normals, split_normals, support_ids
+from adlib.support import check_fingerprint, check_fitted, check_queries, score_normals, split_support, support_ids
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Spade:
 
     Attributes after `fit`:
         pooled: (N, C), one vector an image; gallery: (N, P, D), its patches.
-        normal_scores, normal_map_maxima: of held-out normals.
+        normal_scores, normal_map_maxima: of held-out normals, or of each image by the others.
     """
 
     name = "spade"
@@ -73,14 +73,18 @@ class Spade:
     def fit(self, table, validation=None):
         """Store the features of a table of normal training images."""
         check_training_table(table)
-        s = self.settings
-        chosen, held_out = split_normals(table, s, validation)
-        self.support_ids = support_ids(chosen)
-        embedded = [self.embed(b.images) for b in batches(chosen.image_path, self.resize, s.batch_size)]
+        chosen, held_out = split_support(table, self.settings, validation)
+        self.take_in(chosen)
+        self.normal_scores, self.normal_map_maxima = score_normals(self, chosen, held_out)
+        return self
+
+    def take_in(self, table) -> None:
+        """Store the features of all images of a table."""
+        self.support_ids = support_ids(table)
+        files = batches(table.image_path, self.resize, self.settings.batch_size)
+        embedded = [self.embed(batch.images) for batch in files]
         self.pooled = torch.cat([pooled for pooled, _ in embedded]).clone()
         self.gallery = torch.cat([grid.flatten(2).mT for _, grid in embedded]).contiguous().clone()
-        self.normal_scores, self.normal_map_maxima = score_normals(self, (), held_out)
-        return self
 
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]."""

@@ -31,12 +31,11 @@ from adlib import backbones, storage, training
 from adlib.errors import InputError
 from adlib.images import Batch, batches
 from adlib.memory import allocate
-from adlib.methods import Scores
+from adlib.methods import Scores, split_normals, without_selection
 from adlib.methods.reconstruction import (
     check_settings,
     epoch_rows,
     resize_of,
-    split_normals,
     synthetic_images,
     synthetic_score,
     to_grid,
@@ -262,9 +261,14 @@ class ULSAD:
         Args:
             table: normal training images. Without `validation` a share `hold_out` of them is put aside.
             validation: normal images that are not trained on (MVTec LOCO ships some): quantiles, threshold, selection.
+
+        Of fewer than four images none is held out: quantiles then come from the training images (too low), "auto"
+        takes both maps without a level, the last weights are kept, and there are no normal scores.
         """
-        s = self.settings
-        train, held_out = split_normals(table, validation, s.hold_out, s.seed)
+        train, held_out = split_normals(table, self.settings, validation)
+        if len(train) < 2:
+            raise InputError("1 normal training image; ulsad normalises over the images of a batch: give at least 2")
+        self.settings = s = without_selection(self.settings, held_out)
         features, images = self._features(train.image_path)
         mean, std = channel_statistics(features)
         for block in features:  # in place, image by image
@@ -277,7 +281,7 @@ class ULSAD:
         held_features, held_images = self._features(held_out.image_path)
         self._held_out = (held_features - mean) / std, held_images
         watched = s.selection == "synthetic" or s.validate_every > 0
-        self._pseudo = self._synthetic(held_out) if watched or self._is_open() else None
+        self._pseudo = self._synthetic(held_out) if len(held_out) and (watched or self._is_open()) else None
 
         self._build(seed=s.seed)
         modules = {"reconstruction": self.reconstruction_net, "global": self.global_net}
@@ -366,15 +370,17 @@ class ULSAD:
         `fit` ends with this. Call it again after a change of the settings that only concern the maps.
         """
         self._check_held_out()
-        if self._is_open():
+        maps, level = self.settings.maps, self.settings.position_wise == "on"
+        if self._pseudo and self._is_open():
             self._choose()
         else:
-            self.chosen_maps, self.chosen_level = self.settings.maps, self.settings.position_wise == "on"
+            self.chosen_maps, self.chosen_level = "both" if maps == "auto" else maps, level
         self._score_held_out()
 
     def _score_held_out(self) -> None:
-        self.normal_scores, maps = self._combine(self._calibrate(*self._held_out), self.chosen_maps)
-        self.normal_map_maxima = maps.max(axis=(1, 2))
+        n = len(self._held_out[0])
+        scores, maps = self._combine(self._calibrate(*(self._held_out if n else self._sample)), self.chosen_maps)
+        self.normal_scores, self.normal_map_maxima = scores[:n], maps.max(axis=(1, 2))[:n]
 
     def _check_held_out(self) -> None:
         if not hasattr(self, "_held_out"):
