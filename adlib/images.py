@@ -17,7 +17,6 @@ from adlib.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 RESIZE_MODES = ("stretch", "short_side", "letterbox")
-ASPECT = "aspect"  # a wish that `profiles.shaped` turns into a size before a method is made
 
 
 def read_image(path) -> np.ndarray:
@@ -147,7 +146,7 @@ class Resize:
     scale: int | None = None
 
     def __post_init__(self):
-        if self.mode == ASPECT:
+        if self.mode == "aspect":
             raise InputError(
                 "resize 'aspect' is resolved from the training images by adlib.profiles.shaped, as `adlib run` and "
                 "`adlib train` do; give a method resize='stretch' and image_size=(height, width)"

@@ -15,7 +15,6 @@ import yaml
 
 from adlib import methods, settings
 from adlib.errors import InputError
-from adlib.images import ASPECT, aspect_size
 from adlib.paths import root
 from adlib.settings import choice
 
@@ -78,8 +77,10 @@ def shaped(method: str, values: dict, image_paths, report=None) -> dict:
         `resize: stretch` with an `image_size` that keeps the images' shape; a height and width that were given stay.
         Unchanged where `resize` asks for something else.
     """
-    if values.get("resize") != ASPECT:
+    if values.get("resize") != "aspect":
         return values
+    from adlib.images import aspect_size  # it loads torch
+
     side = values.get("image_size", methods.get(method).Settings().image_size)
     if not isinstance(side, int):
         return values | {"resize": "stretch"}

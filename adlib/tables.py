@@ -187,13 +187,15 @@ def _columns(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
             parts.append(f"step: {fact['selection']}")
         columns.append(f"{method} ({', '.join(parts)})" if parts else method)
     where = "network input size" if common["resolution"] == "input" else f"{common['resolution']} size"
+    if any("side" in protocol for protocol in table.protocol):
+        common["size"] += " (images that are not square: about as many pixels, or twice as many, in their shape)"
     shared = f"{common['size']}, {common['resize']}, maps and masks compared at {where}, no step chosen on test images"
     shared = f"features of {common['backbone']}, {shared}" if common["backbone"] else shared
     return table.assign(column=columns), shared
 
 
 def _protocol(row) -> dict[str, str]:
-    size = row.protocol.get("image_size")
+    size = row.protocol.get("side", row.protocol.get("image_size"))  # a size in the images' shape is set beside squares
     size = size if isinstance(size, list) else [size, size]
     shots = row.parameters.get(SHOTS[row.method]) if row.method in SHOTS else None
     return {

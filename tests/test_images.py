@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from adlib import methods, profiles
 from adlib.errors import InputError
-from adlib.images import Geometry, Resize, batches, list_images, read_image, read_mask, to_tensor
+from adlib.images import Geometry, Resize, aspect_size, batches, list_images, read_image, read_mask, to_tensor
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "I;16"])
@@ -100,11 +101,14 @@ def test_geometry_leads_back_to_the_original_canvas(height, width, size, mode):
         assert seen.all()
 
 
-@pytest.mark.parametrize("mode", ["stretch", "short_side", "letterbox"])
-def test_a_blob_comes_back_where_it_was(mode):
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [("stretch", 64), ("short_side", 64), ("letterbox", 64), ("stretch", (64, 96)), ("stretch", (96, 64))],
+)
+def test_a_blob_comes_back_where_it_was(mode, size):
     original = np.zeros((90, 150, 3), np.uint8)
     original[40:50, 70:84] = 255
-    prepared, geometry = Resize(64, mode, 64 if mode == "short_side" else None).image(original)
+    prepared, geometry = Resize(size, mode, 64 if mode == "short_side" else None).image(original)
     back = np.nan_to_num(geometry.to_original(prepared[..., 0].astype(np.float32)))
     rows, columns = np.nonzero(back > 127)
     assert abs(rows.mean() - 44.5) < 1.5
@@ -120,6 +124,46 @@ def test_mask_and_image_take_the_same_way():
         assert mask.dtype == bool
         shown = resize.image(image)[0][..., 0] > 127
         assert (mask != shown).mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size", "line"),
+    [
+        ([(1000, 1000)], 256, ""),
+        ([(100, 99), (99, 100)], 256, ""),
+        ([(120, 100)], (288, 224), "input 288 x 224 (height x width), from 1 training images of ratio 1.2"),
+        ([(1250, 500)], (576, 224), "ratio 2.5"),  # long: twice the pixels
+        ([(500, 750)], (288, 448), "ratio 0.667"),  # 3:2 is long
+        ([(500, 740)], (224, 320), "ratio 0.676"),  # not yet
+        ([(10, 1000)], (128, 1024), "ratio 0.01"),  # 1:8 at most
+        ([(100, 200), (200, 100)], 256, "from 2 training images of mixed shapes (height / width 0.5 to 2)"),
+        ([(100, 200), (200, 100), (200, 100), (200, 100), (200, 100)], (512, 256), "ratio 2"),
+        ([], 256, ""),
+    ],
+)
+def test_an_input_takes_the_shape_of_the_training_images(tmp_path, shapes, size, line):
+    paths = [write_image(tmp_path / f"{i}.png", np.zeros(shape, np.uint8)) for i, shape in enumerate(shapes)]
+    found, said = aspect_size(paths, 256)
+    assert found == size
+    assert line in said
+    assert bool(line) == bool(said)
+
+
+def test_aspect_is_resolved_once_and_what_was_asked_for_wins(tmp_path, capsys):
+    path = write_image(tmp_path / "tall.png", np.zeros((200, 100), np.uint8))
+    lines = []
+    shaped = lambda **changes: profiles.shaped("dfr", changes, [path], lines.append)  # noqa: E731
+    assert shaped(resize="aspect") == {"resize": "stretch", "image_size": (512, 256)}  # DFR's own default is 256
+    assert shaped(resize="aspect", image_size=128, seed=1) == {"resize": "stretch", "image_size": (256, 128), "seed": 1}
+    assert len(lines) == 2
+    assert shaped(resize="aspect", image_size=[96, 64])["image_size"] == [96, 64]
+    for asked in ({}, {"resize": "letterbox", "image_size": 64}):
+        assert shaped(**asked) == asked
+    assert len(lines) == 2
+    with pytest.raises(InputError, match=r"^resize 'aspect' is resolved from the training images by"):
+        methods.create("dfr", backbone="tf_efficientnet_lite0", stages=[2], resize="aspect")
+    with pytest.raises(InputError, match=r"gone\.png: no such image file"):
+        profiles.shaped("dfr", {"resize": "aspect"}, [tmp_path / "gone.png"])
 
 
 @pytest.mark.parametrize(

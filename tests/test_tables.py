@@ -115,6 +115,7 @@ def test_average_ranks_are_over_the_methods_that_have_every_category(write, tmp_
     ("changes", "column"),
     [
         ({"protocol": {"image_size": 224}}, "dfr (224 px)"),
+        ({"protocol": {"image_size": [288, 448], "side": 256}}, "dfr"),  # the images' shape, the others' pixels
         ({"parameters": {"resize": "short_side"}}, "dfr (short_side)"),
         ({"parameters": {"backbone": "resnet18"}}, "dfr (resnet18)"),
         ({"parameters": {"backbone": None}}, "dfr"),  # a method without one
