@@ -384,7 +384,7 @@ def reproduce(profile: str, data_root: str = "", cores: int | None = None) -> in
         print(f"{story_line(told)} ({folder / 'notebook.ipynb'})", file=sys.stderr)
     if finished.returncode:
         return 1
-    if _times(jobs, profile, data_root) == before:
+    if not lost and _times(jobs, profile, data_root) == before:
         print(f"Nothing to do: all results of profile {profile!r} are up to date.")
     print(f"tables     {results_dir() / 'tables'}")
     print(f"figures    {os.environ.get('ADLIB_FIGURES') or results_dir() / 'figures' / profile}")
