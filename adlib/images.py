@@ -5,6 +5,7 @@ therefore written down in a `Geometry`, which maps an anomaly map back onto the 
 """
 
 import contextlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,12 @@ def _opened(path):
         raise InputError(f"{path}: no such image file") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{path}: not a readable image ({error}); replace or remove the file") from None
+
+
+def image_shape(path) -> tuple[int, int]:
+    """Return height and width of an image file from its header; errors as in `read_image`."""
+    with _opened(path) as image:
+        return image.size[::-1]
 
 
 def read_mask(path, threshold: int = 127) -> np.ndarray:
@@ -202,7 +209,8 @@ def aspect_size(image_paths, side: int, multiple: int = 32) -> tuple[int | tuple
        input would stretch; else (square images, or portrait and landscape mixed) the input is the square. Beyond 1:8
        the rest is stretched.
     2. Pixels: side^2, and 2 side^2 where the longer side is 1.49 times the shorter or more (3:2 pictures count).
-    3. Both sides are rounded to multiples of `multiple`, at least one.
+    3. Both sides are multiples of `multiple`: of the neighbours of the exact size the one of the best shape and number
+       of pixels (differences of logarithms, those of the shape counted twice).
 
     Args:
         image_paths: normal training images.
@@ -229,8 +237,10 @@ def aspect_size(image_paths, side: int, multiple: int = 32) -> tuple[int | tuple
         return side, mixed if stretched > 0.1 else ""
     middle = float(np.clip(middle, -np.log(8), np.log(8)))
     pixels = side**2 * (2 if abs(middle) >= np.log(1.49) else 1)
-    height, width = (
-        max(1, round(float(np.sqrt(pixels * np.exp(sign * middle))) / multiple)) * multiple for sign in (1, -1)
+    exact = [float(np.sqrt(pixels * np.exp(sign * middle))) / multiple for sign in (1, -1)]
+    near = itertools.product(*([max(1, int(n)) * multiple, (int(n) + 1) * multiple] for n in exact))
+    height, width = min(
+        near, key=lambda hw: 2 * abs(np.log(hw[0] / hw[1]) - middle) + abs(np.log(hw[0] * hw[1] / pixels))
     )
     if height == width:
         return side, ""

@@ -13,10 +13,11 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SMALL_SETTINGS
+from conftest import SMALL_SETTINGS, texture, write_image
 
 from adlib import batch, datasets, evaluation, methods, runs, thresholds
 from adlib.errors import InputError
+from adlib.images import Resize
 from adlib.settings import parse_overrides
 
 
@@ -89,6 +90,27 @@ def test_maps_for_figures_come_back_smaller_and_nearly_the_same(run, record, tmp
         runs.read_maps(tmp_path)
     (tmp_path / "maps.npz").unlink()
     assert runs.read_maps(tmp_path) is None  # maps are not committed
+
+
+def test_a_run_takes_the_shape_of_its_training_images_and_is_then_up_to_date(tmp_path, capsys):
+    for place in ("train/good/0", "train/good/1", "test/good/0", "test/hole/0"):
+        write_image(tmp_path / f"plate/{place}.png", texture(np.random.default_rng(0), 40, 100))
+    write_image(tmp_path / "plate/ground_truth/hole/0_mask.png", np.full((40, 100), 255, np.uint8))
+    where = {"dataset": "mvtec", "data_root": str(tmp_path), "category": "plate", "profile": "laptop", "seed": 0}
+    run = runs.Run("dfr", notebook="x.ipynb", settings={"image_size": 64}, out_dir=str(tmp_path / "out"), **where)
+    assert "input 64 x 160 (height x width), from 2 training images of ratio 0.4\n" in capsys.readouterr().out
+
+    class Blind:
+        resize, settings = Resize(run.settings["image_size"], run.settings["resize"]), None
+
+        def score(self, batch):
+            return methods.Scores(np.zeros(len(batch), np.float32), np.zeros((len(batch), 64, 160), np.float32))
+
+    record = run.write(evaluation.evaluate(Blind(), run.test))
+    assert record["protocol"]["side"] == 64
+    assert record["protocol"]["image_size"] == record["parameters"]["image_size"] == [64, 160]
+    assert record["parameters"]["resize"] == "stretch"
+    assert batch.run_method("dfr", overrides={"image_size": 64}, out=tmp_path / "out", **where)[0] == "up to date"
 
 
 def test_content_hash_follows_settings_seed_and_data(small_table, tmp_path):
