@@ -3,6 +3,7 @@
 # make test-elsewhere   golden tests and notebooks as other processors compute, with one, two and four threads
 # make matrix       every method on data of every shape, through its notebook
 # make sabotage     break each method on purpose: its notebook must lose a claim
+# make matrix       every method's whole notebook on data of every shape, as a table (an hour or so on two cores)
 # make bench        side-by-side speed ratios in an environment of their own
 # make notebooks    run the notebooks in place, as they are committed
 # make site         the static book in build/site, from results where there are any, else from the committed copies
@@ -88,6 +89,9 @@ site-test: site
 
 student: install
 	@adlib student build/student --force
+
+matrix: install
+	@$(BIN)/python tests/test_matrix.py --jobs $(JOBS)
 
 bench:
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench

@@ -1,0 +1,277 @@
+"""Every method on data of every shape: each cell ends in a record, or in one line that says what is missing.
+
+As a test: the result cells of every method's notebook in this process, and the whole notebook for three shapes. As a
+script, `make matrix`: whole notebooks on all shapes by `adlib run`, each in a process of its own, printed as a table.
+
+    python tests/test_matrix.py [--methods patchcore glass] [--shapes "no masks"] [--jobs 2] [--no-story]
+"""
+
+import argparse
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import SMALL_SETTINGS, texture, write_image
+
+from adlib import backbones, batch, datasets, methods, runs, training
+from adlib.errors import InputError
+from adlib.methods import METHODS
+
+# Data set: category, and the places of training, good test and defective images and of masks.
+PLACES = {
+    "own": ("plate", "train/good/{i}", "test/good/{i}", "test/{kind}/{i}", "ground_truth/{kind}/{i}_mask"),
+    "mpdd": ("tubes", "train/good/{i}", "test/good/{i}", "test/{kind}/{i}", "ground_truth/{kind}/{i}_mask"),
+    "btad": ("01", "train/ok/{i}", "test/ok/{i}", "test/ko/{i}", "ground_truth/ko/{i}"),
+    "visa": ("candle", *["Data/Images/Normal/{i}"] * 2, "Data/Images/Anomaly/{i}", "Data/Masks/Anomaly/{i}"),
+    "mvtec_loco": ("pushpins", "train/good/{i}", "test/good/{i}", "test/{kind}/{i}", "ground_truth/{kind}/{i}/000"),
+    "mvtec_3d": ("bagel", "train/good/rgb/{i}", "test/good/rgb/{i}", "test/{kind}/rgb/{i}", "test/{kind}/gt/{i}"),
+    "folder": ("plate", "good/train{i}", "fine/{i}", "bad/{kind}/{i}", "masks/{kind}/{i}"),  # plain folders
+}
+OBLONG = {"resize": "aspect"}  # as in the laptop profile
+# What differs from six training images, three good ones and three with a hole to test on, all with masks.
+SHAPES = {
+    "one kind": {},
+    "eleven kinds": {"kinds": {f"kind {i:02d}": 1 for i in range(11)}},
+    "one test image": {"good": 0, "kinds": {"hole": 1}},
+    "one test image a side": {"good": 1, "kinds": {"hole": 1}},
+    "no good test image": {"good": 0},
+    "no defect": {"kinds": {}},
+    "no masks": {"masked": 0},
+    "masks for some": {"masked": 1},
+    "one training image": {"train": 1},
+    "two training images": {"train": 2},
+    "three training images": {"train": 3},
+    "eight training images": {"train": 8},
+    "grey": {"stored": lambda image: image[..., 0]},
+    "16 bit": {"stored": lambda image: image[..., 0].astype(np.uint16) * 257},
+    "RGBA": {"stored": lambda image: np.dstack([image, np.full(image.shape[:2], 200, np.uint8)])},
+    "wide": {"sizes": [(32, 128)], "settings": OBLONG},
+    "tall": {"sizes": [(128, 32)], "settings": OBLONG},
+    "mixed sizes": {"sizes": [(64, 64), (48, 80), (80, 48)], "settings": OBLONG},
+    "VisA": {"dataset": "visa"},
+    "BTAD": {"dataset": "btad"},
+    "LOCO": {"dataset": "mvtec_loco", "kinds": {"logical_anomalies": 3}},  # without the structural ones
+    "3D": {"dataset": "mvtec_3d"},
+    "MPDD": {"dataset": "mpdd"},
+    "folder": {"dataset": "folder"},
+}
+WHOLE = ("one kind", "no masks", "eight training images")  # shapes on which the stories run, too
+# What a method cannot do, in a line that comes before its fit; all other cells are records.
+REFUSED = {
+    ("ulsad", "one training image"): "1 normal training image; ulsad normalises over the images of a batch: give at "
+    "least 2",
+    ("contrastive", "one training image"): "1 normal training image; contrastive learns from pairs of images: give at "
+    "least 2",
+}
+TRAINED = ("glass", "ulsad", "dfr", "contrastive", "pagmfr", "draem")  # without a threshold below four images
+FEW_STEPS = {"validate_every": 0, "snapshot_every": 0, "n_synthetic": 4, "bank": 4}
+EPISODES = {"steps": 2, "episodes": 1, "hidden": 8, "pool_normals": 4, "pool_styles": 2, "shots": [1, 2]}
+
+
+def tiny(method: str, more: dict | None = None) -> dict:
+    """Settings that make a notebook small, with the usual share of held-out images."""
+    known = methods.get(method).Settings.__dataclass_fields__
+    changes = {"hold_out": 0.15} | FEW_STEPS | (EPISODES if "shots" in known else {}) | (more or {})
+    return SMALL_SETTINGS[method] | {key: value for key, value in changes.items() if key in known}
+
+
+def write_tree(root: Path, *, dataset="own", train=6, good=3, kinds=None, masked=99, sizes=((64, 64),), stored=None):
+    """Write a category; the first `masked` defective images of each kind have masks. Return data set and category."""
+    rng = np.random.default_rng(0)
+    category, *places = PLACES[dataset]
+    base = root if dataset == "folder" else root / category
+    stored, count, listed = stored or (lambda image: image), 0, []
+
+    def write(place, split="train", kind="good", masks=False):
+        nonlocal count
+        height, width = sizes[count % len(sizes)]
+        image, mask = texture(rng, height, width), np.zeros((height, width), np.uint8)
+        if kind != "good":
+            top, left = rng.integers(4, height - 20), rng.integers(4, width - 20)
+            image[top : top + 16, left : left + 16] = rng.integers(0, 255, (16, 16, 3))
+            mask[top : top + 16, left : left + 16] = 3 if dataset == "visa" else 255
+        name = {"kind": kind, "i": f"{count:03d}"}
+        count += 1
+        file = Path(write_image(base / f"{place.format(**name)}.png", stored(image)))
+        mask_file = base / f"{places[3].format(**name)}.png"
+        if masks:
+            write_image(mask_file, mask)
+        label = "normal" if kind == "good" else "anomaly"
+        parts = [str(f.relative_to(root)) if f else "" for f in (file, mask_file if masks else None)]
+        listed.append(",".join([category, split, label, *parts]))
+
+    for _ in range(train):
+        write(places[0])
+    for _ in range(good):
+        write(places[1], "test")
+    for kind, n in ({"hole": 3} if kinds is None else kinds).items():
+        for i in range(n):
+            write(places[2], "test", kind, i < masked)
+    if dataset == "mvtec_loco":
+        for i in range(2):
+            write_image(base / f"validation/good/{i}.png", texture(rng))
+    if dataset == "visa":
+        (root / "split_csv").mkdir()
+        (root / "split_csv/1cls.csv").write_text("\n".join(["object,split,label,image,mask", *listed]))
+    return (root.name if dataset == "own" else dataset), category
+
+
+def written(folder: Path, shape: str) -> dict:
+    """Write the data of a shape below a folder; the parameters of a notebook that name them."""
+    root = folder / shape.replace(" ", "_")
+    if not root.is_dir():
+        root.mkdir()
+        write_tree(root, **{key: value for key, value in SHAPES[shape].items() if key != "settings"})
+    dataset = SHAPES[shape].get("dataset", "own")
+    name = root.name if dataset == "own" else dataset
+    return {"dataset": name, "data_root": str(root), "category": PLACES[dataset][0]}
+
+
+def expected(method: str, shape: str) -> tuple[dict, dict]:
+    """What a record must hold: numbers of images, and whether the named values are numbers or missing."""
+    what = SHAPES[shape]
+    kinds = what.get("kinds", {"hole": 3})
+    n_train, good, bad = what.get("train", 6), what.get("good", 3), sum(kinds.values())
+    has_threshold = n_train > 3 if method in TRAINED else n_train > 1
+    return {"train": n_train, "test_normal": good, "test_anomalous": bad}, {
+        "threshold": has_threshold,
+        "image_auroc": bool(good and bad),
+        "pixel_auroc": bool(bad and what.get("masked", 1)),
+        "false_alarm_rate": bool(good and has_threshold),
+        "detection_rate": bool(bad and has_threshold),
+    }
+
+
+def check_record(record: dict, method: str, shape: str) -> None:
+    """Compare a record with what the shape of the data allows."""
+    n_images, there = expected(method, shape)
+    assert {key: record["n_images"][key] for key in n_images} == n_images
+    values = record["metrics"] | (record["at_threshold"] or {}) | {"threshold": record["threshold"]}
+    assert {key: values.get(key) is not None for key in there} == there
+
+
+# -- in this process --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("matrix")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("ADLIB_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setattr(backbones, "create", shared_backbone)
+    monkeypatch.setattr(runs, "git_commit", lambda: None)
+
+
+create = backbones.create
+cached = functools.cache(lambda name, stages, *rest: create(name, stages, *rest))
+
+
+def shared_backbone(name, stages, weights="auto", image_size=None, fold=True):
+    """One backbone for all cells of a process: loading it takes longer than most fits here."""
+    return cached(name, tuple(stages), weights, image_size, fold)
+
+
+def run_cells(monkeypatch, data, tmp_path, method, shape, story):
+    """Run a notebook's cells on a shape and check its record; return what was printed."""
+    from adlib_book import cells
+
+    where = written(data, shape)
+    if where["dataset"] == "folder":
+        root = Path(where["data_root"])
+        table = datasets.load_folder(root / "good", root / "bad", root / "masks", root / "fine", category="plate")
+        monkeypatch.setattr(datasets, "load", folder_or_demo(table))
+    out = tmp_path / "run"
+    settings = tiny(method, SHAPES[shape].get("settings"))
+    _, printed = cells.run(batch.METHOD_NOTEBOOKS[method], {**where, "settings": settings, "out_dir": str(out)}, story)
+    record = runs.read_record(out)
+    assert len(pd.read_csv(out / "scores.csv")) == sum(record["n_images"].values()) - record["n_images"]["train"]
+    check_record(record, method, shape)
+    return printed
+
+
+def folder_or_demo(table):
+    """`datasets.load` for a notebook on plain folders: they have no layout, the demo data some stories show have."""
+    load = datasets.load
+    return lambda layout, *rest: table.copy() if layout == "folder" else load(layout, *rest)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape not in WHOLE])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_record_or_one_line_before_the_fit(monkeypatch, data, tmp_path, method, shape):
+    if (line := REFUSED.get((method, shape))) is None:
+        run_cells(monkeypatch, data, tmp_path, method, shape, story=False)
+        return
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("the training began"))
+    with pytest.raises(InputError) as caught:
+        run_cells(monkeypatch, data, tmp_path, method, shape, story=False)
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("shape", WHOLE)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_whole_notebook(monkeypatch, data, tmp_path, method, shape):
+    run_cells(monkeypatch, data, tmp_path, method, shape, story=True)
+
+
+# -- in processes of their own ----------------------------------------------------------------------------------------
+
+
+def run_command(job) -> str:
+    """Run `adlib run` on a cell; say what became of it, in a word or its line."""
+    method, shape, folder, story = job
+    where, out = written(folder, shape), folder / "runs" / method / shape.replace(" ", "_")
+    settings = tiny(method, SHAPES[shape].get("settings"))
+    command = [str(Path(sys.executable).with_name("adlib")), "run", method, "--profile", "smoke", "--out", str(out)]
+    for option in ("dataset", "data_root", "category"):
+        command += [f"--{option.replace('_', '-')}", where[option]]
+    for name, value in settings.items():
+        command += ["--set", f"{name}={json.dumps(value)}"]
+    environment = os.environ | {"ADLIB_RESULTS": str(folder / "results"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command + ([] if story else ["--no-story"]), capture_output=True, text=True, env=environment)
+    line = (done.stderr.strip().splitlines() or [""])[-1].removeprefix("adlib: ")
+    if done.returncode == 2:
+        return line if REFUSED.get((method, shape)) == line else f"REFUSED {line}"
+    try:
+        check_record(runs.read_record(out), method, shape)
+    except (InputError, AssertionError) as error:
+        return f"FAILED {line or ' '.join(str(error).split())}"
+    return "record" if done.returncode == 0 else f"STORY {line}"
+
+
+def main() -> int:
+    """Print the table method x shape; exit code 1 where a cell is not what is expected."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=[s for s in SHAPES if s != "folder"])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--no-story", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        for shape in options.shapes:
+            written(Path(folder), shape)
+        pairs = [(method, shape) for method in options.methods for shape in options.shapes]
+        cells = [(*pair, Path(folder), not options.no_story) for pair in pairs]
+        found, bad = {}, False
+        for pair, result in zip(pairs, pool.map(run_command, cells), strict=True):
+            found[pair] = result
+            bad |= result != REFUSED.get(pair, "record")
+            print(f"{' x '.join(pair)}: {result}", flush=True)
+    table = pd.Series(found).map(lambda result: result.split()[0] if result[0].isupper() else result[:6])
+    print("\n" + table.unstack(0).loc[options.shapes, options.methods].to_string())
+    return int(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
