@@ -23,7 +23,7 @@ import pandas as pd
 from adlib import curves, datasets, figures, methods, metrics, profiles
 from adlib.errors import InputError
 from adlib.evaluation import Evaluation, evaluate
-from adlib.images import Resize
+from adlib.images import Resize, image_shape
 from adlib.paths import atomic_path, results_dir
 from adlib.thresholds import from_normals
 
@@ -298,13 +298,10 @@ def _percent(value):
 
 def _full_resolution(anomaly_maps, originals, test, resize) -> tuple[dict, dict]:
     """Pixel metrics at the images' own size, streamed, and how far they may be off; in percent."""
-    from PIL import Image
-
     stream = metrics.StreamingPixelMetrics.from_maps(anomaly_maps, limits=(0.3,))
     for anomaly_map, mask, path in zip(anomaly_maps, originals, test.image_path, strict=True):
         if mask is None:
-            with Image.open(path) as image:
-                mask = np.zeros(image.size[::-1], dtype=bool)
+            mask = np.zeros(image_shape(path), dtype=bool)
         full = resize.geometry(mask.shape).to_original(anomaly_map)
         stream.update(np.nan_to_num(full, nan=float(anomaly_map.min())), mask)
     names = ("pixel_auroc", "aupro_30")

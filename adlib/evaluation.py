@@ -49,7 +49,7 @@ class Evaluation:
     left_out: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        self.measured = self.measured or [True] * len(self.scores)
+        self.measured = self.measured or [True] * len(self.anomaly_maps)
 
 
 def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size: int | None = None) -> Evaluation:

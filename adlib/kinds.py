@@ -11,7 +11,7 @@ import pandas as pd
 
 from adlib import datasets, metrics
 from adlib.datasets import demo, loco
-from adlib.images import Resize
+from adlib.images import Resize, image_shape
 
 KINDS = ("logical", "structural")
 
@@ -47,7 +47,7 @@ def by_kind(table: pd.DataFrame, scores, anomaly_maps, resize: Resize) -> dict[s
         table.image_path, table.mask_path, datasets.masks(table), anomaly_maps, strict=True
     ):
         found = loco.regions(file, _config(path)) if mask is not None and mask.any() else []
-        shape = found[0][0].shape if found else _shape(path)
+        shape = found[0][0].shape if found else image_shape(path)
         full = resize.geometry(shape).to_original(anomaly_map)
         maps.append(np.nan_to_num(full, nan=float(anomaly_map.min())))  # what a crop cut off counts as normal
         regions.append([(region, area) for region, area, _ in found])
@@ -74,10 +74,3 @@ def _spro(maps: list, regions: list) -> float | None:
 def _config(image_path) -> Path:
     """<category>/test/<defect>/000.png -> <category>/defects_config.json."""
     return Path(image_path).parents[2] / "defects_config.json"
-
-
-def _shape(path) -> tuple[int, int]:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return image.size[::-1]

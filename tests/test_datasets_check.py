@@ -83,6 +83,9 @@ def test_black_masks_are_told_before(tree):
     write_image(tree / "ground_truth/hole/001_mask.png", np.zeros((64, 64), np.uint8))
     (found,) = datasets.missing_for_evaluation(datasets.load("mvtec", tree.parent, "plate"))
     assert found == "1 of 4 defective images have a black mask: pixel metrics leave them out"
+    write_image(tree / "ground_truth/hole/001_mask.png", np.eye(64, 65, dtype=np.uint8) * 255)
+    with pytest.raises(InputError, match=r"001_mask\.png: mask is \(64, 65\), its image is \(64, 64\)"):
+        datasets.missing_for_evaluation(datasets.load("mvtec", tree.parent, "plate"))
 
 
 def test_unreadable_images_are_counted_and_a_few_named(tree):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from adlib.datasets import catalogue, loading, mad
 from adlib.datasets.table import COLUMNS, file_hash, make_table, masks, subfolders
 from adlib.errors import InputError
-from adlib.images import list_images, read_image, read_mask
+from adlib.images import image_shape, list_images, read_image, read_mask
 
 EXAMPLES = 3
 
@@ -82,10 +82,13 @@ def missing_for_evaluation(table: pd.DataFrame) -> list[str]:
         one line for each thing, "what is missing: what follows from it"; an empty list where nothing is.
 
     Raises:
-        InputError: a mask of a test image cannot be used (`masks`).
+        InputError: a mask of a test image cannot be used (`masks`), or is of another size than its image.
     """
-    bad = table[(table.split == "test") & (table.label == 1)]
-    found = [None if mask is None else bool(mask.any()) for mask in masks(bad)]
+    bad, found = table[(table.split == "test") & (table.label == 1)], []
+    for image, file, mask in zip(bad.image_path, bad.mask_path, masks(bad), strict=True):
+        if mask is not None and mask.shape != (shape := image_shape(image)):
+            raise InputError(f"{file}: mask is {mask.shape}, its image is {shape}; sizes must agree")
+        found.append(None if mask is None else bool(mask.any()))
     lines, without, black = _missing_images(table), found.count(None), found.count(False)
     if without == len(bad) > 0:
         lines.append("no masks of defective images: pixel metrics are undefined")
