@@ -9,7 +9,7 @@ back with `dtype={"category": str, "defect": str}`, or "01" becomes 1.
 >>> from adlib import datasets
 >>> table = datasets.load("demo", category="brick")
 >>> table.split.value_counts().to_dict()
-{'test': 44, 'train': 40}
+{'test': 62, 'train': 40}
 """
 
 from adlib.datasets.auxiliary import foreground_masks, texture_sources
