@@ -1,6 +1,7 @@
 """DFR: golden values of the original, hand-computed cases, the threshold rule, bad input."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,6 +113,12 @@ def test_the_loss_falls_and_the_threshold_lets_its_share_through(train):
     assert losses.iloc[-5:].mean() < 0.7 * losses.iloc[:5].mean()
     maps = method._maps(method._held_out)
     assert 0 < (maps > method.segmentation_threshold).mean() <= 0.005
+    np.testing.assert_array_equal(method.normal_scores, maps.max(axis=(1, 2)))
+    method.settings = replace(method.settings, image_score="top")
+    method._calibrate()
+    highest = np.sort(maps.reshape(len(maps), -1))[:, -(maps[0].size // 100) :]
+    np.testing.assert_allclose(method.normal_scores, highest.mean(axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(method.normal_map_maxima, maps.max(axis=(1, 2)))
 
 
 def test_synthetic_selection_keeps_the_best_step(train):

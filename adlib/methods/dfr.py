@@ -35,10 +35,11 @@ from adlib.methods.reconstruction import (
     train_options,
 )
 from adlib.settings import as_dict, build, choice
-from adlib.support import below, check_fingerprint
+from adlib.support import below, check_fingerprint, top_mean
 
 VGG_RELUS = tuple(f"relu{block}_{i}" for block, n in ((1, 2), (2, 2), (3, 4), (4, 4)) for i in range(1, n + 1))
 THRESHOLD_IMAGES = ("train", "held_out")
+IMAGE_SCORES = ("max", "top")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class DFRSettings:
     epochs: int = 700  # passes over the training images
     n_steps: int | None = None  # optimiser steps, instead of epochs
     positive_share: float = 0.005  # share of normal pixels that the segmentation threshold lets through
+    image_score: str = "max"  # max (paper), top (mean of the highest 1 % of the map)
     threshold_images: str = "train"  # whose pixels: train (paper), held_out (not biased low; train if there are none)
     hold_out: float = 0.15  # share of the training images for the image threshold and selection; at least 2 images
     selection: str = "last"  # last, synthetic (best on held-out pseudo-anomalies)
@@ -80,6 +82,7 @@ class DFRSettings:
         choice("upsample", self.upsample, ("bilinear", "nearest"))
         check_settings(self)
         choice("threshold_images", self.threshold_images, THRESHOLD_IMAGES)
+        choice("image_score", self.image_score, IMAGE_SCORES)
         for name in ("map_size", "window", "stride", "n_pca_images", "batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 1")
@@ -316,7 +319,7 @@ class DFR:
 
     def _calibrate(self) -> None:
         maps = self._maps(self._held_out)
-        self.normal_scores = self.normal_map_maxima = maps.max(axis=(1, 2))
+        self.normal_scores, self.normal_map_maxima = self._image_scores(maps), maps.max(axis=(1, 2))
 
     def _synthetic(self, held_out) -> tuple:
         images, masks, labels = synthetic_images(held_out, self.settings, self.resize)
@@ -327,15 +330,18 @@ class DFR:
     def _validate(self, synthetic) -> dict[str, float]:
         features, masks, labels = synthetic
         maps = self._maps(features)
-        return synthetic_score(maps.max(axis=(1, 2)), maps, masks, labels)
+        return synthetic_score(self._image_scores(maps), maps, masks, labels)
 
     # -- score ----------------------------------------------------------------------------------------------------
 
     def score(self, batch: Batch | torch.Tensor) -> Scores:
-        """Score images (B, 3, H, W) in [0, 1]: error map, enlarged bilinearly with aligned corners; its maximum."""
+        """Score images (B, 3, H, W) in [0, 1]: error map, enlarged bilinearly with aligned corners; `image_score`."""
         images = batch.images if isinstance(batch, Batch) else batch
         maps = self._enlarged(self.embed(images))
-        return Scores(maps.max(axis=(1, 2)), maps)
+        return Scores(self._image_scores(maps), maps)
+
+    def _image_scores(self, maps: np.ndarray) -> np.ndarray:
+        return maps.max(axis=(1, 2)) if self.settings.image_score == "max" else top_mean(torch.from_numpy(maps)).numpy()
 
     def _maps(self, features: np.ndarray) -> np.ndarray:
         """Maps (N, H, W) of cached features (N, h, w, C)."""
@@ -355,7 +361,8 @@ class DFR:
         if not hasattr(self, "segmentation_threshold"):
             raise InputError("this DFR is not fitted; call fit(table) before save")
         tensors = {f"auto_encoder.{key}": value for key, value in self.auto_encoder.state_dict().items()}
-        tensors["normal_scores"] = torch.from_numpy(self.normal_scores)
+        for name in ("normal_scores", "normal_map_maxima"):
+            tensors[name] = torch.from_numpy(getattr(self, name))
         facts = {
             "backbone_fingerprint": self.backbone.fingerprint,
             "latent": self.latent,
@@ -373,5 +380,6 @@ class DFR:
             method.latent, method.segmentation_threshold = header["latent"], header["segmentation_threshold"]
             method._build()
             method.auto_encoder.load_state_dict(below("auto_encoder.", tensors))
-            method.normal_scores = method.normal_map_maxima = tensors["normal_scores"].numpy()
+            for name in ("normal_scores", "normal_map_maxima"):  # of an older model both are one
+                setattr(method, name, tensors.get(name, tensors["normal_scores"]).numpy())
         return method
