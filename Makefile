@@ -3,7 +3,6 @@
 # make test-elsewhere   golden tests and notebooks as other processors compute, with one, two and four threads
 # make matrix       every method on data of every shape, through its notebook
 # make sabotage     break each method on purpose: its notebook must lose a claim
-# make matrix       every method's whole notebook on data of every shape, as a table (an hour or so on two cores)
 # make bench        side-by-side speed ratios in an environment of their own
 # make notebooks    run the notebooks in place, as they are committed
 # make site         the static book in build/site, from results where there are any, else from the committed copies
