@@ -96,6 +96,8 @@ class Run:
             of_mvtec = "mvtec_ad/" if dataset in ("mad_man", "mad_sys") else ""  # these hold test images only
             where = f"{of_mvtec}{category}/train/good{' beside the data set' if of_mvtec else ''}"
             raise InputError(f"{dataset}/{category} has no normal training image; expected some in {where}")
+        for line in datasets.missing_for_evaluation(self.table):
+            print(f"{dataset}/{category}: {line}")
         side = self.settings.get("image_size")
         self.settings = profiles.shaped(method, self.settings, self.train.image_path, report=print)
         # Where the input took the images' shape: the side of the square that has its pixels, by which tables compare.
@@ -162,6 +164,7 @@ class Run:
             "table_hash": datasets.table_hash(self.table),
             "content_hash": content_hash(self.method, settings, self.seed, self.table),
             **({"metric_bounds": evaluation.bounds} if evaluation.bounds else {}),
+            **({"left_out": evaluation.left_out} if evaluation.left_out else {}),  # of the pixel metrics
             "notebook": f"notebooks/{self.notebook}",
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **extra,

@@ -72,7 +72,11 @@ def test_maps_for_figures_come_back_smaller_and_nearly_the_same(run, record, tmp
 
     rng = np.random.default_rng(0)
     found = evaluation.Evaluation(
-        None, {}, {}, list(rng.random((9, 40, 20), np.float32)), list(rng.random((9, 40, 20)) > 0.5)
+        pd.DataFrame(index=range(9)),
+        {},
+        {},
+        list(rng.random((9, 40, 20), np.float32)),
+        list(rng.random((9, 40, 20)) > 0.5),
     )
     monkeypatch.setattr("adlib.runs.MAPS_SIDE", 40)
     monkeypatch.setattr("adlib.runs.MAPS_IMAGES", 3)
