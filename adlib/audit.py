@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from adlib import curves, datasets, figures, methods, metrics, profiles
+from adlib import curves, datasets, figures, methods, metrics, profiles, studies
 from adlib.errors import InputError
 from adlib.evaluation import Evaluation, evaluate
 from adlib.images import Resize, image_shape
@@ -146,9 +146,8 @@ def write(table: pd.DataFrame, profile: str) -> Path:
 
 
 def read(profile: str) -> pd.DataFrame:
-    """Return what was audited with a profile; an empty table where nothing was."""
-    file = results_dir() / "studies" / f"audit_{profile}.csv"
-    return pd.read_csv(file) if file.is_file() else pd.DataFrame()
+    """Return the committed audit of a profile; an empty table where there is none."""
+    return studies.read("audit", profile)
 
 
 def audit(method, test: pd.DataFrame, result: Evaluation) -> pd.DataFrame:

@@ -160,7 +160,7 @@ def test_plot_tells_every_method_and_category_apart():
 
 
 def test_rows_of_other_categories_stay(tmp_path, monkeypatch):
-    monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
+    monkeypatch.setenv("ADLIB_ROOT", str(tmp_path))
     assert audit.read("laptop").empty
     row = {"dataset": "d", "method": "m", "seed": 0, "n_test": 3, "habit": "200 thresholds", "metric": "aupro_30"}
     for category, added in (("x", 1.0), ("y", 2.0), ("x", 3.0)):
