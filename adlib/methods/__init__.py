@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from adlib.datasets import hold_out
 from adlib.errors import InputError, suggest
 
 # name -> (module, class). A new method is one line here and one file.
@@ -98,6 +97,8 @@ def split_normals(table: pd.DataFrame, settings, validation=None) -> tuple[pd.Da
     if len(table) < 4:
         return table, table.iloc[:0]
     least = 2 / len(table)
+    from adlib.datasets import hold_out  # it loads torch
+
     return hold_out(table, min(max(settings.hold_out, least), 1 - least), settings.seed)
 
 
