@@ -121,12 +121,6 @@ def test_the_loss_falls_and_the_threshold_lets_its_share_through(train):
     np.testing.assert_array_equal(method.normal_map_maxima, maps.max(axis=(1, 2)))
 
 
-def test_synthetic_selection_keeps_the_best_step(train):
-    method = DFR(**SMALL | {"selection": "synthetic", "validate_every": 1}).fit(train)
-    found = method.history.validation
-    assert method.history.selected_step == found.step[found.score.idxmax()]
-
-
 def test_watching_does_not_change_the_training(train):
     plain, seen = DFR(**SMALL).fit(train), DFR(**SMALL | {"validate_every": 2, "snapshot_every": 1}).fit(train)
     assert len(plain.history.validation) == 0 < len(seen.history.validation)

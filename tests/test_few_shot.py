@@ -104,11 +104,6 @@ def test_rotations_are_exact_and_refused_where_orientation_is_the_defect(train):
         FewShot(**SMALL | {"rotations": [0, 45]})
 
 
-def test_without_other_normals_the_supports_judge_each_other(train):
-    assert len(FewShot(**SMALL).fit(train.iloc[:2]).normal_scores) == 2
-    assert len(FewShot(**SMALL | {"k": 1}).fit(train.iloc[:1]).normal_scores) == 0
-
-
 def test_bad_supports_are_one_line(fitted):
     for shape in ((2, 3, 32, 64), (2, 1, 64, 64), (0, 3, 64, 64)):
         with pytest.raises(InputError, match="expected \\(k, 3, 64, 64\\)"):

@@ -322,17 +322,6 @@ def test_a_killed_run_goes_on_to_the_same_weights(train, tmp_path, changes):
     np.testing.assert_array_equal(resumed.normal_scores, whole.normal_scores)
 
 
-def test_a_checkpoint_of_other_images_is_refused(train, tmp_path):
-    settings = {"checkpoint": str(tmp_path / "checkpoint.pt"), "checkpoint_every": 1, "max_steps": 1}
-    first, second = train.iloc[:4], train.iloc[4:]
-    glass.Glass(**TINY | settings).fit(first, second)
-    with pytest.raises(InputError, match=r"checkpoint .* was made with training images"):
-        glass.Glass(**TINY | settings).fit(train.iloc[1:4], second)
-    with pytest.raises(InputError, match=r"checkpoint .* was made with validation images"):
-        glass.Glass(**TINY | settings).fit(first, train.iloc[5:])
-    glass.Glass(**TINY | settings).fit(first, second)
-
-
 @pytest.mark.parametrize("hypothesis", ["manifold", "hypersphere"])
 def test_both_hypotheses_train_and_log(train, hypothesis):
     method = glass.Glass(**TINY | {"hypothesis": hypothesis}).fit(train)

@@ -665,13 +665,6 @@ def test_max_steps_one_is_one_step_and_none_is_all_epochs(train):
     assert len(method.history.losses) == 4  # two epochs of four images, in batches of three
 
 
-def test_a_checkpoint_of_other_images_is_refused(train, tmp_path):
-    file = {"checkpoint": str(tmp_path / "c.pt"), "checkpoint_every": 1}
-    PAGMFR(**SMALL | file).fit(train)
-    with pytest.raises(InputError, match=r"c\.pt was made with training images"):
-        PAGMFR(**SMALL | file).fit(train.iloc[1:])
-
-
 def test_the_preparation_is_timed(train, monkeypatch):
     whole = Pairs.__init__
 

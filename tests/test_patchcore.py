@@ -119,13 +119,6 @@ def test_patch_size_is_chosen_without_a_real_defect_and_saved(small_table, tmp_p
     np.testing.assert_array_equal(again.score(image).map, method.score(image).map)
 
 
-def test_non_square_input(small_table):
-    method = PatchCore(**{**SMALL, "image_size": [64, 96]}).fit(small_table[small_table.split == "train"])
-    assert method.grid == (8, 12)
-    scores = method.score(torch.rand(2, 3, 64, 96))
-    assert scores.map.shape == (2, 64, 96)
-
-
 @pytest.mark.parametrize("image_score", ["max", "reweight", "top"])
 def test_every_image_score_orders_the_easy_case(small_table, image_score):
     train, test = (small_table[small_table.split == split] for split in ("train", "test"))

@@ -299,16 +299,6 @@ def test_the_same_seed_gives_the_same_numbers_and_resume_changes_nothing(train, 
         ULSAD(**settings | {"learning_rate": 0.1}).fit(train)
 
 
-def test_a_checkpoint_of_other_images_is_refused(train, tmp_path):
-    settings = SMALL | {"n_steps": 1, "checkpoint": str(tmp_path / "checkpoint.pt"), "checkpoint_every": 1}
-    ULSAD(**settings).fit(train.iloc[:4], validation=train.iloc[4:])
-    with pytest.raises(InputError, match="made with training images"):
-        ULSAD(**settings).fit(train.iloc[1:4], validation=train.iloc[4:])
-    with pytest.raises(InputError, match="made with validation images"):
-        ULSAD(**settings).fit(train.iloc[:4], validation=train.iloc[[0, 1]])
-    ULSAD(**settings | {"n_steps": 2}).fit(train.iloc[:4], validation=train.iloc[4:])  # longer is allowed
-
-
 @pytest.mark.parametrize("watched", [{"validate_every": 1}, {"validate_every": 2, "snapshot_every": 1}])
 def test_watching_changes_neither_the_training_nor_the_reading(train, watched):
     settings = SMALL | {"noise": 0.5, "hidden": 0.3, "maps": "auto", "position_wise": "auto"}
@@ -344,12 +334,6 @@ def test_snapshots_are_scored_like_trained_weights(fitted):
     assert not np.array_equal(fitted.quantiles, quantiles)
     fitted.use_snapshot(fitted.history.snapshots[-1][1])
     np.testing.assert_array_equal(fitted.normal_scores, last)
-
-
-def test_synthetic_selection_keeps_the_best_step(train):
-    method = ULSAD(**SMALL | {"selection": "synthetic", "validate_every": 1, "whiten": "both"}).fit(train)
-    found = method.history.validation
-    assert method.history.selected_step == found.step[found.score.idxmax()]
 
 
 def test_validation_is_watched_without_choosing_by_it(train):
