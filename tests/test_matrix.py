@@ -71,6 +71,11 @@ REFUSED = {
     ("contrastive", "one training image"): "1 normal training image; contrastive learns from pairs of images: give at "
     "least 2",
 }
+# What `data check` says of a shape, before anything is fitted.
+NO_GOOD, FEW, NO_MASK = "no good test image", "fewer than 4 normal training images", "defective image without mask"
+SAID = {"one test image": {NO_GOOD}, "no good test image": {NO_GOOD}, "no defect": {"no defective test image"}}
+SAID |= {f"{number} training image{s}": {FEW} for number, s in (("one", ""), ("two", "s"), ("three", "s"))}
+SAID |= {"no masks": {NO_MASK}, "masks for some": {NO_MASK}}
 TRAINED = ("glass", "ulsad", "dfr", "contrastive", "pagmfr", "draem")  # without a threshold below four images
 FEW_STEPS = {"validate_every": 0, "snapshot_every": 0, "n_synthetic": 4, "bank": 4}
 EPISODES = {"steps": 2, "episodes": 1, "hidden": 8, "pool_normals": 4, "pool_styles": 2, "shots": [1, 2]}
@@ -205,6 +210,12 @@ def folder_or_demo(table):
     """`datasets.load` for a notebook on plain folders: they have no layout, the demo data some stories show have."""
     load = datasets.load
     return lambda layout, *rest: table.copy() if layout == "folder" else load(layout, *rest)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "folder"])
+def test_data_check_says_what_is_missing_and_nothing_else(data, shape):
+    found = {problem.kind for problem in datasets.check(*written(data, shape).values())}
+    assert found - {"counts differ from the published ones"} == SAID.get(shape, set())
 
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape not in WHOLE])
