@@ -74,16 +74,8 @@ def sample_table(root, category="plate") -> pd.DataFrame:
     for path in sorted((Path(root) / category).glob("t*/*/*.png")):
         split, defect = path.parts[-3:-1]
         mask = Path(root) / category / "ground_truth" / defect / f"{path.stem}_mask.png"
-        rows.append(
-            {
-                "image_path": str(path),
-                "mask_path": str(mask) if mask.exists() else None,
-                "label": int(defect != "good"),
-                "defect": defect,
-                "split": split,
-                "category": category,
-            }
-        )
+        where = {"image_path": str(path), "mask_path": str(mask) if mask.exists() else None}
+        rows.append(where | {"label": int(defect != "good"), "defect": defect, "split": split, "category": category})
     return pd.DataFrame(rows)
 
 
@@ -91,6 +83,12 @@ def sample_table(root, category="plate") -> pd.DataFrame:
 def small_table(small_tree):
     """The sample table of `small_tree`."""
     return sample_table(small_tree)
+
+
+@pytest.fixture(scope="session")
+def train(small_table):
+    """The training images of `small_table`."""
+    return small_table[small_table.split == "train"]
 
 
 TINY = {"image_size": 64, "resize": "stretch", "scale": None, "backbone": "tf_efficientnet_lite0"}
@@ -103,29 +101,14 @@ SMALL_SETTINGS = {
     "spade": TINY | {"stages": [2, 3], "hold_out": 0.34},
     "ulsad": TINY | {"channels": 24, "n_steps": 2, "batch_size": 4, "whiten": "both", "position_wise": "on"},
     "dfr": TINY | {"stages": [2, 3], "map_size": 32, "n_steps": 2},
-    "contrastive": TINY
-    | {
-        "stages": [2, 3],
-        "width": 8,
-        "dim": 8,
-        "steps": 3,
-        "episodes": 2,
-        "n_normals": 4,
-        "n_styles": 2,
+    "contrastive": TINY | {
+        "stages": [2, 3], "width": 8, "dim": 8, "steps": 3, "episodes": 2, "n_normals": 4, "n_styles": 2,
         "hold_out": 0.34,
     },
     "unified": TINY | {"k": 2, "width": 8},
-    "pagmfr": TINY
-    | {
-        "stages": [1, 2],
-        "width": 8,
-        "bottleneck": 8,
-        "blocks": 1,
-        "fusion_width": 8,
-        "image_stride": 2,
-        "batch_size": 4,
-        "max_steps": 2,
-        "hold_out": 0.34,
+    "pagmfr": TINY | {
+        "stages": [1, 2], "width": 8, "bottleneck": 8, "blocks": 1, "fusion_width": 8, "image_stride": 2,
+        "batch_size": 4, "max_steps": 2, "hold_out": 0.34,
     },
     "draem": {"image_size": 64, "width": 4, "width_discriminator": 4, "batch_size": 4, "max_steps": 2},
-}
+}  # fmt: skip

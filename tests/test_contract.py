@@ -1,6 +1,9 @@
 """The contract that every method keeps. A new method is tested here without a line written for it."""
 
+import contextlib
+import functools
 import inspect
+import re
 
 import numpy as np
 import pandas as pd
@@ -9,10 +12,54 @@ import torch
 from conftest import SMALL_SETTINGS, texture, write_image
 from safetensors.torch import load_file, save_file
 
-from adlib import batch, images, methods
+from adlib import batch, images, methods, storage, training
 from adlib.errors import InputError
+from adlib.settings import build
 
-pytestmark = pytest.mark.parametrize("name", list(methods.METHODS))
+ALL = list(methods.METHODS)
+FIELDS = {name: methods.get(name).Settings.__dataclass_fields__ for name in ALL}
+EPISODIC = [name for name in ALL if "shots" in FIELDS[name]]  # trained on other products, not in `fit`
+TRAINED = [name for name in ALL if "selection" in FIELDS[name] and name not in EPISODIC]
+every_method = pytest.mark.parametrize("name", ALL)
+
+
+def few_steps(name, steps=4, **changes) -> dict:
+    """Settings of a training of a few steps that keeps its last weights."""
+    count = next(field for field in ("max_steps", "n_steps", "steps") if field in FIELDS[name])
+    episodes = {"episodes": 1, "hidden": 8, "pool_normals": 4, "pool_styles": 2, "shots": [1, 2]}
+    settings = SMALL_SETTINGS[name] | {count: steps, "selection": "last", "validate_every": 0}
+    return settings | (episodes if name in EPISODIC else {}) | changes
+
+
+def learn(method, table, validation=None):
+    """Train a method: on the table alone or, where that is learnt on other products, on the table as one of them."""
+    if hasattr(method, "train_episodes"):
+        method.train_episodes({"plate": table}, validation if validation is None else {"plate": validation})
+        return method.fit(table)
+    return method.fit(table, validation)
+
+
+@contextlib.contextmanager
+def watched_steps(monkeypatch, stop=None):
+    """The steps whose losses are computed, as a list; at step `stop` the run is killed."""
+    steps, whole = [], training.train
+
+    def train(modules, optimizers, make_batch, compute_losses, *rest, **options):
+        def counted(modules, batch, step):
+            if step == stop:
+                raise KeyboardInterrupt
+            steps.append(step)
+            return compute_losses(modules, batch, step)
+
+        return whole(modules, optimizers, make_batch, counted, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train", train)
+        yield steps
+
+
+def queries(n=2):
+    return torch.rand(n, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +81,7 @@ def test_batch(small_table, fit, name):
     return next(images.batches(test.image_path, fit(name).resize, len(test)))
 
 
+@every_method
 def test_settings_are_a_frozen_dataclass_and_strict(name):
     settings = methods.get(name).Settings()
     with pytest.raises(AttributeError):
@@ -42,11 +90,72 @@ def test_settings_are_a_frozen_dataclass_and_strict(name):
         methods.create(name, no_such_setting=1)
 
 
+# Value -> settings that no method takes it for; a list stands for one that holds nothing.
+REFUSED = {
+    -1: """
+        anchor b bank batch_size beta_mean beta_std blocks bottleneck channels checkpoint_every clean clip_norm coreset
+        d detection dim direction direction_global dropout episodes epochs epsilon feature_norm floor fusion_width
+        gamma gate_share global_every heads hidden hold_out jitter k latent learning_rate limit log_every lr
+        lr_discriminator map_size max_rows max_steps n_ascent n_calibration n_cells n_nearest n_normals n_pca_images
+        n_reference n_start n_steps n_styles n_synthetic noise p patch_size patch_stride pool_normals pool_styles
+        pos_weight positive_share prior probability project_every projection_dim radius rotate rows seed shrink sigma
+        snapshot_every step_size stride swap temperature token_share validate_every variance warm_up weight_decay width
+        width_discriminator window workers""",
+    0: """
+        accumulate b batch_size bottleneck channels checkpoint_every clip_norm coreset d dim episodes epochs epsilon
+        feature_norm floor fusion_width global_every heads hold_out k latent limit map_size max_rows max_steps n_cells
+        n_nearest n_normals n_pca_images n_reference n_start n_steps n_styles n_synthetic patch_size patch_stride
+        pool_normals pool_styles positive_share prior project_every projection_dim rows stride temperature token_share
+        variance width width_discriminator window""",
+    float("nan"): """
+        average beta_mean beta_std clip_norm coreset detection direction direction_global dropout feature_norm gamma
+        gate_share hold_out jitter lr lr_discriminator noise p pos_weight positive_share prior probability radius
+        rotate shrink step_size token_share variance warm_up""",
+    float("inf"): """
+        average coreset dropout feature_norm gate_share hold_out p probability radius token_share variance""",
+    2: "average clean coreset gate_share hold_out p positive_share prior probability radius swap variance",
+    1: "hold_out n_synthetic prior variance",
+    "no such": """
+        calibrate clustering contrastive fusion global_residual head_input hypothesis image_score kind loss maps norm
+        positives position_wise precision quantiles_from rule sampler sampling schedule score selection
+        threshold_images upsample""",
+    ("no such",): "families terms",
+    (): "families layer_weights quantiles rotations shots terms",
+    (0.0,): "family_weights layer_weights",
+    (-1.0,): "family_weights",
+    (float("nan"),): "family_weights",
+}
+LENIENT = {  # settings that pass with a value that makes no sense
+    "patchcore": "n_calibration patch_size seed",
+    "few_shot": "learning_rate seed weight_decay",
+    "padim": "batch_size hold_out n_calibration seed",
+    "spade": "batch_size hold_out n_calibration seed",
+    "contrastive": "families hold_out seed weight_decay",
+    "unified": "learning_rate seed weight_decay",
+    "glass": "lr",
+}
+
+
+@every_method
+def test_values_that_make_no_sense_are_one_line(name):
+    settings = methods.get(name).Settings
+    for value, fields in REFUSED.items():
+        for field in set(fields.split()) & set(FIELDS[name]) - set(LENIENT.get(name, "").split()):
+            said = "'no such' is unknown" if value == ("no such",) else rf"\b{field}\b"
+            with pytest.raises(InputError, match=rf"^[^\n]*{said}[^\n]*$"):
+                build(settings, SMALL_SETTINGS[name] | {field: value}, owner=name)
+    for field in FIELDS[name]:  # nothing is a mapping
+        with pytest.raises(InputError, match=rf"^parameter '{field}' of {name} must be [^\n]+$"):
+            build(settings, {field: {}}, owner=name)
+
+
+@every_method
 def test_fit_takes_tables_alone_and_whatever_else_is_a_setting(name):
     """A notebook and the command line can say everything that way, for example which checkpoint to resume from."""
     assert list(inspect.signature(methods.get(name).fit).parameters) == ["self", "table", "validation"]
 
 
+@every_method
 def test_scores_have_the_promised_shapes(fit, test_batch, name):
     scores = fit(name).score(test_batch)
     size = test_batch.images.shape
@@ -57,6 +166,7 @@ def test_scores_have_the_promised_shapes(fit, test_batch, name):
     assert np.isfinite(scores.map).all()
 
 
+@every_method
 def test_a_batch_is_its_images_one_by_one(fit, test_batch, name):
     together = fit(name).score(test_batch)
     for i in range(len(test_batch)):
@@ -65,6 +175,7 @@ def test_a_batch_is_its_images_one_by_one(fit, test_batch, name):
         np.testing.assert_allclose(alone.map[0], together.map[i], rtol=1e-3, atol=1e-3 * together.map.max())
 
 
+@every_method
 def test_saved_and_loaded_is_the_same(fit, test_batch, name, tmp_path):
     fit(name).save(tmp_path / "model")
     again = methods.load(tmp_path / "model")
@@ -74,6 +185,7 @@ def test_saved_and_loaded_is_the_same(fit, test_batch, name, tmp_path):
     assert len(again.normal_scores) == len(again.normal_map_maxima) >= 2
 
 
+@every_method
 def test_an_input_need_not_be_square(small_table, name, tmp_path):
     """What changes below left changes the map there: rows and columns are nowhere mixed up."""
     train, size = small_table[small_table.split == "train"], (96, 64)
@@ -90,6 +202,7 @@ def test_an_input_need_not_be_square(small_table, name, tmp_path):
     assert change[-40:, :40].mean() > 1.2 * change[:-40].mean()
 
 
+@every_method
 def test_a_damaged_model_is_one_line(fit, name, tmp_path):
     fit(name).save(tmp_path / "model")
     tensors = load_file(tmp_path / "model/model.safetensors")
@@ -103,6 +216,7 @@ def test_a_damaged_model_is_one_line(fit, name, tmp_path):
         methods.load(tmp_path / "model")
 
 
+@every_method
 def test_test_images_and_anomalies_are_refused_in_training(small_table, name):
     method = methods.create(name, **SMALL_SETTINGS[name])
     with pytest.raises(InputError, match="test image"):
@@ -111,8 +225,52 @@ def test_test_images_and_anomalies_are_refused_in_training(small_table, name):
         method.fit(small_table[small_table.label == 1])
     with pytest.raises(InputError, match="empty"):
         method.fit(small_table.iloc[:0])
+    if name not in ("patchcore", *EPISODIC):  # they set no share aside
+        for table, said in ((small_table[:0], "is empty"), (small_table[small_table.label == 1], "an anomalous image")):
+            with pytest.raises(InputError, match=rf"^the validation table .*{said}"):
+                method.fit(small_table[small_table.split == "train"], table)
 
 
+@every_method
+def test_what_is_not_fitted_says_so(name, tmp_path):
+    method = methods.create(name, **SMALL_SETTINGS[name])
+    with pytest.raises(InputError, match=r"^this [^\n]+ is not fitted; call fit\(table\)[^\n]* before save$"):
+        method.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    if name not in ("patchcore", "glass", "ulsad", "dfr"):
+        with pytest.raises(InputError, match=r"^this [^\n]+ (is not fitted|has no context); call fit\(table\)[^\n]*$"):
+            method.score(queries())
+    if name in ("ulsad", "dfr", "pagmfr", "draem"):  # they calibrate anew
+        with pytest.raises(InputError, match=r"^[a-z_]+ needs the held-out images of fit; they are not saved"):
+            method.use_snapshot({})
+
+
+@every_method
+def test_what_is_no_stack_of_colour_images_is_one_line(fit, name):
+    for wrong in (queries()[:, :1], queries()[0], *([] if name in ("glass", "ulsad", "dfr") else [queries()[:0]])):
+        with pytest.raises(InputError, match=r"^[^\n]+ shape [^\n]+; expected [^\n]+$"):
+            fit(name).score(wrong)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if "backbone" in FIELDS[name]])
+def test_a_model_of_other_backbone_weights_is_refused(fit, name, tmp_path):
+    fit(name).save(tmp_path)
+    storage.update_header(tmp_path, backbone_fingerprint="0")
+    with pytest.raises(InputError, match=r"^[^\n]+ other weights of backbone [^\n]+$"):
+        methods.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["patchcore", "spade", "glass", "ulsad", "dfr", "pagmfr"])
+def test_features_that_are_nan_are_refused(train, name):
+    method = methods.create(name, **SMALL_SETTINGS[name])
+    features = method.backbone.forward if name != "pagmfr" else method.model.encoder.forward
+    owner = method.backbone if name != "pagmfr" else method.model.encoder
+    owner.forward = lambda *given: [feature * float("nan") for feature in features(*given)]
+    with pytest.raises((InputError, training.TrainingError), match=r"(?i)^[^\n]*nan[^\n]*$"):
+        method.fit(train)
+
+
+@every_method
 def test_fit_leaves_the_table_and_the_global_generators_alone(small_table, name):
     train = small_table[small_table.split == "train"]
     before, state = train.copy(), torch.get_rng_state()
@@ -121,6 +279,7 @@ def test_fit_leaves_the_table_and_the_global_generators_alone(small_table, name)
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@every_method
 @pytest.mark.parametrize("n", [1, 2, 4, 8])
 def test_few_images_are_enough(small_table, name, n, tmp_path):
     """Held-out normals from four images on; below, leave-one-out, but for trained networks: they keep the last step."""
@@ -151,7 +310,114 @@ def test_few_images_are_enough(small_table, name, n, tmp_path):
     assert np.isfinite(found.map).all()
 
 
+@every_method
 def test_it_has_a_notebook_and_a_docstring_with_its_source(name):
     assert batch.notebook_path(batch.METHOD_NOTEBOOKS[name]).is_file()
     module = __import__(methods.METHODS[name][0], fromlist=["x"])
     assert "arXiv" in module.__doc__ or "README" in module.__doc__
+
+
+@pytest.fixture(scope="module")
+def plain(train):
+    """An uninterrupted training of four steps at which nobody looks."""
+    return functools.cache(lambda name: learn(methods.create(name, **few_steps(name)), train))
+
+
+# -- what is trained by steps -----------------------------------------------------------------------------------------
+
+RESUMED = [(name, {}) for name in [*TRAINED, *EPISODIC]]
+RESUMED += [
+    ("glass", {"heads": 2, "bank": 3, "average": 0.9, "token_share": 0.5}),
+    ("ulsad", {"noise": 0.5, "hidden": 0.5, "schedule": "cosine"}),
+    ("draem", {"bank": 4}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), RESUMED)
+def test_a_killed_training_goes_on_to_the_same_numbers(train, plain, tmp_path, monkeypatch, name, changes):
+    settings = few_steps(name, checkpoint_every=2, **changes)
+    own = settings | {"checkpoint": str(tmp_path / "c.pt")}
+    whole = learn(methods.create(name, **settings), train) if changes else plain(name)
+    with watched_steps(monkeypatch, stop=3) as steps, pytest.raises(KeyboardInterrupt):
+        learn(methods.create(name, **own), train)
+    assert steps == [0, 1, 2]
+    assert torch.load(own["checkpoint"], weights_only=True)["step"] == 2
+    with watched_steps(monkeypatch) as steps:
+        resumed = learn(methods.create(name, **own), train)
+    assert steps == [2, 3]
+    assert resumed.history.losses.equals(whole.history.losses)
+    np.testing.assert_array_equal(resumed.normal_scores, whole.normal_scores)
+    np.testing.assert_array_equal(resumed.score(queries()).map, whole.score(queries()).map)
+    rate = "lr" if "lr" in FIELDS[name] else "learning_rate"
+    others = [({rate: 0.123}, train, rate), *([({}, train.iloc[1:], "training images")] if name in EPISODIC else [])]
+    for change, table, said in others:
+        with pytest.raises(InputError, match=rf"^checkpoint .*c\.pt was made with {said} [^\n]+$"):
+            learn(methods.create(name, **own | change), table)
+
+
+AUTO = {"noise": 0.5, "hidden": 0.3, "maps": "auto", "position_wise": "auto"}  # chosen on what is looked at
+
+
+@pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in TRAINED), ("ulsad", AUTO)])
+def test_looking_changes_no_number_and_snapshots_can_be_put_back(train, plain, name, changes):
+    looks = {"validate_every": 1, "snapshot_every": 1, "log_every": 1, "pin_memory": True}
+    looks = {key: value for key, value in looks.items() if key in FIELDS[name]}
+    plain = methods.create(name, **few_steps(name, **changes)).fit(train) if changes else plain(name)
+    seen = methods.create(name, **few_steps(name, **looks, **changes)).fit(train)
+    assert len(plain.history.validation) < len(seen.history.validation) == seen.history.selected_step == 4
+    assert seen.history.losses.equals(plain.history.losses)
+    np.testing.assert_array_equal(seen.normal_scores, plain.normal_scores)
+    assert [step for step, _ in seen.history.snapshots] == [1, 2, 3, 4]
+    if "log_every" in FIELDS[name]:
+        parts = {"pagmfr": {"mfrm", "mffm", "fusion"}, "draem": {"reconstruction", "discriminator"}}
+        assert {part.split(".")[0] for part in seen.history.gradients.part} == parts[name]
+        assert plain.history.gradients.empty
+        assert seen.history.memory.step.tolist() == [1, 2, 3, 4]
+        assert seen.preparation_s > 0 <= seen.history.loading_share < 1
+    last = seen.score(queries()).map
+    np.testing.assert_array_equal(last, plain.score(queries()).map)
+    for _, states in (seen.history.snapshots[0], seen.history.snapshots[-1]):
+        seen.use_snapshot(states)
+        assert np.array_equal(seen.score(queries()).map, last) is (states is seen.history.snapshots[-1][1])
+    np.testing.assert_array_equal(seen.normal_scores, plain.normal_scores)
+
+
+@pytest.mark.parametrize(
+    ("name", "when"),
+    [(name, "at step 1") for name in [*TRAINED, *EPISODIC]]
+    + [(name, when) for name in ("pagmfr", "draem") for when in ("before the first step", "after the last step")],
+)
+def test_out_of_memory_is_one_line_that_names_what_can_be_turned(train, monkeypatch, name, when):
+    def full(*_given, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    module = __import__(methods.METHODS[name][0], fromlist=["x"])
+    owner, inner = {
+        "before the first step": (getattr(module, "Pairs", None), "_make_bank"),
+        "at step 1": (torch.Tensor, "backward"),
+        "after the last step": (module, "collect"),
+    }[when]
+    method = methods.create(name, **few_steps(name, **({"bank": 4} if "bank" in FIELDS[name] else {})))
+    monkeypatch.setattr(owner, inner, full)
+    with pytest.raises(training.TrainingError, match=f"^[^\n]+: memory ran out {when}; [^\n]+$") as caught:
+        learn(method, train)
+    knobs = re.findall(r"(?:lower|raise|switch on) (\w+)", str(caught.value))
+    assert "image_size" in knobs
+    assert set(knobs) <= set(FIELDS[name])
+    assert ("batch_size" in knobs) is (when == "at step 1")  # outside the steps there is no batch
+    assert ("accumulate" in knobs) is (when == "at step 1" and "accumulate" in FIELDS[name])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_selection_keeps_the_best_step_and_a_checkpoint_belongs_to_its_images(train, name, tmp_path):
+    first, second = train.iloc[:3], train.iloc[3:]
+    settings = SMALL_SETTINGS[name] | {"selection": "synthetic", "validate_every": 1}
+    settings |= {"checkpoint": str(tmp_path / "c.pt"), "checkpoint_every": 1}
+    method = methods.create(name, **settings).fit(first, second)
+    history = method.history
+    assert len(method.normal_scores) == len(second)  # no share of the first is put aside
+    assert len(history.validation) == len(history.losses) > 1
+    assert history.selected_step == history.validation.step[history.validation.score.idxmax()]
+    for other, what in (((train.iloc[1:3], second), "training"), ((first, second.iloc[:2]), "validation")):
+        with pytest.raises(InputError, match=rf"c\.pt was made with {what} images"):
+            methods.create(name, **settings).fit(*other)

@@ -13,22 +13,9 @@ from adlib.errors import InputError
 from adlib.methods.contrastive import Contrastive
 
 SMALL = TINY | {
-    "stages": [1, 2, 3],
-    "width": 16,
-    "dim": 16,
-    "steps": 12,
-    "episodes": 3,
-    "learning_rate": 0.01,
-    "n_normals": 5,
-    "n_styles": 4,
-    "validate_every": 6,
-    "hold_out": 0.34,
-}
-
-
-@pytest.fixture(scope="module")
-def train(small_table):
-    return small_table[small_table.split == "train"]
+    "stages": [1, 2, 3], "width": 16, "dim": 16, "steps": 12, "episodes": 3, "learning_rate": 0.01, "n_normals": 5,
+    "n_styles": 4, "validate_every": 6, "hold_out": 0.34,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -55,38 +42,6 @@ def test_training_lowers_the_loss_below_chance(fitted):
     assert {"score", "image_auroc", "cell_ap", "cell_f1", "macro_f1", "cell_iou", "clean_share"} <= set(validation)
     assert np.isfinite(validation.loss).all()
     assert history.skipped_images.between(0, 3).all()
-
-
-def test_same_seed_same_scores(fitted, train, batch):
-    again = Contrastive(**SMALL).fit(train)
-    np.testing.assert_array_equal(again.score(batch).map, fitted.score(batch).map)
-    assert again.gate == fitted.gate
-
-
-def test_a_killed_training_resumes_to_the_same_weights(fitted, train, tmp_path, monkeypatch):
-    file = {"checkpoint": str(tmp_path / "run.pt"), "checkpoint_every": 1}
-    killed, steps = Contrastive(**SMALL | file), []
-    one_step = killed._losses
-
-    def fails_half_way(*arguments):
-        steps.append(1)
-        if len(steps) > 6:
-            raise KeyboardInterrupt
-        return one_step(*arguments)
-
-    monkeypatch.setattr(killed, "_losses", fails_half_way)
-    with pytest.raises(KeyboardInterrupt):
-        killed.fit(train)
-    resumed = Contrastive(**SMALL | file)
-    monkeypatch.setattr(resumed, "_losses", lambda *a, own=resumed._losses: steps.append(0) or own(*a))
-    resumed.fit(train)
-    assert steps.count(0) == 6
-    for key, value in fitted.modules["neck"].state_dict().items():
-        assert torch.equal(value, resumed.modules["neck"].state_dict()[key]), key
-    assert resumed.history.losses.equals(fitted.history.losses)
-    assert resumed.gate == fitted.gate
-    with pytest.raises(InputError, match="made with temperature"):
-        Contrastive(**SMALL | file | {"temperature": 0.2}).fit(train)
 
 
 @pytest.mark.parametrize("name", ["kmeans", "hdbscan", "bank_knn"])
@@ -161,19 +116,3 @@ def test_training_defects_come_from_the_families_asked_for(train, fitted):
         Contrastive(**SMALL, families=("cutpast",))
     one, other = (Contrastive(**SMALL, families=(name,)).fit(train).history.losses.total for name in families)
     assert not np.allclose(one, other)
-
-
-def test_bad_settings_are_one_line():
-    with pytest.raises(InputError, match="loss 'simclr' is unknown"):
-        Contrastive(**SMALL | {"loss": "simclr"})
-    with pytest.raises(InputError, match="clustering 'optics' is unknown"):
-        Contrastive(**SMALL | {"clustering": "optics"})
-    for name in ("n_reference", "n_styles", "width", "dim"):
-        with pytest.raises(InputError, match=f"{name} 0 must be at least 1"):
-            Contrastive(**SMALL | {name: 0})
-    with pytest.raises(InputError, match="sigma -1 must not be negative"):
-        Contrastive(**SMALL | {"sigma": -1})
-    with pytest.raises(InputError, match="not fitted"):
-        Contrastive(**SMALL).score(torch.zeros(1, 3, 64, 64))
-    with pytest.raises(InputError, match="temperature 0"):
-        Contrastive(**SMALL | {"temperature": 0.0})

@@ -14,11 +14,6 @@ SMALL = TINY | {"stages": [2, 3], "k": 2, "steps": 2, "episodes": 2, "validate_e
 
 
 @pytest.fixture(scope="module")
-def train(small_table):
-    return small_table[small_table.split == "train"]
-
-
-@pytest.fixture(scope="module")
 def fitted(train):
     return FewShot(**SMALL).fit(train)
 
@@ -110,27 +105,6 @@ def test_bad_supports_are_one_line(fitted):
             fitted.condition(torch.zeros(shape))
     with pytest.raises(InputError, match="layer_weights"):
         FewShot(**SMALL | {"layer_weights": [1.0]})
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"layer_weights": [0.0, 0.0]}, "layer_weights"),
-        ({"selection": "best"}, "selection 'best' is unknown"),
-        ({"shots": []}, "shots"),
-        ({"hidden": 0}, "hidden 0"),
-        ({"episodes": 0}, "episodes 0"),
-        ({"sigma": -1}, "sigma -1"),
-        ({"clean": 2}, "clean 2"),
-        ({"swap": 0.9}, "swap 0.9"),
-        ({"n_calibration": -1}, "n_calibration -1"),
-        ({"checkpoint_every": 0}, "checkpoint_every 0"),
-    ],
-)
-@pytest.mark.parametrize("cls", [FewShot, Unified])
-def test_settings_that_cannot_work_are_one_line(cls, changes, said):
-    with pytest.raises(InputError, match=said):
-        cls(**SMALL | changes)
 
 
 def test_more_shots_than_a_training_category_has_are_one_line(pool):
@@ -246,13 +220,8 @@ def test_training_starts_at_the_detector_and_leaves_the_backbone(train, fitted, 
 @pytest.mark.parametrize("cls", [FewShot, Unified])
 def test_the_last_stage_can_be_trained_too(cls, train, tmp_path):
     """Only that stage changes, its statistics stay, and what was learnt goes where the weights are written."""
-    asked = SMALL | {
-        "train_last_stage": True,
-        "learning_rate": 0.01,
-        "selection": "last",
-        "pool_styles": 2,
-        "shots": [1, 2],
-    }
+    asked = SMALL | {"train_last_stage": True, "learning_rate": 0.01, "selection": "last", "pool_styles": 2}
+    asked |= {"shots": [1, 2]}
     method = cls(**asked)
     before = {key: value.clone() for key, value in method.backbone.state_dict().items()}
     query = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -272,40 +241,6 @@ def test_the_last_stage_can_be_trained_too(cls, train, tmp_path):
     np.testing.assert_array_equal(cls.load(tmp_path / "model").score(query).map, found)
     with pytest.raises(InputError, match="last_stage, which these settings do not have"):
         cls(**SMALL | {"trained": str(tmp_path / "stage.safetensors")})
-
-
-@pytest.mark.parametrize("cls", [FewShot, Unified])
-def test_a_killed_training_resumes_to_the_same_weights(cls, pool, tmp_path, monkeypatch):
-    asked = SMALL | {"steps": 4, "learning_rate": 0.01, "validate_every": 2, "selection": "last"}
-    file = {"checkpoint": str(tmp_path / "run.pt"), "checkpoint_every": 1}
-    pools = {"pools": [pool, pool], "validation_pools": [pool]}
-    whole = cls(**asked).train_episodes(None, **pools)
-
-    killed, steps = cls(**asked | file), []
-    one_step = killed.episode_losses
-
-    def fails_in_the_third_step(*arguments):
-        steps.append(1)
-        if len(steps) > 4:  # two episodes a step
-            raise KeyboardInterrupt
-        return one_step(*arguments)
-
-    monkeypatch.setattr(killed, "episode_losses", fails_in_the_third_step)
-    with pytest.raises(KeyboardInterrupt):
-        killed.train_episodes(None, **pools)
-    resumed = cls(**asked | file)
-    with monkeypatch.context() as patch:
-        patch.setattr(resumed, "episode_losses", lambda *a, own=resumed.episode_losses: steps.append(0) or own(*a))
-        resumed.train_episodes(None, **pools)
-    assert steps.count(0) == 4  # the last two steps alone
-    for name, module in whole.modules.items():
-        for key, value in module.state_dict().items():
-            assert torch.equal(value, resumed.modules[name].state_dict()[key]), key
-    assert resumed.history.losses.equals(whole.history.losses)
-    with pytest.raises(InputError, match="made with learning_rate"):
-        cls(**asked | file | {"learning_rate": 0.1}).train_episodes(None, **pools)
-    with pytest.raises(InputError, match="made with training images"):
-        cls(**asked | file).train_episodes(None, pools=[pool], validation_pools=[pool])
 
 
 def test_a_category_to_train_on_is_needed(fitted):
@@ -356,14 +291,3 @@ def test_a_batch_of_several_products_is_its_images_one_by_one(cls, small_table):
     assert abs(mixed.image[0] - mixed.image[1]) > 0.01
     with pytest.raises(InputError, match="2 contexts for 3 images"):
         method.score(queries, contexts=[one, other])
-
-
-@pytest.mark.parametrize("cls", [FewShot, Unified])
-def test_bad_queries_are_one_line(cls, fitted):
-    method = cls(**SMALL)
-    with pytest.raises(InputError, match="has no context"):
-        method.score(torch.rand(1, 3, 64, 64))
-    context = method.condition(torch.rand(2, 3, 64, 64))
-    for shape in ((1, 1, 64, 64), (3, 64, 64), (0, 3, 64, 64)):
-        with pytest.raises(InputError, match="expected \\(B, 3, H, W\\)"):
-            method.score(torch.zeros(shape), context)

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_image
+from conftest import SMALL_SETTINGS, write_image
 
-from adlib import datasets, evaluation, patches, predict, profiles, runs, storage, thresholds, training
+from adlib import datasets, evaluation, patches, predict, profiles, runs, thresholds
 from adlib.errors import InputError
 from adlib.methods import glass, glass_judge, glass_onnx, glass_step
 
@@ -268,58 +268,11 @@ def test_modes_of_the_hypothesis(small_table):
 
 # -- the method -------------------------------------------------------------------------------------------------------
 
-TINY = {
-    "backbone": "tf_efficientnet_lite0",
-    "image_size": 64,
-    "resize": "stretch",
-    "scale": None,
-    "pretrain_dim": None,
-    "target_dim": None,
-    "hidden": 16,
-    "batch_size": 2,
-    "max_steps": 4,
-}
-
-
-@pytest.fixture
-def train(small_table):
-    return small_table[small_table.split == "train"]
+TINY = SMALL_SETTINGS["glass"]
 
 
 def weights(method):
     return torch.cat([p.detach().flatten() for p in method.network.parameters()])
-
-
-RESUMED = {"one head": {}, "laptop's form": {"heads": 2, "bank": 3, "average": 0.9, "token_share": 0.5}}
-
-
-@pytest.mark.parametrize("changes", RESUMED.values(), ids=RESUMED)
-def test_a_killed_run_goes_on_to_the_same_weights(train, tmp_path, changes):
-    settings = TINY | {"max_steps": 5, "checkpoint_every": 2, **changes}
-    whole = glass.Glass(**settings).fit(train)
-    settings["checkpoint"] = str(tmp_path / "checkpoint.pt")
-    killed = glass.Glass(**settings)
-    losses = killed.losses
-
-    def until_step_4(modules, batch, step):
-        if step == 3:
-            raise KeyboardInterrupt
-        return losses(modules, batch, step)
-
-    killed.losses = until_step_4
-    with pytest.raises(KeyboardInterrupt):
-        killed.fit(train)
-    assert torch.load(settings["checkpoint"], weights_only=True)["step"] == 2  # step 3 is lost
-    resumed = glass.Glass(**settings)
-    losses, steps = resumed.losses, []
-    resumed.losses = lambda modules, batch, step: steps.append(step) or losses(modules, batch, step)
-    resumed.fit(train)
-    assert steps == [2, 3, 4]
-    for (name, value), expected in zip(
-        resumed.network.state_dict().items(), whole.network.state_dict().values(), strict=True
-    ):
-        assert torch.equal(value, expected), name
-    np.testing.assert_array_equal(resumed.normal_scores, whole.normal_scores)
 
 
 @pytest.mark.parametrize("hypothesis", ["manifold", "hypersphere"])
@@ -427,28 +380,6 @@ def test_features_are_scaled_to_the_asked_length(train):
     assert np.sqrt((method.features**2).sum(-1)).mean() == pytest.approx(2.0, rel=1e-4)
     again = method.embed(torch.from_numpy(method.images).permute(0, 3, 1, 2).float() / 255)
     np.testing.assert_allclose(again.flatten(2).transpose(1, 2).numpy(), method.features, rtol=1e-3, atol=1e-4)
-
-
-def test_selection_on_held_out_pseudo_anomalies(train):
-    method = glass.Glass(**TINY | {"selection": "synthetic", "validate_every": 1, "snapshot_every": 1}).fit(train)
-    assert len(method.history.validation) == 4
-    best = method.history.validation.score.idxmax() + 1
-    assert method.history.selected_step == best
-    chosen = weights(method)
-    method.use_snapshot(dict(method.history.snapshots)[best])
-    assert torch.equal(weights(method), chosen)
-
-
-def test_a_nan_loss_stops_the_run_and_keeps_the_last_checkpoint(train, tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    method = glass.Glass(**TINY | {"checkpoint": str(path), "checkpoint_every": 1})
-    losses = method.losses
-    method.losses = lambda modules, batch, step: (
-        losses(modules, batch, step) | ({"normal": torch.tensor(float("nan"), requires_grad=True)} if step == 2 else {})
-    )
-    with pytest.raises(training.TrainingError, match=r"step 3; the checkpoint of step 2 is kept"):
-        method.fit(train)
-    assert torch.load(path, weights_only=True)["step"] == 2
 
 
 def original_checkpoint(file, adaptor, discriminator):
@@ -650,38 +581,15 @@ def test_foregrounds_from_files_are_obeyed(train, tmp_path):
     ("settings", "match"),
     [
         ({"textures": "/no/such/folder"}, "no such folder"),
-        ({"hypothesis": "sphere"}, "hypothesis 'sphere' is unknown"),
-        ({"p": 1.5}, "p 1.5 must lie between 0 and 1"),
-        ({"noise": -1.0}, "noise -1.0 must not be negative"),
-        ({"families": ("no_such",)}, "no_such"),
-        ({"families": ()}, "families is empty; give at least one of"),
         ({"image_size": (64,)}, r"image_size \[64\] must be one number, or height and width"),
         ({"image_size": (64, 0)}, r"image_size .* must be at least 1"),
-        ({"patch_size": 0}, "patch_size 0 must be at least 1"),
-        ({"patch_stride": 0}, "patch_stride 0 must be at least 1"),
-        ({"pretrain_dim": 0, "target_dim": 0}, "pretrain_dim 0 must be at least 1, or null"),
-        ({"pretrain_dim": 8, "target_dim": 0}, "target_dim 0 must be at least 1, or null"),
         ({"lr": -1}, "lr -1 must not be negative"),
-        ({"lr_discriminator": float("nan")}, "lr_discriminator nan must not be negative"),
-        ({"max_steps": 0}, "max_steps 0 must be at least 1, or null"),
-        ({"feature_norm": 0.0}, "feature_norm 0.0 must be a length above 0"),
-        ({"feature_norm": -1.0}, "feature_norm -1.0 must be a length above 0"),
-        ({"checkpoint_every": 0}, "checkpoint_every 0 must be at least 1"),
-        ({"validate_every": -1}, "validate_every -1 must not be negative"),
-        ({"seed": -1}, "seed -1 must not be negative"),
         ({"scale": "papr"}, "did you mean 'paper'"),
         ({"epoch": 3}, "did you mean 'epochs'"),
     ],
 )
 def test_settings_that_cannot_be_used(train, settings, match):
     refused(settings, train, match)
-
-
-def test_a_validation_table_that_cannot_be_used(train, small_table):
-    with pytest.raises(InputError, match="the validation table is empty"):
-        glass.Glass(**TINY).fit(train, train.iloc[:0])
-    with pytest.raises(InputError, match="the validation table holds an anomalous image"):
-        glass.Glass(**TINY).fit(train, small_table[small_table.label == 1])
 
 
 def test_textures_are_found_by_name_below_the_data_folder(tmp_path, monkeypatch):
@@ -697,20 +605,3 @@ def test_textures_are_found_by_name_below_the_data_folder(tmp_path, monkeypatch)
 
 def test_an_empty_texture_folder(train, tmp_path):
     refused({"textures": str(tmp_path)}, train, "no image in this folder")
-
-
-@pytest.mark.parametrize(("change", "match"), [({"hidden": 8}, "hidden 16"), ({"stages": (2, 4)}, r"stages \[2, 3\]")])
-def test_a_checkpoint_of_another_backbone_or_width_is_refused(train, tmp_path, change, match):
-    settings = {"checkpoint": str(tmp_path / "checkpoint.pt"), "checkpoint_every": 1, "max_steps": 1}
-    glass.Glass(**TINY | settings).fit(train)
-    refused(settings | change, train, f"checkpoint .* was made with {match}")
-
-
-def test_models_of_another_backbone_or_damaged_are_refused(train, tmp_path):
-    method = glass.Glass(**TINY).fit(train)
-    method.save(tmp_path)
-    storage.update_header(tmp_path, backbone_fingerprint="0")
-    with pytest.raises(InputError, match="other weights of backbone"):
-        glass.Glass.load(tmp_path)
-    with pytest.raises(InputError, match="not fitted"):
-        glass.Glass(**TINY).save(tmp_path)

@@ -14,11 +14,6 @@ from adlib.methods.patchcore import PatchCore
 
 
 @pytest.fixture(scope="module")
-def train(small_table):
-    return small_table[small_table.split == "train"]
-
-
-@pytest.fixture(scope="module")
 def test_rows(small_table):
     return small_table[small_table.split == "test"]
 

@@ -6,15 +6,9 @@ import torch
 from conftest import TINY
 
 from adlib import episodes, images, patches, support
-from adlib.errors import InputError
 from adlib.methods.unified import Head, Unified, p_values, whitening, yardsticks
 
 SMALL = TINY | {"k": 2, "steps": 3, "episodes": 2, "validate_every": 3, "hidden": 8, "width": 8, "rows": 64}
-
-
-@pytest.fixture(scope="module")
-def train(small_table):
-    return small_table[small_table.split == "train"]
 
 
 @pytest.fixture(scope="module")
@@ -219,17 +213,5 @@ def test_a_cluster_without_support_adds_one_and_the_rest_nothing(train):
     assert added.flatten().tolist() == [0.0] * 8 + [1.0] * 8
 
 
-def test_bad_settings_are_one_line():
-    with pytest.raises(InputError, match="clustering 'kmean' is unknown"):
-        Unified(**SMALL | {"clustering": "kmean"})
-    with pytest.raises(InputError, match="choose one of kmeans"):
-        Unified(**SMALL | {"clustering": "xx"})
-    with pytest.raises(InputError, match="width 0"):
-        Unified(**SMALL | {"width": 0})
-    with pytest.raises(InputError, match="whiten 0"):
-        Unified(**SMALL | {"whiten": 0})
-    with pytest.raises(InputError, match="floor 0"):
-        Unified(**SMALL | {"floor": 0})
-    with pytest.raises(InputError, match="contrastive 'simclr' is unknown"):
-        Unified(**SMALL | {"contrastive": "simclr"})
+def test_a_head_that_sees_nothing_adds_nothing():
     assert Head(4, 8, "none", 0)(torch.rand(1, 4, 3, 3)).abs().max() == 0
