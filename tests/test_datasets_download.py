@@ -216,13 +216,8 @@ def test_listing(small_tree, tmp_path, monkeypatch):
     (tmp_path / "visa").mkdir()
     table = datasets.listing(tmp_path).set_index("name")
     assert list(table.columns) == ["layout", "licence", "size", "present"]
-    assert table.present[["own", "mpdd", "visa", "demo", "dtd"]].tolist() == [
-        "1 category",
-        "1 category",
-        "no",
-        "no",
-        "no",
-    ]
+    present = table.present[["own", "mpdd", "visa", "demo", "dtd"]].tolist()
+    assert present == ["1 category", "1 category", "no", "no", "no"]
     assert set(catalogue.DATASETS) <= set(table.index)
     assert datasets.listing(tmp_path / "nowhere").present.isin(["no", "package"]).all()
 

@@ -43,27 +43,14 @@ def small_root(folder: Path) -> Path:
 
 
 RECORD = {
-    "method": "patchcore",
-    "dataset": "demo",
-    "category": "gear",
-    "profile": "smoke",
-    "parameters": {"coreset": 0.05, "note": "a|b <script>"},
-    "seed": 0,
-    "protocol": {"selection": "none"},
-    "metrics": {"image_auroc": 0.9375, "pixel_auroc": None, "aupro_30": None},
-    "threshold": {"value": 1.25, "rule": "quantile"},
-    "at_threshold": {"detection_rate_by_defect": {"dent": 0.5}},
+    "method": "patchcore", "dataset": "demo", "category": "gear", "profile": "smoke", "seed": 0, "device": "cpu",
+    "parameters": {"coreset": 0.05, "note": "a|b <script>"}, "protocol": {"selection": "none"},
     "n_images": {"train": 40},
-    "timing": {"fit_s": 1.0, "score_ms_per_image": 2.0},
-    "peak_memory_mib": 100.0,
-    "device": "cpu",
-    "versions": {"torch": "2"},
-    "git_commit": None,
-    "table_hash": "0",
-    "content_hash": "0",
-    "notebook": "notebooks/10_patchcore.ipynb",
-    "created": "2026-01-01",
-}
+    "metrics": {"image_auroc": 0.9375, "pixel_auroc": None, "aupro_30": None}, "peak_memory_mib": 100.0,
+    "threshold": {"value": 1.25, "rule": "quantile"}, "timing": {"fit_s": 1.0, "score_ms_per_image": 2.0},
+    "at_threshold": {"detection_rate_by_defect": {"dent": 0.5}}, "versions": {"torch": "2"}, "git_commit": None,
+    "table_hash": "0", "content_hash": "0", "notebook": "notebooks/10_patchcore.ipynb", "created": "2026-01-01",
+}  # fmt: skip
 TABLE = """<!DOCTYPE html><html><head><style>td { color: red; }</style></head>
 <body><style>#T1 td { color: #c00000; }</style>
 <table id="T1" class="adlib"><caption>Scores &amp; more</caption>

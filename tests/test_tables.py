@@ -17,20 +17,11 @@ from adlib.paths import root
 
 RECORD = {
     "parameters": {"resize": "stretch", "image_size": 256, "backbone": "tf_efficientnet_lite0"},
-    "protocol": {"resolution": "input", "image_size": 256, "selection": "none"},
-    "threshold": None,
-    "at_threshold": None,
-    "n_images": {"train": 10, "test_normal": 3, "test_anomalous": 3},
-    "timing": {"fit_s": 1.0, "score_ms_per_image": 2.0},
-    "peak_memory_mib": 3.0,
-    "device": "",
-    "versions": {},
-    "git_commit": None,
-    "table_hash": "a",
-    "content_hash": "b",
-    "notebook": "",
-    "created": "",
-}
+    "protocol": {"resolution": "input", "image_size": 256, "selection": "none"}, "threshold": None,
+    "n_images": {"train": 10, "test_normal": 3, "test_anomalous": 3}, "peak_memory_mib": 3.0, "at_threshold": None,
+    "timing": {"fit_s": 1.0, "score_ms_per_image": 2.0}, "git_commit": None, "table_hash": "a", "content_hash": "b",
+    "notebook": "", "created": "", "device": "", "versions": {},
+}  # fmt: skip
 LABELS, SCORES = [0, 0, 0, 1, 1, 1], [1, 2, 3, 2, 4, 5]  # 7 of 9 pairs and a tie: AUROC 7.5 / 9
 
 
@@ -133,20 +124,21 @@ def test_another_protocol_gets_its_own_column(write, tmp_path, changes, column):
     assert table.ranks.loc["screw", column] == (0 if "oracle" in column else 1)
 
 
-def test_seeds_on_different_backbones_are_never_averaged(write, tmp_path):
-    write("dfr", seed=0)
-    write("dfr", seed=1)
-    write("dfr", seed=2, parameters={"backbone": "resnet18"})
+@pytest.mark.parametrize(
+    ("method", "changes", "columns"),
+    [
+        ("dfr", [{}, {}, {"parameters": {"backbone": "resnet18"}}], ["dfr", "dfr (resnet18)"]),
+        ("glass", [{"protocol": {"selection": name}} for name in ("last", "synthetic")],
+         ["glass (step: last)", "glass (step: synthetic)"]),
+        ("few_shot", [{"parameters": {"k": k}} for k in (1, 4)], ["few_shot (1 shots)", "few_shot (4 shots)"]),
+    ],
+)  # fmt: skip
+def test_seeds_on_other_backbones_selections_or_shots_are_never_averaged(write, tmp_path, method, changes, columns):
+    for seed, change in enumerate(changes):
+        write(method, seed=seed, **change)
     table = table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc")
-    assert list(table.text.columns) == ["dfr", "dfr (resnet18)"]
-    assert any("features of tf_efficientnet_lite0" in note for note in table.notes)
-
-
-def test_selections_of_one_method_are_never_averaged(write, tmp_path):
-    write("glass", seed=0, protocol={"selection": "last"})
-    write("glass", seed=1, protocol={"selection": "synthetic"})
-    table = table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc")
-    assert list(table.text.columns) == ["glass (step: last)", "glass (step: synthetic)"]
+    assert list(table.text.columns) == columns
+    assert any("features of tf_efficientnet_lite0" in note for note in table.notes) or method != "dfr"
 
 
 def test_seeds_of_other_settings_are_remarked(write, tmp_path):
@@ -157,13 +149,6 @@ def test_seeds_of_other_settings_are_remarked(write, tmp_path):
     for name in ("laptop_headline", "laptop_mvtec_ad_pixel_auroc"):
         found = [note for note in table_of(tmp_path, name).notes if "the seeds differ" in note]
         assert found == ["mvtec_ad / screw, glass: the seeds differ in textures too."]
-
-
-def test_shots_are_part_of_the_column(write, tmp_path):
-    write("few_shot", parameters={"k": 1})
-    write("few_shot", seed=1, parameters={"k": 4})
-    table = table_of(tmp_path, "laptop_mvtec_ad_pixel_auroc")
-    assert list(table.text.columns) == ["few_shot (1 shots)", "few_shot (4 shots)"]
 
 
 def test_records_of_other_images_are_left_out_and_named(write, tmp_path):
