@@ -9,7 +9,7 @@ import nbformat
 import pytest
 import yaml
 
-from adlib import profiles
+from adlib import batch, profiles
 from adlib.paths import root
 
 NOTEBOOKS = sorted(f for f in (root() / "notebooks").glob("*.ipynb") if f.name[0] != ".")
@@ -42,6 +42,14 @@ def test_every_profile_is_valid():
     assert {"smoke", "laptop", "paper"} <= set(profiles.names())
     for name in profiles.names():
         assert profiles.load(name)["name"] == name
+
+
+@pytest.mark.parametrize("name", sorted(batch.METHOD_NOTEBOOKS.values()))
+def test_the_record_of_a_method_is_written_before_the_story(name):
+    cells = nbformat.read(batch.notebook_path(name), as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    (number,) = [i for i, cell in enumerate(code, 1) if "record" in cell.metadata.get("tags", [])]
+    assert number <= max(7, 0.4 * len(code))  # parameters, seed, data, fit, evaluation, threshold, record
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
