@@ -459,6 +459,9 @@ def test_validation_is_the_metrics_of_the_scores(small_tree):
     scores = Truth().score(batch["image"])
     expected = metrics.pixel_metrics(list(scores.map), list(batch["mask"].numpy()))
     assert readme.validate_pagmfr(Truth(), loader)[1:] == (expected["pixel_auroc"], expected["aupro_30"])
+    # Without masks nobody knows which pixels of a defect are normal.
+    unmasked = [batch | {"mask": torch.zeros_like(batch["mask"])}]
+    assert readme.validate_pagmfr(Truth(), unmasked)[1:] == (None, None)
 
 
 @pytest.mark.parametrize(
