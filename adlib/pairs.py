@@ -6,63 +6,48 @@ of a large batch, several processes and a resumed run all see what one large bat
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
 
+from adlib import settings as S
 from adlib import synthesis, training
 from adlib.errors import InputError
 from adlib.images import read_image, to_tensor
 from adlib.paths import data_dir
-from adlib.settings import choice
 from adlib.synthesis.pagmfr import category_kind, judge_kind
+from adlib.synthesis.registry import SomeFamilies
 
-PAIR_KINDS = ("auto", "texture", "object")
-SAMPLINGS = ("uniform", "small")
 TRIES = 10
 
 
 @dataclass(frozen=True)
-class PairSettings:
+class PairSettings(S.Settings):
     """How training pairs are made; shared by the methods that are trained on them."""
 
-    families: tuple[str, ...] = ("pagmfr",)  # of adlib.synthesis
-    family_weights: tuple[float, ...] = ()  # how often each family is drawn, in proportion; () draws all alike
-    kind: str = "auto"  # of the category: texture, object, or auto (known categories by name, others judged)
+    families: SomeFamilies = ("pagmfr",)  # of adlib.synthesis
+    family_weights: tuple[S.NotNegative, ...] = ()  # how often each family is drawn, in proportion; () draws all alike
+    kind: Literal["auto", "texture", "object"] = "auto"  # of category; auto: by name, or judged
     textures: str = ""  # folder of textures, also by its name below data/ ("dtd"); "" for textures made on the spot
     objects: str = ""  # folder of pictures of foreign objects; "" for objects made on the spot
-    foreground: str = "rules"  # anomalies stay on the product: rules (published, else automatic), or none
-    probability: float = 0.5  # share of anomalous images in a batch
-    rotate: float = 0.3  # probability that a texture image is turned, by up to 90 degrees
-    jitter: float = 0.0  # augmentation: brightness and contrast change by up to this share
+    foreground: Literal["rules", "none"] = "rules"  # where they may be; rules: on the product
+    probability: S.Closed = 0.5  # share of anomalous images in a batch
+    rotate: S.Closed = 0.3  # probability that a texture image is turned, by up to 90 degrees
+    jitter: S.Closed = 0.0  # augmentation: brightness and contrast change by up to this share
     flip: bool = False  # augmentation: mirror every second image
-    bank: int = 0  # make so many pairs once and reuse them; 0 makes new ones all the time
-    sampling: str = "uniform"  # from the bank: uniform, or small (weights fall with the root of the anomaly's area)
-    batch_size: int = 32  # images an optimiser step
-    accumulate: int = 1  # parts that a batch is computed in, to fit the memory
-    seed: int = 0  # weights, order, synthesis, dropout
+    bank: S.Whole = 0  # make so many pairs once and reuse them; 0 makes new ones all the time
+    sampling: Literal["uniform", "small"] = "uniform"  # from the bank; small: by area^(-1/2)
+    batch_size: S.Count = 32  # images an optimiser step
+    accumulate: S.Count = 1  # parts that a batch is computed in, to fit the memory
+    seed: S.Whole = 0  # weights, order, synthesis, dropout
 
-    def __post_init__(self):
-        choice("kind", self.kind, PAIR_KINDS)
-        choice("sampling", self.sampling, SAMPLINGS)
-        choice("foreground", self.foreground, ("rules", "none"))
-        if not self.families:
-            raise InputError("families is empty; give at least one of " + ", ".join(synthesis.names("image")))
-        for family in self.families:
-            choice("family", family, synthesis.names("image"))
+    def check(self):
         if self.family_weights and len(self.family_weights) != len(self.families):
             raise InputError(f"family_weights needs one weight for each of {', '.join(self.families)}, or none at all")
-        weights = np.asarray(self.family_weights, np.float64)
-        if len(weights) and not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
-            listed = ", ".join(map(str, self.family_weights))
-            raise InputError(f"family_weights {listed} must be finite, not negative and not all zero; or give none")
-        for name in ("probability", "rotate", "jitter"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} {getattr(self, name)} must lie between 0 and 1")
-        for name, low in (("bank", 0), ("batch_size", 1), ("accumulate", 1)):
-            if getattr(self, name) < low:
-                raise InputError(f"{name} {getattr(self, name)} must be at least {low}")
+        if self.family_weights and not sum(self.family_weights):
+            raise InputError(f"family_weights {list(self.family_weights)} must not all be zero; or give none")
         if self.batch_size % self.accumulate:
             raise InputError(f"accumulate {self.accumulate} must divide batch_size {self.batch_size}")
         if self.sampling != "uniform" and not self.bank:

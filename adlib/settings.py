@@ -1,49 +1,114 @@
-"""Settings: one frozen dataclass a method, defaults from the paper; nothing unknown or wrongly typed passes."""
+"""Settings: one frozen dataclass a method; the type of a field says what it may be, and nothing else passes.
+
+@dataclass(frozen=True)
+class ExampleSettings(Settings):
+    steps: Count = 100  # 1, 2, ...
+    sigma: NotNegative = 4.0
+    scale: Count | None = None
+    image_score: Literal["max", "top"] = "max"
+
+    def check(self): ...  # only what ties two fields together
+"""
 
 import dataclasses
+import math
 import types
 import typing
+from collections.abc import Callable
+from typing import Annotated, Literal, NamedTuple
 
 import yaml
 
 from adlib.errors import InputError, suggest
 
 
+class Must(NamedTuple):
+    """A condition on values of a type, `Annotated[type, Must(...)]`, and how a message says it: "must `words`"."""
+
+    holds: Callable[[object], bool]
+    words: str
+
+
+Count = Annotated[int, Must(lambda v: v >= 1, "be at least 1")]
+Whole = Annotated[int, Must(lambda v: v >= 0, "not be negative")]
+Odd = Annotated[Count, Must(lambda v: v % 2 == 1, "be odd, so that a patch has a centre")]
+Number = Annotated[float, Must(math.isfinite, "be finite")]
+Positive = Annotated[float, Must(lambda v: 0 < v < math.inf, "be a positive number, for example 0.001")]
+NotNegative = Annotated[float, Must(lambda v: 0 <= v < math.inf, "not be negative, nan or inf")]
+Share = Annotated[float, Must(lambda v: 0 < v < 1, "be a share between 0 and 1, for example 0.15")]
+ShareTo1 = Annotated[float, Must(lambda v: 0 < v <= 1, "be a share in (0, 1], for example 0.1")]
+ShareFrom0 = Annotated[float, Must(lambda v: 0 <= v < 1, "be a share from 0 to below 1, for example 0.3")]
+Closed = Annotated[float, Must(lambda v: 0 <= v <= 1, "lie between 0 and 1")]
+# Images to select by, half of them damaged.
+AtLeast2 = Annotated[int, Must(lambda v: v >= 2, "be at least 2: a clean and a damaged image to tell apart")]
+# Shared by all methods: layers of the backbone; pixels of the network input.
+Stages = Annotated[
+    tuple[Whole | str, ...], Must(lambda v: len(v) == len(set(v)) > 0, "name at least one stage, each once")
+]
+ImageSize = Annotated[
+    int | tuple[int, ...],
+    Must(
+        lambda v: v >= 1 if isinstance(v, int) else len(v) == 2 and min(v) >= 1,
+        "be one number, or height and width, of at least 1 pixel",
+    ),
+]
+ResizeMode = Literal["stretch", "short_side", "letterbox", "aspect"]  # see adlib.images.Resize
+
+_WORDS = {bool: "be true or false", int: "be a whole number", float: "be a number", str: "be text", tuple: "be a list"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all settings inherit. However they are made, values that the types rule out are refused; lists are tuples.
+
+    Raises:
+        InputError: names the field, its value and what is allowed.
+    """
+
+    def __post_init__(self):
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, value := tuple(value))
+            if typing.get_origin(hint) is Literal and isinstance(value, str):
+                choice(name, value, typing.get_args(hint))
+            if wanted := _wanted(value, hint):
+                shown = list(value) if isinstance(value, tuple) else value
+                raise InputError(f"{name} {shown!r} must {wanted}")
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that do not go together."""
+
+
 def build(cls, values: dict | None = None, owner: str = ""):
-    """Make an instance of the settings dataclass `cls` with some fields changed.
+    """Make an instance of the settings class `cls` with some fields changed.
 
     Args:
-        cls: a frozen dataclass.
+        cls: a frozen dataclass that inherits `Settings`.
         values: field name -> value. Lists become tuples; an int is accepted where a float is asked for.
         owner: who the settings belong to, for the message.
 
     Raises:
-        InputError: an unknown field (with the nearest known name) or a value of the wrong type.
+        InputError: an unknown field (with the nearest known name) or a value that its field does not allow.
     """
-    owner = owner or cls.__name__
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    checked = {}
-    for name, value in (values or {}).items():
+    fields = [field.name for field in dataclasses.fields(cls)]
+    for name in values or {}:
         if name not in fields:
             raise InputError(
-                f"parameter {name!r} is unknown to {owner}{suggest(name, fields)}; known: {', '.join(fields)}"
+                f"parameter {name!r} is unknown to {owner or cls.__name__}{suggest(name, fields)}; known: "
+                + ", ".join(fields)
             )
-        if isinstance(value, list):
-            value = tuple(value)
-        if not _fits(value, hints[name]):
-            expected = str(getattr(hints[name], "__name__", hints[name])).replace("typing.", "")
-            raise InputError(
-                f"parameter {name!r} of {owner} must be {expected}, got {value!r} ({type(value).__name__})"
-            )
-        checked[name] = value
-    return cls(**checked)
+    try:
+        return cls(**(values or {}))
+    except InputError as error:
+        raise InputError(f"{owner}: {error}" if owner else str(error)) from None
 
 
 def choice(name: str, value, known) -> None:
     """Raise an InputError unless `value` is one of `known`."""
     if value not in known:
-        listed = ", ".join(map(str, known))
+        listed = ", ".join(str(one) or '""' for one in known)
         raise InputError(f"{name} {value!r} is unknown{suggest(str(value), known)}; choose one of {listed}")
 
 
@@ -70,17 +135,22 @@ def as_dict(settings) -> dict:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
 
 
-def _fits(value, hint) -> bool:
-    origin = typing.get_origin(hint)
+def _wanted(value, hint) -> str:
+    """What `value` must do to be of the type `hint`, in words; "" where it is."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        broken = (must.words for must in parts[1:] if not must.holds(value))
+        return _wanted(value, parts[0]) or next(broken, "")
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, part) for part in typing.get_args(hint))
-    if origin is tuple:
-        inner = [part for part in typing.get_args(hint) if part is not Ellipsis]
-        return isinstance(value, tuple) and all(any(_fits(v, part) for part in inner) for v in value)
+        wanted = [_wanted(value, part) for part in parts]
+        return ", or ".join(dict.fromkeys(wanted)) if all(wanted) else ""
+    if origin is Literal:
+        known = any(value == part and type(value) is type(part) for part in parts)
+        listed = ("one of " if len(parts) > 1 else "") + ", ".join(map(repr, parts))
+        return "" if known else f"be {listed}{suggest(value, parts)}"
     if hint is type(None):
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, origin or hint) if hint is not typing.Any else True
+        return "" if value is None else "null"
+    kind = (int, float) if hint is float else origin or hint
+    if not isinstance(value, kind) or (isinstance(value, bool) and hint is not bool):
+        return _WORDS[origin or hint]
+    return next(filter(None, (_wanted(v, parts[0]) for v in value)), "") if origin is tuple else ""

@@ -98,17 +98,6 @@ def jittered(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2).float().contiguous()
 
 
-def check_support_settings(settings) -> None:
-    """Check what all support-conditioned methods share: k, the window, the rotations."""
-    for name in ("k", "patch_size", "batch_size"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"{name} {getattr(settings, name)} must be at least 1")
-    if settings.patch_size % 2 == 0:
-        raise InputError(f"patch_size {settings.patch_size} must be odd, so that a patch has a centre")
-    if 0 not in settings.rotations or any(angle % 90 for angle in settings.rotations):
-        raise InputError(f"rotations {settings.rotations} must be multiples of 90 degrees and contain 0")
-
-
 def describe(features: list[torch.Tensor], patch_size: int = 3, layer_norm: bool = True) -> list[torch.Tensor]:
     """Normalise each location over its channels (LayerNorm without parameters), then average windows.
 

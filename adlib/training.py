@@ -14,7 +14,6 @@ each takes every n-th batch, so n processes make the step that one process makes
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -123,27 +122,6 @@ FREE_SETTINGS = (
     "epochs", "max_steps", "checkpoint", "checkpoint_every", "max_memory", "workers", "pin_memory", "checkpointing",
     "log_every",
 )  # fmt: skip
-
-
-def check_settings(settings) -> None:
-    """Refuse values of a training, by their usual names, that would fail in the middle of it or pass as others."""
-    s = settings
-    choice("selection", s.selection, SELECTIONS)
-    choice("precision", s.precision, PRECISIONS)
-    if not (s.lr > 0 and math.isfinite(s.lr)):
-        raise InputError(f"lr {s.lr} must be a positive number, for example 0.001")
-    if not 0 < s.hold_out < 1:
-        raise InputError(f"hold_out {s.hold_out} must be a share between 0 and 1, for example 0.15")
-    if s.max_steps is not None and s.max_steps < 1:
-        raise InputError(f"max_steps {s.max_steps} must be at least 1, or None to train for all epochs")
-    if s.n_synthetic < 2:
-        raise InputError(f"n_synthetic {s.n_synthetic} must be at least 2: a clean and a damaged image to tell apart")
-    for name in ("epochs", "checkpoint_every"):
-        if getattr(s, name) < 1:
-            raise InputError(f"{name} {getattr(s, name)} must be at least 1")
-    for name in ("validate_every", "snapshot_every", "log_every", "workers", "seed"):
-        if getattr(s, name) < 0:
-            raise InputError(f"{name} {getattr(s, name)} must not be negative")
 
 
 def check_checkpoint(checkpoint: str | Path, settings: dict) -> None:

@@ -154,7 +154,7 @@ def test_a_flat_map_gives_the_plain_image():
         (["run", "patchcore", "--category", "brik", "--out", "o"], "did you mean 'brick'"),
         (["run", "patchcore", "--category", "brick", "--out", "o", "--profile", "smok"], "did you mean 'smoke'"),
         (["run", "patchcore", "--category", "brick", "--out", "o", "--set", "corest=1"], "did you mean 'coreset'"),
-        (["run", "patchcore", "--category", "brick", "--out", "o", "--set", "coreset=many"], "must be float"),
+        (["run", "patchcore", "--category", "brick", "--out", "o", "--set", "coreset=many"], "must be a number"),
         (["run", "patchcore", "--category", "x", "--data-root", "/no/such", "--out", "o"], "/no/such"),
         (["train", "-i", "/no/such", "-o", "o"], "/no/such"),
         (["predict", "-m", "/no/model", "-i", ".", "-o", "o"], "/no/model"),

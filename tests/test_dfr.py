@@ -107,7 +107,7 @@ def test_the_loss_falls_and_the_threshold_lets_its_share_through(train):
     ("settings", "message"),
     [
         ({"stride": 8}, "window"),
-        ({"stages": []}, "stages is empty"),
+        ({"stages": []}, r"stages \[\] must name at least one stage"),
         ({"stages": [2, "relu1_1"]}, "stage"),
         ({"image_size": (64,)}, "image_size"),
     ],

@@ -141,7 +141,7 @@ def test_score_of_one_image_by_hand():
     ("settings", "message"),
     [
         ({"patch_size": 2}, "odd"),
-        ({"patch_size": "best"}, "odd"),
+        ({"patch_size": "best"}, "or be 'auto'"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

@@ -2,49 +2,153 @@
 
 import errno
 import math
-from dataclasses import dataclass
+import re
+import types
+import typing
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adlib import thresholds
+from adlib import methods, thresholds
 from adlib.errors import InputError, suggest
 from adlib.paths import atomic_path
-from adlib.settings import as_dict, build, choice, parse_overrides
+from adlib.settings import Count, ImageSize, Must, Settings, Share, as_dict, build, choice, parse_overrides
 
 
 @dataclass(frozen=True)
-class Example:
-    share: float = 0.1
-    size: int | tuple[int, ...] = 8
-    name: str = "a"
-    limit: int | None = None
+class Example(Settings):
+    share: Share = 0.1
+    size: ImageSize = 8
+    name: Literal["ant", "bee"] = "ant"
+    limit: Count | Literal["paper"] | None = None
     flag: bool = False
+
+    def check(self):
+        if self.flag and self.limit is None:
+            raise InputError("flag needs a limit")
 
 
 def test_known_changes_pass_and_lists_become_tuples():
-    made = build(Example, {"share": 1, "size": [4, 6], "limit": 3, "flag": True})
-    assert made == Example(1, (4, 6), "a", 3, True)
+    made = build(Example, {"share": 0.5, "size": [4, 6], "limit": 3, "flag": True})
+    assert made == Example(0.5, (4, 6), "ant", 3, True) == Example(size=[4, 6], share=0.5, limit=3, flag=True)
     assert as_dict(made)["size"] == [4, 6]
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"shere": 0.2}, "did you mean 'share'"),
-        ({"share": "0.2"}, "must be float"),
-        ({"share": True}, "must be float"),
-        ({"size": 4.5}, "size"),
-        ({"size": [4, "6"]}, "size"),
-        ({"limit": "none"}, "limit"),
-        ({"flag": 1}, "must be bool"),
+        (
+            {"shere": 0.2},
+            "parameter 'shere' is unknown to toy (did you mean 'share'?); known: share, size, name, limit, flag",
+        ),
+        ({"share": "0.2"}, "toy: share '0.2' must be a number"),
+        ({"share": True}, "toy: share True must be a number"),
+        ({"share": 1.0}, "toy: share 1.0 must be a share between 0 and 1, for example 0.15"),
+        ({"size": [4, "6"]}, r"toy: size [4, '6'] must be a whole number"),
+        ({"size": [4]}, r"toy: size [4] must be one number, or height and width, of at least 1 pixel"),
+        ({"name": "be"}, "toy: name 'be' is unknown (did you mean 'bee'?); choose one of ant, bee"),
+        ({"name": None}, "toy: name None must be one of 'ant', 'bee'"),
+        ({"limit": 0}, "toy: limit 0 must be at least 1, or be 'paper', or null"),
+        ({"limit": "papr"}, "toy: limit 'papr' must be a whole number, or be 'paper' (did you mean 'paper'?), or null"),
+        ({"flag": 1}, "toy: flag 1 must be true or false"),
+        ({"flag": True}, "toy: flag needs a limit"),
     ],
 )
-def test_unknown_or_wrongly_typed_settings_are_refused(values, message):
-    with pytest.raises(InputError, match=message):
-        build(Example, values)
+def test_what_is_refused_is_said_in_one_line(values, message):
+    with pytest.raises(InputError) as error:
+        build(Example, values, owner="toy")
+    assert str(error.value) == message
+    if set(values) <= set(Example.__dataclass_fields__):  # there is no way around `build`
+        for make in (Example, lambda **changes: replace(Example(), **changes)):
+            with pytest.raises(InputError):
+                make(**values)
+
+
+# Settings that may be 0, negative, an empty list, and so on; "method.name" where methods differ.
+ZERO = [
+    "anchor", "area", "average", "bank", "beta", "beta_mean", "beta_std", "bias", "blocks", "calibration_weight",
+    "clean", "context", "contrastive_weight", "detection", "direction", "direction_global", "dropout", "gamma",
+    "gate_share", "image_stage", "image_weight", "jitter", "log_every", "max_memory", "n_ascent", "n_calibration",
+    "noise", "p", "pos_weight", "probability", "radius", "rotate", "seed", "shrink", "sigma", "snapshot_every",
+    "step_size", "swap", "validate_every", "warm_up", "weight_decay", "workers", "glass.lr", "glass.lr_discriminator",
+    "ulsad.hidden", "few_shot.learning_rate", "unified.learning_rate",
+]  # fmt: skip
+NEGATIVE = ["bias"]
+EMPTY = ["family_weights", "contrastive.families"]
+SHARES = [  # at most 1
+    "average", "beta_mean", "coreset", "few_shot.clean", "gate_share", "jitter", "p", "probability", "radius", "rotate",
+    "shrink", "swap", "token_share", "unified.clean", "unified.whiten",
+]  # fmt: skip
+ABOVE_1 = ["n_synthetic", "ulsad.batch_size"]
+BELOW_1 = [
+    "contrastive.clean", "dropout", "hold_out", "positive_share", "prior", "ulsad.hidden", "variance", "warm_up"
+]  # fmt: skip
+FREE_TEXT = [
+    "backbone", "checkpoint", "glass.foreground", "image_stage", "objects", "stages", "textures", "trained", "weights"
+]  # fmt: skip
+
+
+def kinds(hint) -> set:
+    """The plain types in a hint, lists and what they hold among them."""
+    inner = [part for part in typing.get_args(hint) if not isinstance(part, Must) and part is not ...]
+    if typing.get_origin(hint) is Literal:
+        return {type(part) for part in inner}
+    own = {typing.get_origin(hint)} & {tuple} or (set() if inner else {hint})
+    return own.union(*map(kinds, inner))
+
+
+def nonsense_for(method, name, hint):
+    """Values that this field must refuse: of each wrong type, and of the right one out of bounds."""
+
+    def listed(names):
+        return name in names or f"{method}.{name}" in names
+
+    found = kinds(hint)
+    yield from ({"a": 1}, math.nan, math.inf, -math.inf, b"a")
+    yield from () if listed(NEGATIVE) else (-1, -0.5)
+    yield from () if listed(ZERO) else (0, 0.0)
+    yield from (1.01, 2) if listed(SHARES + BELOW_1) else ()
+    yield from (1,) if listed(ABOVE_1 + BELOW_1) else ()
+    yield from () if bool in found else (True, False)
+    yield from () if types.NoneType in found else (None,)
+    yield from () if float in found else (1.5,)
+    yield from () if listed(EMPTY) else ([],)
+    yield from ([math.nan], [-1], [None], [{}], [[]], [True])
+    if tuple in found or not listed(FREE_TEXT):
+        yield "no such thing"
+    if not listed(FREE_TEXT):
+        yield ["no such thing"]
+    if not {int, float} & found:
+        yield 1
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_every_setting_of_every_method_refuses_nonsense(name):
+    cls = methods.get(name).Settings
+    for field, hint in typing.get_type_hints(cls, include_extras=True).items():
+        for bad in nonsense_for(name, field, hint):
+            try:
+                said = f"accepted: {build(cls, {field: bad}, owner=name)}"
+            except InputError as error:
+                said = str(error)
+            shown = f"({re.escape(repr(bad))}|'no such thing')"
+            assert re.match(rf"{name}: {field}\b.*{shown} (must|is unknown|leave)[^\n]+$", said), (field, bad)
+        if {int, float} & kinds(hint) and tuple not in kinds(hint) and (field in ZERO or f"{name}.{field}" in ZERO):
+            assert getattr(build(cls, {field: 0}), field) == 0
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_no_number_is_without_a_condition(name):
+    def bare(hint):
+        parts = typing.get_args(hint)
+        return hint in (int, float) if not parts else typing.get_origin(hint) is not Annotated and any(map(bare, parts))
+
+    hints = typing.get_type_hints(methods.get(name).Settings, include_extras=True)
+    assert [field for field, hint in hints.items() if bare(hint)] == []
 
 
 def test_overrides_are_read_as_yaml():

@@ -367,10 +367,10 @@ def test_a_map_file_on_disk_gives_the_same_numbers(train, fitted):
         ({"quantiles": (0.9, 0.5)}, "rising"),
         ({"context": 20}, "multiple of 16"),
         ({"area": 2.0}, "set whiten"),
-        ({"image_size": (64,)}, r"image_size \(64,\) must be one number of pixels or height and width"),
-        ({"image_size": (64, 64, 3)}, r"image_size \(64, 64, 3\) must be"),
+        ({"image_size": (64,)}, r"image_size \[64\] must be one number, or height and width"),
+        ({"image_size": (64, 64, 3)}, r"image_size \[64, 64, 3\] must be"),
         ({"batch_size": 1}, "batch_size 1 must be at least 2"),
-        ({"stages": []}, "stages is empty"),
+        ({"stages": []}, r"stages \[\] must name at least one stage"),
         ({"hidden": 1.0}, "hidden 1.0 must be a share"),
     ],
 )

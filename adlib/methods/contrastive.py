@@ -16,19 +16,22 @@ not.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adlib import backbones, clustering, episodes, losses, storage, synthesis, training
+from adlib import backbones, clustering, episodes, losses, storage, training
+from adlib import settings as S
+from adlib.clustering import ALGORITHMS
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches
 from adlib.methods import Scores, collect, split_normals, without_selection
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.patches import to_rows
-from adlib.settings import as_dict, build, choice
+from adlib.settings import as_dict, build
 from adlib.support import (
     below,
     check_fingerprint,
@@ -38,86 +41,54 @@ from adlib.support import (
     enlarge,
     read_images,
 )
+from adlib.synthesis.registry import Families
 
 
 @dataclass(frozen=True)
-class ContrastiveSettings:
+class ContrastiveSettings(S.Settings):
     """Settings; the loss and the clustering offer FOCAL's, the rest is ours."""
 
     backbone: str = "swin_tiny_patch4_window7_224.ms_in1k"
-    stages: tuple[int | str, ...] = (0, 1, 2)  # strides 4, 8, 16
+    stages: S.Stages = (0, 1, 2)  # strides 4, 8, 16
     weights: str = "auto"  # see adlib.backbones.create
-    image_size: int | tuple[int, ...] = 224  # network input, pixels
-    resize: str = "stretch"
-    scale: int | None = None  # pixels, for resize short_side
+    image_size: S.ImageSize = 224  # network input, pixels
+    resize: S.ResizeMode = "stretch"
+    scale: S.Count | None = None  # pixels, for resize short_side
     # Network.
-    stride: int = 8  # of the fused grid, pixels; the stage with this stride gives the grid, else the first one does
-    width: int = 128  # channels of the neck
-    dim: int = 128  # length of a cell's feature
+    stride: S.Count = 8  # of the fused grid, pixels; the stage with this stride gives the grid, else the first one does
+    width: S.Count = 128  # channels of the neck
+    dim: S.Count = 128  # length of a cell's feature
     train_last_stage: bool = False  # train the encoder's last stage too, at a tenth of the learning rate
     # Loss (adlib.losses).
-    loss: str = "nearest_positive"  # nearest_positive, focal (FOCAL's), supcon, soft
-    positives: str = "support"  # cells of other normal images (support), or the other cells of the same image (self)
-    temperature: float = 0.1  # FOCAL
+    loss: Literal[losses.CONTRASTIVE] = "nearest_positive"  # nearest_positive, focal (FOCAL's), supcon, soft
+    positives: Literal["support", "self"] = "support"  # cells of other normal images, or of the same
+    temperature: S.Positive = 0.1  # FOCAL
     symmetric: bool = False  # add half the loss with anomalous anchors, where an image has at least two
-    n_cells: int = 1024  # cells a region and image that enter the loss, at most (FOCAL: 1000)
+    n_cells: S.Count = 1024  # cells a region and image that enter the loss, at most (FOCAL: 1000)
     # Training.
-    steps: int = 1500  # optimiser steps
-    episodes: int = 8  # images a step
-    clean: float = 0.3  # share of images without a defect; they carry no loss, only the validation needs them
-    n_normals: int = 64  # normal images that defects are painted on, at most
-    n_styles: int = 24  # styles of defect, each on five images
-    families: tuple[str, ...] = ()  # of adlib.synthesis that the training defects come from; () for a mix
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    hold_out: float = 0.15  # share of the normals for validation, gate and threshold
-    validate_every: int = 100  # steps
-    selection: str = "synthetic"  # synthetic (cell AP + image AUROC on held-out pseudo-anomalies) or last
-    snapshot_every: int = 0  # steps; keeps weights for learning curves
+    steps: S.Count = 1500  # optimiser steps
+    episodes: S.Count = 8  # images a step
+    clean: S.ShareFrom0 = 0.3  # share of images without a defect; they carry no loss, only the validation needs them
+    n_normals: S.Count = 64  # normal images that defects are painted on, at most
+    n_styles: S.Count = 24  # styles of defect, each on five images
+    families: Families = ()  # of adlib.synthesis that the training defects come from; () for a mix
+    learning_rate: S.Positive = 1e-3
+    weight_decay: S.NotNegative = 1e-4
+    hold_out: S.Share = 0.15  # share of the normals for validation, gate and threshold
+    validate_every: S.Whole = 100  # steps
+    selection: Literal[training.SELECTIONS] = "synthetic"  # synthetic: by cell AP + image AUROC of pseudo-anomalies
+    snapshot_every: S.Whole = 0  # steps; keeps weights for learning curves
     checkpoint: str = ""  # file to resume training from, written every `checkpoint_every` steps; "" for none
-    checkpoint_every: int = 100  # steps
+    checkpoint_every: S.Count = 100  # steps
     # Test.
-    clustering: str = "kmeans"  # FOCAL's code; see adlib.clustering.ALGORITHMS
-    rule: str = "reference"  # which cluster is anomalous: reference, minority (FOCAL), border
-    gate_share: float = 0.95  # share of held-out normals whose separation must stay below the gate; 0: no gate
-    n_reference: int = 1024  # normal cells kept for the rule `reference`
-    sigma: float = 4.0  # Gaussian smoothing of the map, input pixels
-    n_calibration: int = 50  # at most so many held-out normals are scored for gate and threshold
-    batch_size: int = 8  # images a forward pass
-    seed: int = 0
-
-    def __post_init__(self):
-        choice("loss", self.loss, losses.CONTRASTIVE)
-        choice("positives", self.positives, ("support", "self"))
-        choice("clustering", self.clustering, clustering.ALGORITHMS)
-        for family in self.families:
-            choice("family", family, synthesis.names("image"))
-        choice("rule", self.rule, ("reference", "minority", "border"))
-        if self.temperature <= 0 or not 0 <= self.gate_share <= 1 or not 0 <= self.clean < 1:
-            raise InputError(
-                f"temperature {self.temperature} must be positive, gate_share {self.gate_share} in [0, 1], "
-                f"clean {self.clean} in [0, 1)"
-            )
-        choice("selection", self.selection, training.SELECTIONS)
-        for name in (
-            "stride",
-            "width",
-            "dim",
-            "n_cells",
-            "episodes",
-            "n_normals",
-            "n_styles",
-            "n_reference",
-            "batch_size",
-            "checkpoint_every",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
-        for name in ("sigma", "n_calibration", "snapshot_every", "validate_every"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} {getattr(self, name)} must not be negative")
-        if self.learning_rate <= 0:
-            raise InputError(f"learning_rate {self.learning_rate} must be positive, for example 0.001")
+    clustering: Literal[tuple(ALGORITHMS)] = "kmeans"  # FOCAL's code; see adlib.clustering.ALGORITHMS
+    rule: Literal["reference", "minority", "border"] = "reference"  # the anomalous cluster; FOCAL: minority
+    gate_share: S.Closed = 0.95  # share of held-out normals whose separation must stay below the gate; 0: no gate
+    n_reference: S.Count = 1024  # normal cells kept for the rule `reference`
+    sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels
+    n_calibration: S.Whole = 50  # at most so many held-out normals are scored for gate and threshold
+    batch_size: S.Count = 8  # images a forward pass
+    seed: S.Whole = 0
 
 
 class Neck(nn.Module):

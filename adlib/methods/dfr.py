@@ -14,6 +14,7 @@ the full image followed by window means is done as two small matrix products, wh
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,12 +22,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from adlib import backbones, storage, training
+from adlib import settings as S
 from adlib.errors import InputError
 from adlib.images import Batch, batches, to_tensor
 from adlib.memory import allocate
 from adlib.methods import Scores, split_normals, without_selection
 from adlib.methods.reconstruction import (
-    check_settings,
     epoch_rows,
     resize_of,
     synthetic_images,
@@ -38,62 +39,47 @@ from adlib.settings import as_dict, build, choice
 from adlib.support import below, check_fingerprint, top_mean
 
 VGG_RELUS = tuple(f"relu{block}_{i}" for block, n in ((1, 2), (2, 2), (3, 4), (4, 4)) for i in range(1, n + 1))
-THRESHOLD_IMAGES = ("train", "held_out")
-IMAGE_SCORES = ("max", "top")
 
 
 @dataclass(frozen=True)
-class DFRSettings:
+class DFRSettings(S.Settings):
     """Settings of DFR; defaults from the paper and its code."""
 
     backbone: str = "vgg19.tv_in1k"
-    stages: tuple[int | str, ...] = VGG_RELUS  # outputs of 12 ReLUs of VGG, 3,456 channels; or stages of any backbone
+    stages: S.Stages = VGG_RELUS  # outputs of 12 ReLUs of VGG, 3,456 channels; or stages of any backbone
     weights: str = "auto"  # see adlib.backbones.create
-    image_size: int | tuple[int, ...] = 256  # network input, pixels
-    resize: str = "stretch"
-    scale: int | None = None  # pixels, only for resize "short_side"
-    map_size: int = 256  # every map is resized to this before its windows are averaged; see `DFR.__init__`
-    window: int = 4  # cells of the resized map
-    stride: int = 4  # cells; map_size / stride = 64 positions a side
-    upsample: str = "bilinear"  # bilinear (corners aligned), nearest
-    latent: int | None = None  # width of the bottleneck; None: by PCA
-    variance: float = 0.9  # share of variance that the PCA must keep
-    n_pca_images: int = 10  # training images the PCA sees
+    image_size: S.ImageSize = 256  # network input, pixels
+    resize: S.ResizeMode = "stretch"
+    scale: S.Count | None = None  # pixels, only for resize "short_side"
+    map_size: S.Count = 256  # every map is resized to this before its windows are averaged; see `DFR.__init__`
+    window: S.Count = 4  # cells of the resized map
+    stride: S.Count = 4  # cells; map_size / stride = 64 positions a side
+    upsample: Literal["bilinear", "nearest"] = "bilinear"  # bilinear (corners aligned), nearest
+    latent: S.Count | None = None  # width of the bottleneck; None: by PCA
+    variance: S.Share = 0.9  # share of variance that the PCA must keep
+    n_pca_images: S.Count = 10  # training images the PCA sees
     batch_norm: bool = True
-    learning_rate: float = 1e-4  # Adam
-    batch_size: int = 4  # images a step
-    epochs: int = 700  # passes over the training images
-    n_steps: int | None = None  # optimiser steps, instead of epochs
-    positive_share: float = 0.005  # share of normal pixels that the segmentation threshold lets through
-    image_score: str = "max"  # max (paper), top (mean of the highest 1 % of the map)
-    threshold_images: str = "train"  # whose pixels: train (paper), held_out (not biased low; train if there are none)
-    hold_out: float = 0.15  # share of the training images for the image threshold and selection; at least 2 images
-    selection: str = "last"  # last, synthetic (best on held-out pseudo-anomalies)
-    n_synthetic: int = 64  # at most so many held-out images, half of them damaged, for selection "synthetic"
-    validate_every: int = 0  # steps between two validations; 0: only at the end
-    snapshot_every: int = 0  # steps between two kept copies of the weights; 0 for none
+    learning_rate: S.Positive = 1e-4  # Adam
+    batch_size: S.Count = 4  # images a step
+    epochs: S.Count = 700  # passes over the training images
+    n_steps: S.Count | None = None  # optimiser steps, instead of epochs
+    positive_share: S.Share = 0.005  # share of normal pixels that the segmentation threshold lets through
+    image_score: Literal["max", "top"] = "max"  # max (paper), top (mean of the highest 1 % of the map)
+    threshold_images: Literal["train", "held_out"] = "train"  # whose pixels; held_out, if any: not biased low
+    hold_out: S.Share = 0.15  # share of the training images for the image threshold and selection; at least 2 images
+    selection: Literal[training.SELECTIONS] = "last"  # last, synthetic (best on held-out pseudo-anomalies)
+    n_synthetic: S.AtLeast2 = 64  # at most so many held-out images, half of them damaged, for selection "synthetic"
+    validate_every: S.Whole = 0  # steps between two validations; 0: only at the end
+    snapshot_every: S.Whole = 0  # steps between two kept copies of the weights; 0 for none
     checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
-    checkpoint_every: int = 100  # steps
-    precision: str = "no"  # mixed precision: no, bf16, fp16
-    max_memory: float = 8.0  # GiB of cached features held in memory; more go to a memory-mapped temporary file
-    seed: int = 0  # initial weights, order of the images, held-out images
+    checkpoint_every: S.Count = 100  # steps
+    precision: Literal[training.PRECISIONS] = "no"  # mixed precision: no, bf16, fp16
+    max_memory: S.NotNegative = 8.0  # GiB of cached features held in memory; more go to a memory-mapped temporary file
+    seed: S.Whole = 0  # initial weights, order of the images, held-out images
 
-    def __post_init__(self):
-        choice("upsample", self.upsample, ("bilinear", "nearest"))
-        check_settings(self)
-        choice("threshold_images", self.threshold_images, THRESHOLD_IMAGES)
-        choice("image_score", self.image_score, IMAGE_SCORES)
-        for name in ("map_size", "window", "stride", "n_pca_images", "batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
+    def check(self):
         if not self.stride <= self.window <= self.map_size:
             raise InputError(f"window {self.window} must lie between stride {self.stride} and map_size {self.map_size}")
-        for name in ("variance", "positive_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} must be a share between 0 and 1")
-        for name in ("latent", "n_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} must be at least 1, or None")
 
 
 # -- regional features (section 3.1) ----------------------------------------------------------------------------------

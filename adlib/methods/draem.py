@@ -13,6 +13,7 @@ weights start from torch's own initialisation, and nothing is selected on test i
 import math
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from adlib import backbones, storage, training
+from adlib import settings as S
 from adlib.colour import ssim_map
 from adlib.datasets import table_hash
 from adlib.errors import InputError
@@ -31,45 +33,37 @@ from adlib.methods.reconstruction import synthetic_images, synthetic_score
 from adlib.pairs import Pairs, PairSettings
 from adlib.settings import as_dict, build
 from adlib.support import below, check_queries
+from adlib.synthesis.registry import SomeFamilies
 
 
 @dataclass(frozen=True)
 class DRAEMSettings(PairSettings):
     """Settings of DRAEM; defaults from the authors' code."""
 
-    families: tuple[str, ...] = ("perlin_dtd",)  # of adlib.synthesis
-    kind: str = "texture"  # every image is turned with probability `rotate`
-    foreground: str = "none"  # anomalies anywhere
-    batch_size: int = 8  # images an optimiser step
-    image_size: int | tuple[int, ...] = 256  # network input, pixels
-    resize: str = "stretch"
-    scale: int | None = None  # pixels, only for resize "short_side"
-    width: int = 128  # channels of the reconstruction at full resolution
-    width_discriminator: int = 64  # of the discriminator
-    gamma: float = 2.0  # focal loss
-    lr: float = 1e-4  # Adam
-    epochs: int = 700  # passes over the training images; the rate falls to a fifth at 80 % and again at 90 %
-    max_steps: int | None = None  # optimiser steps, instead of epochs
-    precision: str = "no"  # mixed precision: no, bf16, fp16
+    families: SomeFamilies = ("perlin_dtd",)  # of adlib.synthesis
+    kind: Literal["auto", "texture", "object"] = "texture"  # every image is turned with probability `rotate`
+    foreground: Literal["rules", "none"] = "none"  # anomalies anywhere
+    batch_size: S.Count = 8  # images an optimiser step
+    image_size: S.ImageSize = 256  # network input, pixels
+    resize: S.ResizeMode = "stretch"
+    scale: S.Count | None = None  # pixels, only for resize "short_side"
+    width: S.Count = 128  # channels of the reconstruction at full resolution
+    width_discriminator: S.Count = 64  # of the discriminator
+    gamma: S.NotNegative = 2.0  # focal loss
+    lr: S.Positive = 1e-4  # Adam
+    epochs: S.Count = 700  # passes over the training images; the rate falls to a fifth at 80 % and again at 90 %
+    max_steps: S.Count | None = None  # optimiser steps, instead of epochs
+    precision: Literal[training.PRECISIONS] = "no"  # mixed precision: no, bf16, fp16
     pin_memory: bool = False  # page-locked batches for a GPU
-    workers: int = 1  # threads that prepare batches
-    hold_out: float = 0.15  # share of the training images for the threshold and for selection; at least 2
-    selection: str = "last"  # last, or synthetic (best on held-out pseudo-anomalies)
-    validate_every: int = 0  # steps between two looks at the held-out pseudo-anomalies; 0: only at the end
-    n_synthetic: int = 64  # at most so many held-out images, half of them damaged, for selection
-    snapshot_every: int = 0  # steps between two kept copies of the weights; 0 for none
-    log_every: int = 0  # steps between two rows of the gradient flow and of the memory; 0 for none
+    workers: S.Whole = 1  # threads that prepare batches
+    hold_out: S.Share = 0.15  # share of the training images for the threshold and for selection; at least 2
+    selection: Literal[training.SELECTIONS] = "last"  # last, or synthetic (best on held-out pseudo-anomalies)
+    validate_every: S.Whole = 0  # steps between two looks at the held-out pseudo-anomalies; 0: only at the end
+    n_synthetic: S.AtLeast2 = 64  # at most so many held-out images, half of them damaged, for selection
+    snapshot_every: S.Whole = 0  # steps between two kept copies of the weights; 0 for none
+    log_every: S.Whole = 0  # steps between two rows of the gradient flow and of the memory; 0 for none
     checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
-    checkpoint_every: int = 100  # steps
-
-    def __post_init__(self):
-        super().__post_init__()
-        training.check_settings(self)
-        for name in ("width", "width_discriminator"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
-        if not self.gamma >= 0:
-            raise InputError(f"gamma {self.gamma} must not be negative")
+    checkpoint_every: S.Count = 100  # steps
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------

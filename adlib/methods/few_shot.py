@@ -16,7 +16,7 @@ of each stage that starts at zero: untrained, it *is* the detector above, so tha
 
 import copy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,19 +25,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from adlib import backbones, episodes, losses, storage, training
+from adlib import settings as S
 from adlib.errors import InputError
 from adlib.images import Batch, Resize
 from adlib.methods import Scores, check_training_table
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.patches import to_rows
-from adlib.settings import as_dict, build, choice
+from adlib.settings import as_dict, build
 from adlib.support import (
     below,
     check_fingerprint,
     check_queries,
     check_rotations,
     check_support,
-    check_support_settings,
     choose_support,
     describe,
     distinct,
@@ -53,73 +53,63 @@ from adlib.support import (
     top_mean,
 )
 
-IMAGE_SCORES = ("max", "top")
+Rotations = Annotated[
+    tuple[int, ...],
+    S.Must(lambda v: 0 in v and not any(a % 90 for a in v), "be multiples of 90 degrees and contain 0"),
+]
+Shots = Annotated[tuple[S.Count, ...], S.Must(bool, "hold numbers of support images, for example [1, 2, 4]")]
 
 
 @dataclass(frozen=True)
-class SupportSettings:
+class SupportSettings(S.Settings):
     """What every support-conditioned method can set."""
 
     backbone: str = "swin_tiny_patch4_window7_224.ms_in1k"
-    stages: tuple[int | str, ...] = (1, 2)  # second and third stage, strides 8 and 16
+    stages: S.Stages = (1, 2)  # second and third stage, strides 8 and 16
     weights: str = "auto"  # see adlib.backbones.create
-    image_size: int | tuple[int, ...] = 224  # network input, pixels
-    resize: str = "stretch"
-    scale: int | None = None  # pixels, for resize short_side
-    k: int = 4  # support images
-    patch_size: int = 3  # window that features are averaged over, cells
+    image_size: S.ImageSize = 224  # network input, pixels
+    resize: S.ResizeMode = "stretch"
+    scale: S.Count | None = None  # pixels, for resize short_side
+    k: S.Count = 4  # support images
+    patch_size: S.Odd = 3  # window that features are averaged over, cells
     layer_norm: bool = True  # normalise each location over its channels: right for transformers, see adlib.support
-    layer_weights: tuple[float, ...] | None = None  # weight of each stage; None: equal
-    rotations: tuple[int, ...] = (0,)  # degrees, multiples of 90; declare others only where any orientation is normal
-    image_score: str = "max"  # max, or top: mean of the highest 1 % of cells
-    sigma: float = 0.0  # Gaussian smoothing of the map, input pixels
+    layer_weights: tuple[S.NotNegative, ...] | None = None  # weight of each stage; None: equal
+    rotations: Rotations = (0,)  # degrees, multiples of 90; declare others only where any orientation is normal
+    image_score: Literal["max", "top"] = "max"  # max, or top: mean of the highest 1 % of cells
+    sigma: S.NotNegative = 0.0  # Gaussian smoothing of the map, input pixels
     align_corners: bool = True  # corner cells on corner pixels when enlarging, as AnomalyGPT's code
-    n_calibration: int = 50  # at most so many held-out normals are scored for the threshold
-    batch_size: int = 8  # images a forward pass
+    n_calibration: S.Whole = 50  # at most so many held-out normals are scored for the threshold
+    batch_size: S.Count = 8  # images a forward pass
     trained: str = ""  # file of trained weights (`save_trained`); "": none
-    seed: int = 0  # choice of the support, training
+    seed: S.Whole = 0  # choice of the support, training
     # Training.
-    hidden: int = 128  # width of the projection's hidden layer
-    steps: int = 2000  # optimiser steps
-    episodes: int = 6  # episodes a step, of different categories
-    shots: tuple[int, ...] = (1, 2, 4)  # support images of a training episode
-    clean: float = 0.3  # share of episodes without a defect
-    swap: float = 0.0  # share of episodes whose support shows the query's kind of defect, so that it is none
-    pool_normals: int = 24  # normal images of each training category, at most
-    pool_styles: int = 9  # styles of pseudo-anomaly of each training category, on five images each
-    rows: int = 1024  # support patches a stage that a training episode keeps
+    hidden: S.Count = 128  # width of the projection's hidden layer
+    steps: S.Count = 2000  # optimiser steps
+    episodes: S.Count = 6  # episodes a step, of different categories
+    shots: Shots = (1, 2, 4)  # support images of a training episode
+    clean: S.Closed = 0.3  # share of episodes without a defect
+    swap: S.Closed = 0.0  # share of episodes whose support shows the query's kind of defect, so that it is none
+    pool_normals: S.Count = 24  # normal images of each training category, at most
+    pool_styles: S.Count = 9  # styles of pseudo-anomaly of each training category, on five images each
+    rows: S.Count = 1024  # support patches a stage that a training episode keeps
     train_last_stage: bool = False  # train the encoder's last stage too, at a tenth of the learning rate
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    contrastive: str = "nearest_positive"  # see adlib.losses.contrastive_loss
-    contrastive_weight: float = 0.5
-    validate_every: int = 100  # steps
-    selection: str = "synthetic"  # synthetic (pseudo-anomalies on held-out normals) or last
+    learning_rate: S.NotNegative = 1e-3
+    weight_decay: S.NotNegative = 1e-4
+    contrastive: Literal[losses.CONTRASTIVE] = "nearest_positive"  # see adlib.losses.contrastive_loss
+    contrastive_weight: S.NotNegative = 0.5
+    validate_every: S.Whole = 100  # steps
+    selection: Literal[training.SELECTIONS] = "synthetic"  # synthetic (pseudo-anomalies on held-out normals) or last
     checkpoint: str = ""  # file to resume training from, written every `checkpoint_every` steps; "" for none
-    checkpoint_every: int = 100  # steps
+    checkpoint_every: S.Count = 100  # steps
 
-    def __post_init__(self):
-        choice("image_score", self.image_score, IMAGE_SCORES)
-        choice("contrastive", self.contrastive, losses.CONTRASTIVE)
-        check_support_settings(self)
-        choice("selection", self.selection, training.SELECTIONS)
+    def check(self):
         weights = self.layer_weights
-        if weights is not None and (len(weights) != len(self.stages) or min(weights) < 0 or not sum(weights)):
+        if weights is not None and (len(weights) != len(self.stages) or not sum(weights)):
             raise InputError(
-                f"layer_weights {weights} must hold a number for each of stages {self.stages}, none negative, not all 0"
+                f"layer_weights {list(weights)} must hold a number for each of stages {list(self.stages)}, not all 0"
             )
-        for name in ("hidden", "episodes", "rows", "pool_normals", "pool_styles", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
-        for name in ("sigma", "n_calibration", "validate_every"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} {getattr(self, name)} must not be negative")
-        if not self.shots or min(self.shots) < 1:
-            raise InputError(f"shots {self.shots} must hold numbers of support images, for example [1, 2, 4]")
-        if self.clean < 0 or self.swap < 0 or self.clean + self.swap > 1:
-            raise InputError(
-                f"clean {self.clean} and swap {self.swap} must be shares of the episodes, 1 at most in sum"
-            )
+        if self.clean + self.swap > 1:
+            raise InputError(f"clean {self.clean} and swap {self.swap} are shares of the episodes, 1 at most in sum")
 
 
 @dataclass(frozen=True)
@@ -130,12 +120,7 @@ class FewShotSettings(SupportSettings):
     """
 
     centre: bool = True  # subtract the mean patch of the support
-    anchor: float = 0.0  # constant channel before patches are brought to unit length, in lengths of a usual patch
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.anchor < 0:
-            raise InputError(f"anchor {self.anchor} must not be negative")
+    anchor: S.NotNegative = 0.0  # constant channel before patches get unit length, in lengths of a usual patch
 
 
 class Projection(nn.Module):

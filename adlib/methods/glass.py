@@ -20,12 +20,14 @@ import copy
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from adlib import backbones, datasets, patches, storage, synthesis, training
+from adlib import settings as S
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches, read_image, to_tensor
 from adlib.memory import allocate
@@ -33,112 +35,66 @@ from adlib.methods import Scores, check_training_table, collect, glass_judge, sp
 from adlib.methods.glass_step import Ensemble, Network
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.pairs import folder as texture_folder
-from adlib.settings import as_dict, build, choice
+from adlib.settings import as_dict, build
 from adlib.support import check_fingerprint, top_mean
+from adlib.synthesis.registry import SomeFamilies
 
 PAPER_WIDTH = 1536  # the width that the paper's noise was chosen for
-IMAGE_SCORES = ("max", "top")
 # What "paper" means for `scale` and `foreground`, which the authors' scripts set by category and by data set.
 PAPER_ENLARGED = {("mvtec_ad", "toothbrush"): 329 / 288, ("mvtec_ad", "wood"): 329 / 288}  # scale / image size; else 1
 PAPER_FOREGROUNDS = ("mvtec_ad", "visa", "wfdd")  # MPDD and own data train without
-# Settings that count something, with what else they may be.
-COUNTS = {
-    **dict.fromkeys(
-        ("image_size", "patch_size", "patch_stride", "hidden", "heads", "batch_size", "epochs", "limit"), ""
-    ),
-    **dict.fromkeys(("project_every", "checkpoint_every"), ""),
-    **dict.fromkeys(("pretrain_dim", "target_dim"), ", or null for the plain mean of each window"),
-    "max_steps": ", or null for as many as `epochs` says",
-}
-NOT_NEGATIVE = (
-    *("noise", "n_ascent", "step_size", "beta_std", "lr", "lr_discriminator", "sigma"),
-    *("validate_every", "snapshot_every", "seed"),
-)
 
 
 @dataclass(frozen=True)
-class GlassSettings:
+class GlassSettings(S.Settings):
     """Settings of GLASS; defaults from the authors' code for MVTec AD."""
 
     backbone: str = "wide_resnet50_2.tv_in1k"  # ImageNet weights of torchvision's first release
-    stages: tuple[int | str, ...] = (2, 3)  # layer2 and layer3
+    stages: S.Stages = (2, 3)  # layer2 and layer3
     weights: str = "auto"  # see adlib.backbones.create
-    image_size: int | tuple[int, ...] = 288  # network input, pixels
-    resize: str = "short_side"  # shorter side to `scale`, then centre crop
-    scale: int | str | None = 288  # pixels; "paper": the image size, more for MVTec AD toothbrush and wood (329)
-    patch_size: int = 3  # neighbourhood, feature cells
-    patch_stride: int = 1  # feature cells
-    pretrain_dim: int | None = 1536  # length per layer after the first pooling; None with target_dim None: plain mean
-    target_dim: int | None = 1536  # length D of a token
-    feature_norm: float | None = None  # scale features to this mean length; None leaves them (paper)
-    hidden: int = 1024  # width of the discriminator's hidden layer
-    heads: int = 1  # networks that learn from the same batches and score together; the paper has one
-    hypothesis: str = "stored"  # stored, analyse, manifold (GLASS-m), hypersphere (GLASS-h), opposite
-    noise: float = 0.015  # standard deviation of the noise at width 1536
+    image_size: S.ImageSize = 288  # network input, pixels
+    resize: S.ResizeMode = "short_side"  # shorter side to `scale`, then centre crop
+    scale: S.Count | Literal["paper"] | None = 288  # pixels; "paper": image size, for two categories 329
+    patch_size: S.Count = 3  # neighbourhood, feature cells
+    patch_stride: S.Count = 1  # feature cells
+    pretrain_dim: S.Count | None = 1536  # length per layer after the first pooling; both None: plain mean
+    target_dim: S.Count | None = 1536  # length D of a token
+    feature_norm: S.Positive | None = None  # scale features to this mean length; None leaves them (paper)
+    hidden: S.Count = 1024  # width of the discriminator's hidden layer
+    heads: S.Count = 1  # networks that learn from the same batches and score together; the paper has one
+    hypothesis: Literal[glass_judge.MODES] = "stored"  # manifold: GLASS-m; hypersphere: GLASS-h
+    noise: S.NotNegative = 0.015  # standard deviation of the noise at width 1536
     mining: bool = True  # gradient ascent; without it the global anomalies are plain noise
-    n_ascent: int = 20  # steps of the ascent
-    step_size: float = 0.001  # length of one step in feature space
-    project_every: int = 5  # steps between two truncated projections
-    radius: float = 0.75  # quantile of distances to the centre that makes r, a share (not a length)
-    p: float = 0.5  # local tokens below this quantile of the error are dropped; 0 keeps all
+    n_ascent: S.Whole = 20  # steps of the ascent
+    step_size: S.NotNegative = 0.001  # length of one step in feature space
+    project_every: S.Count = 5  # steps between two truncated projections
+    radius: S.Closed = 0.75  # quantile of distances to the centre that makes r, a share (not a length)
+    p: S.Closed = 0.5  # local tokens below this quantile of the error are dropped; 0 keeps all
     all_statistics: bool = True  # every pass of the ascent moves the running statistics, as in the released code
-    beta_mean: float = 0.5  # share of the original in the blend: mean,
-    beta_std: float = 0.1  # standard deviation (then clipped to 0.2 ... 0.8)
-    families: tuple[str, ...] = ("glass_las",)  # of adlib.synthesis, in turn: where local anomalies come from
-    bank: int = 0  # make so many local anomalies once and reuse them; 0 makes new ones in every step (paper)
-    token_share: float = 1.0  # share of all tokens that a step trains on; the paper takes all
+    beta_mean: S.Closed = 0.5  # share of the original in the blend: mean,
+    beta_std: S.NotNegative = 0.1  # standard deviation (then clipped to 0.2 ... 0.8)
+    families: SomeFamilies = ("glass_las",)  # of adlib.synthesis, in turn: where local anomalies come from
+    bank: S.Whole = 0  # make so many local anomalies once and reuse them; 0 makes new ones in every step (paper)
+    token_share: S.ShareTo1 = 1.0  # share of all tokens that a step trains on; the paper takes all
     textures: str = ""  # folder, also by its name below data/ ("dtd"; "dtd?": if it is there); "": made on the spot
     foreground: str = "rules"  # rules (published, or auto), paper (rules where the authors mask), none, or a folder
-    lr: float = 1e-4  # learning rate of the adaptor (Adam, weight decay 1e-5)
-    lr_discriminator: float = 2e-4  # of the discriminator (AdamW, weight decay 0.01)
-    average: float = 0.0  # decay of the running mean of the weights that scores are made with; 0: no mean (paper)
-    epochs: int = 640  # the code's meta epochs
-    limit: int = 392  # an epoch ends with the batch that brings the number of images above this
-    max_steps: int | None = None  # stop after so many optimiser steps, whatever `epochs` says
-    batch_size: int = 8  # images
-    selection: str = "last"  # last, or synthetic (best on held-out pseudo-anomalies)
-    validate_every: int = 0  # steps between two looks at the held-out pseudo-anomalies; 0: only at the end
-    hold_out: float = 0.15  # share of the training images kept for the threshold and for `selection`
-    snapshot_every: int = 0  # keep the weights every so many steps (learning curves); 0 for none
+    lr: S.NotNegative = 1e-4  # learning rate of the adaptor (Adam, weight decay 1e-5)
+    lr_discriminator: S.NotNegative = 2e-4  # of the discriminator (AdamW, weight decay 0.01)
+    average: S.Closed = 0.0  # decay of the running mean of the weights that scores are made with; 0: no mean (paper)
+    epochs: S.Count = 640  # the code's meta epochs
+    limit: S.Count = 392  # an epoch ends with the batch that brings the number of images above this
+    max_steps: S.Count | None = None  # stop after so many optimiser steps, whatever `epochs` says
+    batch_size: S.Count = 8  # images
+    selection: Literal[training.SELECTIONS] = "last"  # last, or synthetic (best on held-out pseudo-anomalies)
+    validate_every: S.Whole = 0  # steps between two looks at the held-out pseudo-anomalies; 0: only at the end
+    hold_out: S.Share = 0.15  # share of the training images kept for the threshold and for `selection`
+    snapshot_every: S.Whole = 0  # keep the weights every so many steps (learning curves); 0 for none
     checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
-    checkpoint_every: int = 100  # steps
-    sigma: float = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
-    image_score: str = "max"  # max (largest token score; paper), top (mean of the highest 1 % of the smoothed map)
-    max_memory: float = 8.0  # GiB of cached features; more go to a memory-mapped temporary file
-    seed: int = 0  # weights, order of the images, synthesis, noise
-
-    def __post_init__(self):
-        choice("hypothesis", self.hypothesis, glass_judge.MODES)
-        choice("selection", self.selection, training.SELECTIONS)
-        choice("image_score", self.image_score, IMAGE_SCORES)
-        if isinstance(self.scale, str):
-            choice("scale", self.scale, ("paper",))
-        if not self.families:
-            raise InputError("families is empty; give at least one of " + ", ".join(synthesis.names("image")))
-        for family in self.families:
-            choice("family", family, synthesis.names("image"))
-        if isinstance(self.image_size, tuple) and len(self.image_size) != 2:
-            raise InputError(f"image_size {list(self.image_size)} must be one number, or height and width")
-        for name in COUNTS:
-            value = getattr(self, name)
-            if value is not None and np.min(value) < 1:
-                raise InputError(f"{name} {value} must be at least 1{COUNTS[name]}")
-        for name in NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} {getattr(self, name)} must not be negative")
-        for name in ("radius", "p", "beta_mean", "average"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} {getattr(self, name)} must lie between 0 and 1")
-        if self.feature_norm is not None and not 0 < self.feature_norm < float("inf"):
-            raise InputError(
-                f"feature_norm {self.feature_norm} must be a length above 0; null leaves features as they are"
-            )
-        if not 0 < self.token_share <= 1:
-            raise InputError(f"token_share {self.token_share} must be a share in (0, 1]")
-        if self.bank < 0:
-            raise InputError(f"bank {self.bank} must not be negative; 0 makes new local anomalies in every step")
-        if not 0 < self.hold_out < 1:
-            raise InputError(f"hold_out {self.hold_out} must be a share between 0 and 1, for example 0.15")
+    checkpoint_every: S.Count = 100  # steps
+    sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
+    image_score: Literal["max", "top"] = "max"  # max: of the tokens; top: mean of the highest 1 % of the map
+    max_memory: S.NotNegative = 8.0  # GiB of cached features; more go to a memory-mapped temporary file
+    seed: S.Whole = 0  # weights, order of the images, synthesis, noise
 
 
 class Glass:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from adlib import backbones, patches, storage
+from adlib import settings as S
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches
 from adlib.methods import Scores, check_training_table
@@ -22,29 +23,23 @@ from adlib.support import check_fingerprint, check_fitted, check_queries, score_
 
 
 @dataclass(frozen=True)
-class PadimSettings:
+class PadimSettings(S.Settings):
     """Settings of PaDiM; defaults from the paper for MVTec AD (section 4.2, PaDiM-WR50-Rd550)."""
 
     backbone: str = "wide_resnet50_2.tv_in1k"
-    stages: tuple[int | str, ...] = (1, 2, 3)  # layer1, layer2, layer3
+    stages: S.Stages = (1, 2, 3)  # layer1, layer2, layer3
     weights: str = "auto"  # see adlib.backbones.create
-    image_size: int | tuple[int, ...] = 224  # network input, pixels
-    resize: str = "short_side"
-    scale: int | None = 256  # pixels
-    k: int | None = None  # images to fit on, the same choice as `few_shot` makes; None: all but `hold_out`
-    hold_out: float = 0.15  # share of the normals kept for the threshold when k is None
-    d: int = 550  # channels kept at random
-    epsilon: float = 0.01  # added to the diagonal of each covariance
-    sigma: float = 4.0  # Gaussian smoothing of the map, input pixels
-    n_calibration: int = 50  # at most so many held-out normals are scored for the threshold
-    batch_size: int = 8  # images a forward pass
-    seed: int = 0  # channels, choice of images
-
-    def __post_init__(self):
-        if self.d < 1 or self.epsilon <= 0 or self.sigma < 0 or (self.k is not None and self.k < 1):
-            raise InputError(
-                f"d {self.d}, epsilon {self.epsilon} and k {self.k} must be positive, sigma {self.sigma} not negative"
-            )
+    image_size: S.ImageSize = 224  # network input, pixels
+    resize: S.ResizeMode = "short_side"
+    scale: S.Count | None = 256  # pixels
+    k: S.Count | None = None  # images to fit on, the same choice as `few_shot` makes; None: all but `hold_out`
+    hold_out: S.Share = 0.15  # share of the normals kept for the threshold when k is None
+    d: S.Count = 550  # channels kept at random
+    epsilon: S.Positive = 0.01  # added to the diagonal of each covariance
+    sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels
+    n_calibration: S.Whole = 50  # at most so many held-out normals are scored for the threshold
+    batch_size: S.Count = 8  # images a forward pass
+    seed: S.Whole = 0  # channels, choice of images
 
 
 class Padim:

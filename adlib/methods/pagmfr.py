@@ -18,26 +18,26 @@ logit, and `calibrate` brings maps to one scale at every place, both measured on
 import math
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
 
 from adlib import backbones, storage, training
+from adlib import settings as S
 from adlib.datasets import table_hash
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches, to_tensor
 from adlib.methods import Scores, collect, split_normals, without_selection
-from adlib.methods.pagmfr_network import NORMS, TERMS, PAGMFRModel, check_terms, losses, to_grid
+from adlib.methods.pagmfr_network import FUSIONS, NORMS, TERMS, PAGMFRModel, check_terms, losses, to_grid
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.methods.reconstruction import synthetic_images, synthetic_score
 from adlib.methods.ulsad_maps import peaks_at_the_border, place_statistics, whitened_maps, whitening
 from adlib.pairs import Pairs, PairSettings
-from adlib.settings import as_dict, build, choice
+from adlib.settings import as_dict, build
 from adlib.support import below, check_fingerprint, check_queries
 
-SCORE_RULES = ("max", "top", "mean21")
-CALIBRATIONS = ("none", "global", "position", "auto")
 N_NORMAL = 96  # at most so many training images serve to measure statistics
 MAX_RESIDUALS = 2**27  # numbers kept to measure the spread of residuals, 512 MiB
 
@@ -47,69 +47,52 @@ class PAGMFRSettings(PairSettings):
     """Settings of PAGMFR; defaults from the README where it says, ours where it does not."""
 
     backbone: str = "wide_resnet50_2.tv_in1k"  # ours; the README shows ResNet-50 as a change
-    stages: tuple[int | str, ...] = (1, 2, 3)  # layer1 ... layer3, strides 4, 8, 16; ours
+    stages: S.Stages = (1, 2, 3)  # layer1 ... layer3, strides 4, 8, 16; ours
     weights: str = "auto"  # see adlib.backbones.create
-    image_size: int | tuple[int, ...] = 256  # network input, pixels; ours
-    resize: str = "stretch"
-    scale: int | None = None  # pixels, only for resize "short_side"
-    width: int = 256  # channels of the decoder at stride 8 (of the second-deepest step); ours
-    bottleneck: int = 512  # channels at stride 32; ours
-    blocks: int = 2  # residual blocks a step; ours
-    fusion_width: int = 128  # channels of the MFFM; ours
-    image_stride: int = 1  # the image is reconstructed at 1 / image_stride of its size
-    norm: str = "batch"  # batch or group normalisation; with group, parts of a batch equal the batch exactly
-    dropout: float = 0.0  # probability, whole channels of the MFFM and of the MLP
-    fusion: str = "mlp"  # mlp (README), sum, product; `set_fusion` takes a function
-    terms: tuple[str, ...] = TERMS  # cosine and mffm: feature space; colour and structure: image space
-    prior: float | None = 0.01  # share of anomalous pixels that the untrained MLP assumes; None: torch's start; ours
+    image_size: S.ImageSize = 256  # network input, pixels; ours
+    resize: S.ResizeMode = "stretch"
+    scale: S.Count | None = None  # pixels, only for resize "short_side"
+    width: S.Count = 256  # channels of the decoder at stride 8 (of the second-deepest step); ours
+    bottleneck: S.Count = 512  # channels at stride 32; ours
+    blocks: S.Whole = 2  # residual blocks a step; ours
+    fusion_width: S.Count = 128  # channels of the MFFM; ours
+    image_stride: S.Count = 1  # the image is reconstructed at 1 / image_stride of its size
+    norm: Literal[NORMS] = "batch"  # batch or group normalisation; with group, parts of a batch equal the batch exactly
+    dropout: S.ShareFrom0 = 0.0  # probability, whole channels of the MFFM and of the MLP
+    fusion: Literal[FUSIONS] = "mlp"  # mlp (README), sum, product; `set_fusion` takes a function
+    terms: tuple[Literal[TERMS], ...] = TERMS  # cosine and mffm: feature space; colour and structure: image space
+    prior: S.Share | None = 0.01  # share of anomalous pixels that the untrained MLP assumes; None: torch's start; ours
     detach: bool = False  # cut the detection loss off from the reconstruction
-    gamma: float = 2.0  # focal loss
-    pos_weight: float = 1.0  # weight of anomalous pixels in the focal loss (README's knob)
-    detection: float = 1.0  # weight of the focal loss beside the reconstruction; ours, DRAEM's
-    lr: float = 1e-3  # Adam (README)
-    weight_decay: float = 1e-5  # README
-    warm_up: float = 0.0  # share of the steps in which the rate rises from 0; then cosine down to 1e-6
-    clip_norm: float = 1.0  # largest norm of the gradient; ours
-    epochs: int = 600  # passes over the training images (README)
-    max_steps: int | None = None  # optimiser steps, instead of epochs
+    gamma: S.NotNegative = 2.0  # focal loss
+    pos_weight: S.NotNegative = 1.0  # weight of anomalous pixels in the focal loss (README's knob)
+    detection: S.NotNegative = 1.0  # weight of the focal loss beside the reconstruction; ours, DRAEM's
+    lr: S.Positive = 1e-3  # Adam (README)
+    weight_decay: S.NotNegative = 1e-5  # README
+    warm_up: S.ShareFrom0 = 0.0  # share of the steps in which the rate rises from 0; then cosine down to 1e-6
+    clip_norm: S.Positive = 1.0  # largest norm of the gradient; ours
+    epochs: S.Count = 600  # passes over the training images (README)
+    max_steps: S.Count | None = None  # optimiser steps, instead of epochs
     checkpointing: bool = False  # gradient checkpointing: less memory, the same gradients
-    precision: str = "no"  # mixed precision: no, bf16, fp16
+    precision: Literal[training.PRECISIONS] = "no"  # mixed precision: no, bf16, fp16
     pin_memory: bool = False  # page-locked batches for a GPU
-    workers: int = 1  # threads that prepare batches
-    sigma: float = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
-    score: str = "max"  # of the map: max, top (mean of the highest 0.1 %), mean21 (max of 21 x 21 means, DRAEM)
+    workers: S.Whole = 1  # threads that prepare batches
+    sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
+    score: Literal["max", "top", "mean21"] = "max"  # top: mean of the highest 0.1 %; mean21: DRAEM
     whiten: bool = False  # add the length of the feature residuals, in units of their spread over normal images; ours
-    calibrate: str = "none"  # maps in units of their spread over normal images: none, global, position; auto: by
-    # position where most normal maps have their peak at the border, else none
-    hold_out: float = 0.15  # share of the training images for the threshold and for selection; at least 2
-    selection: str = "synthetic"  # synthetic (best on held-out pseudo-anomalies), or last
-    validate_every: int = 0  # steps between two looks at the held-out pseudo-anomalies; 0: only at the end
-    n_synthetic: int = 64  # at most so many held-out images, half of them damaged, for selection
-    snapshot_every: int = 0  # steps between two kept copies of the weights; 0 for none
-    log_every: int = 0  # steps between two rows of the gradient flow and of the memory; 0 for none
+    calibrate: Literal["none", "global", "position", "auto"] = "none"  # maps in units of their spread over normals;
+    # auto: by position where most normal maps have their peak at the border, else none
+    hold_out: S.Share = 0.15  # share of the training images for the threshold and for selection; at least 2
+    selection: Literal[training.SELECTIONS] = "synthetic"  # synthetic (best on held-out pseudo-anomalies), or last
+    validate_every: S.Whole = 0  # steps between two looks at the held-out pseudo-anomalies; 0: only at the end
+    n_synthetic: S.AtLeast2 = 64  # at most so many held-out images, half of them damaged, for selection
+    snapshot_every: S.Whole = 0  # steps between two kept copies of the weights; 0 for none
+    log_every: S.Whole = 0  # steps between two rows of the gradient flow and of the memory; 0 for none
     checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
-    checkpoint_every: int = 100  # steps
+    checkpoint_every: S.Count = 100  # steps
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self):
+        super().check()
         check_terms(self.terms, self.fusion)
-        choice("norm", self.norm, NORMS)
-        choice("score", self.score, SCORE_RULES)
-        choice("calibrate", self.calibrate, CALIBRATIONS)
-        training.check_settings(self)
-        for name in ("width", "bottleneck", "fusion_width"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
-        if not self.clip_norm > 0:
-            raise InputError(f"clip_norm {self.clip_norm} must be positive, for example 1.0")
-        for name in ("blocks", "gamma", "pos_weight", "detection", "weight_decay", "sigma"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} {getattr(self, name)} must not be negative")
-        for name in ("dropout", "warm_up"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} must lie between 0 and 1")
-        if self.prior is not None and not 0 < self.prior < 1:
-            raise InputError(f"prior {self.prior} must be a share between 0 and 1, for example 0.01, or None")
 
 
 class PAGMFR:

@@ -13,6 +13,7 @@ default embedding avoids the unfolded windows (`adlib.patches`).
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -20,63 +21,44 @@ import torch
 import torch.nn.functional as F
 
 from adlib import backbones, neighbours, patches, storage
+from adlib import settings as S
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches
 from adlib.memory import allocate
 from adlib.methods import Scores, check_training_table
-from adlib.settings import as_dict, build, choice
+from adlib.settings import as_dict, build
 from adlib.support import check_fingerprint
-
-IMAGE_SCORES = ("max", "reweight", "top")
 
 
 @dataclass(frozen=True)
-class PatchCoreSettings:
+class PatchCoreSettings(S.Settings):
     """Settings of PatchCore; defaults from the authors' code for MVTec AD at 224 pixels."""
 
     backbone: str = "wide_resnet50_2.tv_in1k"  # ImageNet weights of torchvision's first release, as in the paper
-    stages: tuple[int | str, ...] = (2, 3)  # layer2 and layer3 (section 4.4.2)
+    stages: S.Stages = (2, 3)  # layer2 and layer3 (section 4.4.2)
     weights: str = "auto"  # see adlib.backbones.create
-    image_size: int | tuple[int, ...] = 224  # network input, pixels
-    resize: str = "short_side"  # shorter side to `scale`, then centre crop
-    scale: int | None = 256  # pixels
-    patch_size: int | str = 3  # neighbourhood p, feature cells (Eq. 1); "auto": see `choose_patch_size`
-    patch_stride: int = 1  # feature cells
-    pretrain_dim: int | None = 1024  # length per layer after the first pooling; None with target_dim None: plain mean
-    target_dim: int | None = 1024  # length of an embedding
-    coreset: float = 0.1  # share of patches that is kept, in (0, 1]
-    sampler: str = "approximate_greedy"  # approximate_greedy, greedy, random, none
-    projection_dim: int | None = 128  # width of the selection space; None: select among the embeddings themselves
-    n_start: int = 10  # random rows that initialise the approximate rule
-    k: int = 1  # neighbours that a patch score averages over
+    image_size: S.ImageSize = 224  # network input, pixels
+    resize: S.ResizeMode = "short_side"  # shorter side to `scale`, then centre crop
+    scale: S.Count | None = 256  # pixels
+    patch_size: S.Odd | Literal["auto"] = 3  # neighbourhood p, feature cells (Eq. 1); "auto": see `choose_patch_size`
+    patch_stride: S.Count = 1  # feature cells
+    pretrain_dim: S.Count | None = 1024  # length per layer after the first pooling; both None: plain mean
+    target_dim: S.Count | None = 1024  # length of an embedding
+    coreset: S.ShareTo1 = 0.1  # share of patches that is kept, in (0, 1]
+    sampler: Literal[neighbours.SAMPLERS] = "approximate_greedy"  # approximate_greedy, greedy, random, none
+    projection_dim: S.Count | None = 128  # width of the selection space; None: select among the embeddings themselves
+    n_start: S.Count = 10  # random rows that initialise the approximate rule
+    k: S.Count = 1  # neighbours that a patch score averages over
     squared: bool = True  # squared Euclidean distances, as the released code reports them
-    image_score: str = "max"  # max, reweight (Eq. 7), top (mean of the highest 1 % of patches)
-    b: int = 9  # neighbourhood of Eq. 7, bank rows
-    sigma: float = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
-    search: str = neighbours.DEFAULT_BACKEND  # faiss (torch on macOS, where both load one runtime twice), or torch
-    batch_size: int = 2  # images a forward pass; small, since its activations are most of the memory on a CPU
-    max_memory: float = 8.0  # GiB of embeddings held in memory; more go to a memory-mapped temporary file
-    max_rows: int | None = None  # patches the coreset is chosen from, at random where there are more; None: all
-    n_calibration: int = 200  # at most so many training images are scored for the threshold
-    seed: int = 0  # projection and starting rows
-
-    def __post_init__(self):
-        choice("image_score", self.image_score, IMAGE_SCORES)
-        choice("sampler", self.sampler, neighbours.SAMPLERS)
-        if not 0 < self.coreset <= 1:
-            raise InputError(f"coreset {self.coreset} must be a share in (0, 1], for example 0.1")
-        for name in ("patch_stride", "k", "b", "n_start", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
-        if self.patch_size != "auto" and (isinstance(self.patch_size, str) or self.patch_size % 2 != 1):
-            raise InputError(
-                f"patch_size {self.patch_size!r} must be an odd number, so that a patch has a centre, or 'auto'"
-            )
-        for name in ("max_rows", "projection_dim"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} must be at least 1, or null for none")
-        if self.sigma < 0:
-            raise InputError(f"sigma {self.sigma} must not be negative")
+    image_score: Literal["max", "reweight", "top"] = "max"  # reweight: Eq. 7; top: mean of the highest 1 %
+    b: S.Count = 9  # neighbourhood of Eq. 7, bank rows
+    sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
+    search: Literal[neighbours.BACKENDS] = neighbours.DEFAULT_BACKEND
+    batch_size: S.Count = 2  # images a forward pass; small, since its activations are most of the memory on a CPU
+    max_memory: S.NotNegative = 8.0  # GiB of embeddings held in memory; more go to a memory-mapped temporary file
+    max_rows: S.Count | None = None  # patches the coreset is chosen from, at random where there are more; None: all
+    n_calibration: S.Whole = 200  # at most so many training images are scored for the threshold
+    seed: S.Whole = 0  # projection and starting rows
 
 
 class PatchCore:

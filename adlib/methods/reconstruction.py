@@ -1,38 +1,13 @@
 """What ULSAD and DFR share: checks of settings, cached features, and held-out pseudo-anomalies to select on."""
 
-import math
-
 import numpy as np
 import torch
 
 from adlib import metrics, training
 from adlib.datasets import table_hash
-from adlib.errors import InputError
 from adlib.images import Resize
-from adlib.settings import as_dict, choice
+from adlib.settings import as_dict
 from adlib.synthesis import SyntheticSplit
-
-
-def check_settings(settings) -> None:
-    """Refuse values, common to both methods, that would fail only in the middle of a fit."""
-    s = settings
-    choice("selection", s.selection, training.SELECTIONS)
-    choice("precision", s.precision, training.PRECISIONS)
-    if not isinstance(s.image_size, int) and len(s.image_size) != 2:
-        raise InputError(f"image_size {s.image_size} must be one number of pixels or height and width, e.g. (256, 320)")
-    if not s.stages:
-        raise InputError("stages is empty; name at least one stage of the backbone, for example [2, 3]")
-    if s.n_synthetic < 2:
-        raise InputError(f"n_synthetic {s.n_synthetic} must be at least 2: a clean and a damaged image to tell apart")
-    if not (s.learning_rate > 0 and math.isfinite(s.learning_rate)):
-        raise InputError(f"learning_rate {s.learning_rate} must be a positive number, for example 0.001")
-    if not 0 < s.hold_out < 1:
-        raise InputError(f"hold_out {s.hold_out} must be a share between 0 and 1, for example 0.15")
-    if s.checkpoint_every < 1:
-        raise InputError(f"checkpoint_every {s.checkpoint_every} must be at least 1; checkpoint '' writes none")
-    for name in ("validate_every", "snapshot_every", "seed"):
-        if getattr(s, name) < 0:
-            raise InputError(f"{name} {getattr(s, name)} must not be negative")
 
 
 def resize_of(settings) -> Resize:

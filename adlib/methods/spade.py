@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from adlib import backbones, neighbours, patches, storage
+from adlib import settings as S
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, batches
 from adlib.methods import Scores, check_training_table
@@ -19,29 +20,23 @@ from adlib.support import check_fingerprint, check_fitted, check_queries, score_
 
 
 @dataclass(frozen=True)
-class SpadeSettings:
+class SpadeSettings(S.Settings):
     """Settings of SPADE; defaults from the paper for MVTec AD (section 4.1)."""
 
     backbone: str = "wide_resnet50_2.tv_in1k"
-    stages: tuple[int | str, ...] = (1, 2, 3)  # layer1, layer2, layer3: pyramid of the patches
-    image_stage: int | str = 4  # stage that is pooled over the image for the image score
+    stages: S.Stages = (1, 2, 3)  # layer1, layer2, layer3: pyramid of the patches
+    image_stage: S.Whole | str = 4  # stage that is pooled over the image for the image score
     weights: str = "auto"  # see adlib.backbones.create
-    image_size: int | tuple[int, ...] = 224  # network input, pixels
-    resize: str = "short_side"
-    scale: int | None = 256  # pixels
-    k: int | None = None  # images to fit on, the same choice as `few_shot` makes; None: all but `hold_out`
-    hold_out: float = 0.15  # share of the normals kept for the threshold when k is None
-    n_nearest: int = 50  # K, nearest normal images
-    sigma: float = 4.0  # Gaussian smoothing of the map, input pixels
-    n_calibration: int = 50  # at most so many held-out normals are scored for the threshold
-    batch_size: int = 8  # images a forward pass
-    seed: int = 0  # choice of images
-
-    def __post_init__(self):
-        if self.n_nearest < 1 or self.sigma < 0 or (self.k is not None and self.k < 1):
-            raise InputError(
-                f"n_nearest {self.n_nearest} and k {self.k} must be positive, sigma {self.sigma} not negative"
-            )
+    image_size: S.ImageSize = 224  # network input, pixels
+    resize: S.ResizeMode = "short_side"
+    scale: S.Count | None = 256  # pixels
+    k: S.Count | None = None  # images to fit on, the same choice as `few_shot` makes; None: all but `hold_out`
+    hold_out: S.Share = 0.15  # share of the normals kept for the threshold when k is None
+    n_nearest: S.Count = 50  # K, nearest normal images
+    sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels
+    n_calibration: S.Whole = 50  # at most so many held-out normals are scored for the threshold
+    batch_size: S.Count = 8  # images a forward pass
+    seed: S.Whole = 0  # choice of images
 
 
 class Spade:

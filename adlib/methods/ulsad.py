@@ -22,18 +22,19 @@ study in notebook 24 shows what each of them does.
 """
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from adlib import backbones, storage, training
+from adlib import settings as S
 from adlib.errors import InputError
 from adlib.images import Batch, batches
 from adlib.memory import allocate
 from adlib.methods import Scores, split_normals, without_selection
 from adlib.methods.reconstruction import (
-    check_settings,
     epoch_rows,
     resize_of,
     synthetic_images,
@@ -54,100 +55,71 @@ from adlib.methods.ulsad_maps import (
     whitening,
 )
 from adlib.methods.ulsad_step import GlobalNet, ReconstructionNet, attend, local_loss, losses
-from adlib.settings import as_dict, build, choice
+from adlib.settings import as_dict, build
 from adlib.support import below, check_fingerprint
 
-MAPS = ("both", "local", "global", "auto")
-WHITEN = ("off", "global", "both")
-SCHEDULES = ("constant", "cosine")
-GLOBAL_RESIDUALS = ("imitation", "features")
+MAPS = ("both", "local", "global")
 N_SAMPLE = 128  # training images that the covariance and the level of the residuals rest on
-FUSIONS = ("mean", "max")
-POSITION_WISE = ("off", "on", "auto")
-IMAGE_SCORES = ("max", "top")
-QUANTILES_FROM = ("chosen_weights", "none")
+TwoImages = Annotated[int, S.Must(lambda v: v >= 2, "be at least 2: one cell an image is normalised over the batch")]
+Quantiles = Annotated[
+    tuple[S.Closed, ...],
+    S.Must(lambda q: len(q) == 2 and q[0] < q[1], "be two shares in rising order, for example [0.9, 0.995]"),
+]
 
 
 @dataclass(frozen=True)
-class ULSADSettings:
+class ULSADSettings(S.Settings):
     """Settings of ULSAD; defaults from the paper, which are the same for all its five data sets."""
 
     backbone: str = "wide_resnet50_2"  # ImageNet weights of timm
-    stages: tuple[int | str, ...] = (2, 3)  # layer2 and layer3
+    stages: S.Stages = (2, 3)  # layer2 and layer3
     weights: str = "auto"  # see adlib.backbones.create
-    image_size: int | tuple[int, ...] = 256  # network input, pixels
-    resize: str = "stretch"
-    scale: int | None = None  # pixels, only for resize "short_side"
-    context: int = 0  # pixels of mirrored surroundings that the backbone sees; 0: the zero padding of its layers
-    channels: int = 384  # C, length of a feature after pooling along the channels
+    image_size: S.ImageSize = 256  # network input, pixels
+    resize: S.ResizeMode = "stretch"
+    scale: S.Count | None = None  # pixels, only for resize "short_side"
+    context: S.Whole = 0  # pixels of mirrored surroundings that the backbone sees; 0: the zero padding of its layers
+    channels: S.Count = 384  # C, length of a feature after pooling along the channels
     final_relu: bool = True  # ReLU after the last layer of the reconstruction network, as released
-    direction: float = 0.5  # lambda of the local term; 0 leaves magnitude only
-    direction_global: float = 0.5  # lambda of the attention and the local-global term
+    direction: S.NotNegative = 0.5  # lambda of the local term; 0 leaves magnitude only
+    direction_global: S.NotNegative = 0.5  # lambda of the attention and the local-global term
     attention_loss: bool = True  # L_pg; without it nothing ties the global branch to the features
     local_global_loss: bool = True  # L_lg
-    learning_rate: float = 2e-4  # Adam
-    schedule: str = "constant"  # constant, cosine (rises over the first 5 % of the steps, falls to 1 % at the end)
-    weight_decay: float = 2e-5
-    batch_size: int = 8  # images a step
-    epochs: int = 200  # passes over the training images
-    n_steps: int | None = None  # optimiser steps, instead of epochs
-    noise: float = 0.0  # standard deviation of noise on the standardised features that the network sees in training
-    hidden: float = 0.0  # share of the cells whose features the reconstruction network must guess in training
-    global_every: int = 1  # the global branch learns in every so many-th step; it costs half of a step
-    whiten: str = "off"  # off, global, both: residuals measured by their covariance on training images, not by d
-    global_residual: str = "imitation"  # imitation: G - R_g as in the paper; features: F - G
-    area: float = 0.0  # Gaussian over which the global residual is averaged before it is measured, feature cells
-    position_wise: str = "off"  # off, on: standardise maps by what normal images have at the same place; auto
-    maps: str = "both"  # both, local, global; auto, here and above: what tells held-out pseudo-anomalies best
-    fusion: str = "mean"  # of local and global map: mean, max
-    quantiles: tuple[float, ...] = (0.9, 0.995)  # q_a, q_b of the pixels of held-out normal maps
-    quantiles_from: str = "chosen_weights"  # chosen_weights, none (the maps are added as they are)
-    sigma: float = 4.0  # Gaussian smoothing of the maps, input pixels
+    learning_rate: S.Positive = 2e-4  # Adam
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine: up in 5 % of the steps, down to 1 %
+    weight_decay: S.NotNegative = 2e-5
+    batch_size: TwoImages = 8  # images a step
+    epochs: S.Count = 200  # passes over the training images
+    n_steps: S.Count | None = None  # optimiser steps, instead of epochs
+    noise: S.NotNegative = 0.0  # standard deviation of noise on the standardised features in training
+    hidden: S.ShareFrom0 = 0.0  # share of the cells whose features the reconstruction network must guess in training
+    global_every: S.Count = 1  # the global branch learns in every so many-th step; it costs half of a step
+    whiten: Literal["off", "global", "both"] = "off"  # measure residuals by their covariance, not by d
+    global_residual: Literal["imitation", "features"] = "imitation"  # G - R_g as in the paper; features: F - G
+    area: S.NotNegative = 0.0  # Gaussian that the global residual is averaged over before it is measured, cells
+    position_wise: Literal["off", "on", "auto"] = "off"  # standardise maps by normal ones at the same place
+    maps: Literal[(*MAPS, "auto")] = "both"  # auto, here and above: by held-out pseudo-anomalies
+    fusion: Literal["mean", "max"] = "mean"  # of local and global map: mean, max
+    quantiles: Quantiles = (0.9, 0.995)  # q_a, q_b of the pixels of held-out normal maps
+    quantiles_from: Literal["chosen_weights", "none"] = "chosen_weights"  # none: add the maps raw
+    sigma: S.NotNegative = 4.0  # Gaussian smoothing of the maps, input pixels
     pad_maps: bool = False  # pad the small maps by 4 zero cells on each side before they are enlarged
-    image_score: str = "max"  # max, top (mean of the highest 1 % of the map)
-    hold_out: float = 0.15  # share of the training images for quantiles, threshold and selection; at least 2 images
-    selection: str = "last"  # last, synthetic (best on held-out pseudo-anomalies)
-    n_synthetic: int = 64  # at most so many held-out images, half of them damaged, for selection "synthetic"
-    validate_every: int = 0  # steps between two validations; 0: only at the end
-    snapshot_every: int = 0  # steps between two kept copies of the weights, for learning curves; 0 for none
+    image_score: Literal["max", "top"] = "max"  # max, top (mean of the highest 1 % of the map)
+    hold_out: S.Share = 0.15  # share of the training images for quantiles, threshold and selection; at least 2 images
+    selection: Literal[training.SELECTIONS] = "last"  # last, synthetic (best on held-out pseudo-anomalies)
+    n_synthetic: S.AtLeast2 = 64  # at most so many held-out images, half of them damaged, for selection "synthetic"
+    validate_every: S.Whole = 0  # steps between two validations; 0: only at the end
+    snapshot_every: S.Whole = 0  # steps between two kept copies of the weights, for learning curves; 0 for none
     checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
-    checkpoint_every: int = 100  # steps
-    precision: str = "no"  # mixed precision: no, bf16, fp16
-    max_memory: float = 8.0  # GiB of cached features held in memory; more go to a memory-mapped temporary file
-    seed: int = 0  # initial weights, order of the images, held-out images
+    checkpoint_every: S.Count = 100  # steps
+    precision: Literal[training.PRECISIONS] = "no"  # mixed precision: no, bf16, fp16
+    max_memory: S.NotNegative = 8.0  # GiB of cached features held in memory; more go to a memory-mapped temporary file
+    seed: S.Whole = 0  # initial weights, order of the images, held-out images
 
-    def __post_init__(self):
-        choice("maps", self.maps, MAPS)
-        choice("whiten", self.whiten, WHITEN)
-        choice("schedule", self.schedule, SCHEDULES)
-        choice("fusion", self.fusion, FUSIONS)
-        choice("global_residual", self.global_residual, GLOBAL_RESIDUALS)
-        choice("position_wise", self.position_wise, POSITION_WISE)
-        choice("image_score", self.image_score, IMAGE_SCORES)
-        choice("quantiles_from", self.quantiles_from, QUANTILES_FROM)
-        check_settings(self)
-        if len(self.quantiles) != 2 or not 0 <= self.quantiles[0] < self.quantiles[1] <= 1:
-            raise InputError(
-                f"quantiles {self.quantiles!r} must be two shares in rising order, for example (0.9, 0.995)"
-            )
-        for name in ("channels", "epochs", "global_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
-        if self.batch_size < 2:
-            raise InputError(
-                f"batch_size {self.batch_size} must be at least 2: the global network normalises a single cell of each "
-                "image over the batch"
-            )
-        if self.n_steps is not None and self.n_steps < 1:
-            raise InputError(f"n_steps {self.n_steps} must be at least 1, or None to count in epochs")
-        if not 0 <= self.hidden < 1:
-            raise InputError(f"hidden {self.hidden} must be a share from 0 to below 1, for example 0.5")
-        for name in ("direction", "direction_global", "area", "sigma", "noise", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} {getattr(self, name)} must not be negative")
+    def check(self):
         if self.whiten == "off" and (self.area or self.global_residual != "imitation"):
             raise InputError(
-                "area and global_residual 'features' change the residual that is whitened; set whiten: global"
+                f"area {self.area} and global_residual {self.global_residual!r} change the residual that is whitened; "
+                "set whiten: global"
             )
 
 
@@ -423,7 +395,7 @@ class ULSAD:
         The quantiles are those of the clean images among them. Ties go to the first: both maps, no level.
         """
         features, images, masks, labels = self._pseudo
-        maps = MAPS[:3] if self.settings.maps == "auto" else (self.settings.maps,)
+        maps = MAPS if self.settings.maps == "auto" else (self.settings.maps,)
         levels = {"off": (False,), "on": (True,), "auto": (False, True)}[self.settings.position_wise]
         found = {}
         for self.chosen_level in levels:

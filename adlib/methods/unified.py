@@ -21,7 +21,7 @@ contains its kind of defect; then the target is empty.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from adlib import clustering, episodes, losses
-from adlib.errors import InputError
+from adlib import settings as S
+from adlib.clustering import ALGORITHMS
 from adlib.methods.few_shot import FewShot, Projection, SupportSettings, stage_contrast
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.patches import to_rows
-from adlib.settings import choice
 from adlib.support import check_support, distinct, enlarge, jittered, layer_weights, rotated, top_mean
 
 LOG_2 = float(np.log(2))
@@ -44,33 +44,20 @@ N_COPIES = 4  # changed copies of a single support image that give it a yardstic
 class UnifiedSettings(SupportSettings):
     """Settings of the unified model. The design is ours, and so are the defaults."""
 
-    image_score: str = "top"  # mean of the highest 1 % of cells, as a logit
-    sigma: float = 4.0  # Gaussian smoothing of the map, input pixels at 224
-    swap: float = 0.2  # share of episodes whose support shows the query's kind of defect
-    whiten: float = 0.05  # weight of the identity in S, in (0, 1]; 1: a scale and no directions
-    shrink: float = 0.5  # delta <- (1 - shrink) delta + shrink median(delta)
-    floor: float = 1e-3  # added to delta, so that rho stays finite
-    beta: float = 2.4  # weight of log(1 + rho) in the logit
-    bias: float = -2.0  # logit of a patch exactly as far away as its yardstick, rho = 1
-    head_input: str = "scalars"  # per stage d and rho; or channels: the difference in each channel, too
-    width: int = 32  # channels of the head
-    norm: str = "group"  # normalisation in the head: group, none
-    image_weight: float = 0.25  # of the image-level cross-entropy
-    calibration_weight: float = 0.1  # of the loss that keeps the scale of normality equal across contexts
-    clustering: str = ""  # "": scores of the head; else an algorithm of adlib.clustering on query and support together
-
-    def __post_init__(self):
-        super().__post_init__()
-        choice("head_input", self.head_input, ("scalars", "channels"))
-        choice("norm", self.norm, ("group", "none"))
-        if self.clustering:
-            choice("clustering", self.clustering, clustering.ALGORITHMS)
-        if self.width < 1:
-            raise InputError(f"width {self.width} must be at least 1")
-        if not 0 < self.whiten <= 1:
-            raise InputError(f"whiten {self.whiten} must be in (0, 1]")
-        if self.floor <= 0 or not 0 <= self.shrink <= 1:
-            raise InputError(f"floor {self.floor} must be positive, shrink {self.shrink} in [0, 1]")
+    image_score: Literal["max", "top"] = "top"  # mean of the highest 1 % of cells, as a logit
+    sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels at 224
+    swap: S.Closed = 0.2  # share of episodes whose support shows the query's kind of defect
+    whiten: S.ShareTo1 = 0.05  # weight of the identity in S, in (0, 1]; 1: a scale and no directions
+    shrink: S.Closed = 0.5  # delta <- (1 - shrink) delta + shrink median(delta)
+    floor: S.Positive = 1e-3  # added to delta, so that rho stays finite
+    beta: S.NotNegative = 2.4  # weight of log(1 + rho) in the logit
+    bias: S.Number = -2.0  # logit of a patch exactly as far away as its yardstick, rho = 1
+    head_input: Literal["scalars", "channels"] = "scalars"  # per stage d and rho; channels: each difference, too
+    width: S.Count = 32  # channels of the head
+    norm: Literal["group", "none"] = "group"  # normalisation in the head: group, none
+    image_weight: S.NotNegative = 0.25  # of the image-level cross-entropy
+    calibration_weight: S.NotNegative = 0.1  # of the loss that keeps the scale of normality equal across contexts
+    clustering: Literal[(*ALGORITHMS, "")] = ""  # "": scores of the head; else of query and support clustered together
 
 
 class UnifiedScores(NamedTuple):

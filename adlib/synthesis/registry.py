@@ -1,12 +1,12 @@
 """The one list of families, and the one function that calls them."""
 
 import inspect
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from adlib.errors import InputError, suggest
-from adlib.settings import choice
+from adlib.settings import Must, choice
 from adlib.synthesis.sources import Sources
 
 KINDS = ("image", "feature")
@@ -53,6 +53,16 @@ def names(kind: str | None = None) -> list[str]:
     if kind is not None:
         choice("kind of family", kind, KINDS)
     return [name for name, family in _families.items() if kind in (None, family.kind)]
+
+
+def _known(families) -> bool:
+    for family in families:
+        choice("families: family", family, names("image"))
+    return True
+
+
+Families = Annotated[tuple[str, ...], Must(_known, "be families")]  # `_known` says more
+SomeFamilies = Annotated[Families, Must(bool, "name at least one family, for example perlin_dtd")]
 
 
 def defaults(name: str) -> dict:
