@@ -1,17 +1,18 @@
-# The batch of notebooks. Rules only: what there is to run comes from adlib.batch, how it runs from `adlib`.
+# The batch of notebooks. Rules only: what there is to run comes from adlib_book.notebook_jobs, how it runs from `adlib`.
 #
 #     snakemake --cores 2 --config profile=smoke
 #     snakemake --executor slurm --jobs 20 --config profile=paper data_root=/data     (with the Slurm plugin)
 
 import re
 
-from adlib import batch, methods, runs
+from adlib import methods, runs
 from adlib.paths import results_dir
+from adlib_book import notebook_jobs
 
 PROFILE = config.get("profile", "smoke")
 DATA_ROOT = config.get("data_root", "")
 RESULTS = results_dir()
-JOBS = {job.folder: job for job in batch.plan(PROFILE, DATA_ROOT)}
+JOBS = {job.folder: job for job in notebook_jobs.plan(PROFILE, DATA_ROOT)}
 RECORDS = {folder: f"{RESULTS}/runs/{folder}/record.json" for folder in JOBS}
 
 
@@ -34,12 +35,12 @@ def records_of_study(name):
 rule all:
     input:
         list(RECORDS.values()),
-        batch.once_outputs(PROFILE, DATA_ROOT),
+        notebook_jobs.once_outputs(PROFILE, DATA_ROOT),
 
 
 rule method:
     input:
-        lambda w: f"notebooks/{batch.METHOD_NOTEBOOKS[JOBS[w.run].method]}.ipynb",
+        lambda w: f"notebooks/{notebook_jobs.METHOD_NOTEBOOKS[JOBS[w.run].method]}.ipynb",
         lambda w: sources(JOBS[w.run].method),
         f"profiles/{PROFILE}.yaml",
     output:
@@ -60,11 +61,11 @@ rule story:
     input:
         "notebooks/{name}.ipynb",
         # The first notebook shows the headline table, which the tables' notebook writes.
-        lambda w: f"{RESULTS}/notebooks/{w.profile}/{batch.TABLES_NOTEBOOK}.ipynb" if w.name == "00_start_here" else [],
+        lambda w: f"{RESULTS}/notebooks/{w.profile}/{notebook_jobs.TABLES_NOTEBOOK}.ipynb" if w.name == "00_start_here" else [],
     output:
         f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
     wildcard_constraints:
-        name="|".join(batch.SINGLE_NOTEBOOKS),
+        name="|".join(notebook_jobs.SINGLE_NOTEBOOKS),
     threads: THREADS
     priority: 1
     shell:
@@ -74,17 +75,17 @@ rule story:
 rule study:
     input:
         "notebooks/{name}.ipynb",
-        lambda w: batch.study_modules(w.name),
-        lambda w: sources(*batch.STUDY_NOTEBOOKS[w.name]),
+        lambda w: notebook_jobs.study_files(w.name),
+        lambda w: sources(*notebook_jobs.STUDY_NOTEBOOKS[w.name]),
         lambda w: f"profiles/{w.profile}.yaml",
         lambda w: records_of_study(w.name),
-        lambda w: batch.shown_results(w.name),
+        lambda w: notebook_jobs.shown_results(w.name),
     output:
         f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
     wildcard_constraints:
-        name="|".join(batch.STUDY_NOTEBOOKS),
+        name="|".join(notebook_jobs.STUDY_NOTEBOOKS),
     params:
-        command=lambda w, output: batch.study_command(w.name, w.profile, list(JOBS.values()), DATA_ROOT, output[0]),
+        command=lambda w, output: notebook_jobs.study_command(w.name, w.profile, list(JOBS.values()), DATA_ROOT, output[0]),
     threads: THREADS
     shell:
         "adlib {params.command:q}"
@@ -93,13 +94,13 @@ rule study:
 rule records:
     input:
         "notebooks/{name}.ipynb",
-        lambda w: batch.RECORD_NOTEBOOKS[w.name],
+        lambda w: notebook_jobs.RECORD_NOTEBOOKS[w.name],
         list(RECORDS.values()),
-        lambda w: batch.shown_results(w.name),
+        lambda w: notebook_jobs.shown_results(w.name),
     output:
         f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
     wildcard_constraints:
-        name="|".join(batch.RECORD_NOTEBOOKS),
+        name="|".join(notebook_jobs.RECORD_NOTEBOOKS),
     params:
         root=DATA_ROOT,
     threads: THREADS

@@ -20,7 +20,7 @@ import seaborn as sns
 import sklearn.metrics
 
 from adlib import images as image_files
-from adlib import metrics
+from adlib.evaluation import metrics
 from adlib.paths import atomic_path, figures_dir
 
 PALETTE = "colorblind"

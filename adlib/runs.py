@@ -25,10 +25,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from adlib import backbones, datasets, methods, profiles, thresholds
+from adlib import datasets, methods, profiles
 from adlib.errors import InputError
-from adlib.evaluation import Evaluation, at_threshold, evaluate
-from adlib.memory import peak_memory_mib
+from adlib.evaluation import Evaluation, at_threshold, evaluate, thresholds
+from adlib.images import backbones
+from adlib.images.memory import peak_memory_mib
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import as_dict, build
 
@@ -298,8 +299,7 @@ def source_files(method: str) -> tuple[Path, ...]:
 
     A changed line in another method's file therefore leaves this method's results up to date.
     """
-    folder = Path(__file__).parent
-    waiting = [folder / "methods" / f"{methods.METHODS[method][0].rsplit('.', 1)[1]}.py", folder / "evaluation.py"]
+    waiting = [*_files_of(methods.METHODS[method][0]), *_files_of("adlib.evaluation")]
     found = set()
     while waiting:
         file = waiting.pop()
@@ -321,9 +321,13 @@ def _imported_files(file: Path) -> tuple[Path, ...]:
         else:
             continue
         for name in imported:
-            place = Path(__file__).parents[1] / name.replace(".", "/")
-            found += [f for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()]
+            found += _files_of(name)
     return tuple(found)
+
+
+def _files_of(module: str) -> list[Path]:
+    place = Path(__file__).parents[1] / module.replace(".", "/")
+    return [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
 
 
 def device_name() -> str:

@@ -6,12 +6,24 @@ A method notebook is a *result*, up to the cell tagged `record`, which writes it
 import ast
 import contextlib
 import io
+from pathlib import Path
 
 import nbformat
 
+from adlib.errors import InputError, suggest
 from adlib.paths import root
 
 RECORD = "record"
+
+
+def notebook_path(name: str) -> Path:
+    """Return the path of a notebook by name ("10_patchcore")."""
+    folder = root() / "notebooks"
+    file = folder / f"{name.removesuffix('.ipynb')}.ipynb"
+    if not file.is_file():
+        known = [f.stem for f in sorted(folder.glob("*.ipynb"))]
+        raise InputError(f"notebook {name!r} does not exist{suggest(name, known)}; there are: {', '.join(known)}")
+    return file
 
 
 def code_cells(book, story: bool = True) -> list:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from adlib.metrics import aupro
+from adlib.evaluation.metrics import aupro
 
 CASES = ((60, 256, 7), (40, 1024, 3))  # images, side in pixels, repeats
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from adlib import backbones, neighbours, patches
+from adlib.images import backbones, neighbours, patches
 
 N_ROWS, SHARE, REPEATS = 100_000, 0.02, 3
 

@@ -144,7 +144,7 @@ class TheirDiscriminator(nn.Module):
 
 def compare_passes(width: int, hidden: int, repeats: int = REPEATS) -> dict:
     """21 passes, losses and backward on given tokens."""
-    from adlib.methods import glass_step
+    from adlib.methods.glass import step as glass_step
 
     generator = torch.Generator().manual_seed(0)
     n, positions = BATCH * 1024, 1024
@@ -173,7 +173,7 @@ def compare_passes(width: int, hidden: int, repeats: int = REPEATS) -> dict:
 def compare_steps(width: int, hidden: int, repeats: int = REPEATS) -> dict:
     """A whole step: local synthesis, backbone, passes, gradients, optimiser steps."""
     from adlib import images
-    from adlib.methods.glass import Glass
+    from adlib.methods.glass.glass import Glass
 
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -196,8 +196,8 @@ def compare_steps(width: int, hidden: int, repeats: int = REPEATS) -> dict:
 
 
 def _steps(method, textures, rng, width: int, hidden: int, repeats: int) -> dict:
-    from adlib import backbones
-    from adlib.methods.glass import optimizers
+    from adlib.images import backbones
+    from adlib.methods.glass.glass import optimizers
 
     ours_network = method.network.train()
     ours_optimizers = optimizers(ours_network, 1e-4, 2e-4)

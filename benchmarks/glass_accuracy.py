@@ -19,11 +19,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from adlib import datasets, images, metrics, studies, synthesis
-from adlib.methods.glass import Glass, optimizers, some_rows, token_labels
-from adlib.methods.glass_step import Ensemble, Network
+from adlib import datasets, images, synthesis
+from adlib.evaluation import metrics
+from adlib.methods.few_shot.support_images import top_mean
+from adlib.methods.glass.glass import Glass, optimizers, some_rows, token_labels
+from adlib.methods.glass.step import Ensemble, Network
 from adlib.methods.patchcore import upsample_and_smooth
-from adlib.support import top_mean
+from adlib_book import studies
 
 HELD_OUT_FAMILIES = ("cutpaste", "cutpaste_scar", "nsa")
 N_BLENDED, SIZE, GRID, WIDTH = 240, 256, (32, 32), 152

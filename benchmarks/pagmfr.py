@@ -77,7 +77,7 @@ def compare_memory(method) -> dict:
 
 def main() -> list[dict]:
     """Both comparisons on random pictures."""
-    from adlib.methods.pagmfr import PAGMFR
+    from adlib.methods.pagmfr.pagmfr import PAGMFR
 
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -74,8 +74,9 @@ def theirs(table) -> dict:
     from anomalib.pre_processing import PreProcessor
     from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-    from adlib import backbones, evaluation
+    from adlib import evaluation
     from adlib.images import Resize as OurResize
+    from adlib.images import backbones
 
     category = Path(table.image_path.iloc[0]).parents[2]
     prepare = PreProcessor(Compose([Resize((SIZE, SIZE), antialias=True), Normalize([0.5] * 3, [0.5] * 3)]))
@@ -118,7 +119,8 @@ def theirs(table) -> dict:
 
 
 def accuracy(evaluation, test, resize, scores, maps) -> dict:
-    from adlib import datasets, metrics
+    from adlib import datasets
+    from adlib.evaluation import metrics
 
     found = metrics.image_metrics(np.array(scores, dtype=np.float64), test.label.to_numpy())
     empty = np.zeros((SIZE, SIZE), bool)
@@ -172,7 +174,7 @@ if __name__ == "__main__":
         print(json.dumps(main(options.data_root, options.category), indent=2))
         sys.exit()
     from adlib import datasets
-    from adlib.memory import peak_memory_mib
+    from adlib.images.memory import peak_memory_mib
 
     torch.set_num_threads(2)
     sample_table = datasets.load("mvtec", options.data_root, options.category)

@@ -13,10 +13,11 @@ import argparse
 import pandas as pd
 import torch
 
-from adlib import clustering, datasets, profiles, studies
-from adlib.images import batches
-from adlib.methods.contrastive import Contrastive
+from adlib import datasets, profiles
+from adlib.images import batches, clustering
+from adlib.methods.few_shot.contrastive import Contrastive
 from adlib.synthesis import SyntheticSplit
+from adlib_book import studies
 
 FAMILIES = ("cutpaste", "cutpaste_scar", "nsa", "perlin_dtd")
 CHANGES = {

@@ -1,4 +1,4 @@
-"""The study of relative normality: `adlib.held_out.study` on every fold, written to results/studies.
+"""The study of relative normality (`adlib_book.studies.unseen_products`) on every fold, written to results/studies.
 
     python benchmarks/relative_held_out.py --data-root DATA [--seeds 0 1 2] [--n-test 60] [--set name=value ...]
 
@@ -11,8 +11,9 @@ import time
 
 import pandas as pd
 
-from adlib import held_out, studies
 from adlib.settings import parse_overrides
+from adlib_book import studies
+from adlib_book.studies import unseen_products
 
 
 def main() -> None:
@@ -25,12 +26,14 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="settings of the training, name=value")
     arguments = parser.parse_args()
     started, swaps = time.perf_counter(), []
-    folds, prefix = (held_out.MVTEC_FOLDS, "mvtec_") if arguments.folds == "mvtec" else (held_out.FOLDS, "")
+    folds, prefix = (
+        (unseen_products.MVTEC_FOLDS, "mvtec_") if arguments.folds == "mvtec" else (unseen_products.FOLDS, "")
+    )
 
     def report(line: str) -> None:
         print(f"{time.perf_counter() - started:5.0f} s {line}", flush=True)
 
-    found = held_out.study(
+    found = unseen_products.study(
         folds,
         data_root=arguments.data_root,
         seeds=arguments.seeds,
@@ -44,7 +47,7 @@ def main() -> None:
         own = {"keys": ["seed"], "order": "seed", "float_format": "%.4f"}  # the rows of other seeds stay
         found = studies.write_rows(f"{prefix}relative_held_out", found, **own)
         studies.write_rows(f"{prefix}relative_context_swap", pd.DataFrame(swaps), **own)
-    print(held_out.summarise(found).round(3).to_string())
+    print(unseen_products.summarise(found).round(3).to_string())
 
 
 if __name__ == "__main__":

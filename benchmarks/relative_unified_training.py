@@ -3,8 +3,8 @@
     python benchmarks/relative_unified_training.py [--judges gear grass tray] [--seeds 0] [--only NAME ...]
 
 Each judge in turn is left out; the model is trained on the other demo products and asked at every `--every` steps about
-synthetic defects on the judge's normals (`adlib.episodes`), step 0 included. No test image is read, so that settings
-may be chosen by the result, results/studies/unified_training.csv: one row a change, judge, seed and step.
+synthetic defects on the judge's normals, step 0 included. No test image is read, so that settings may be chosen by the
+result, results/studies/unified_training.csv: one row a change, judge, seed and step.
 """
 
 import argparse
@@ -12,9 +12,12 @@ import time
 
 import pandas as pd
 
-from adlib import episodes, held_out, profiles, studies
-from adlib.methods.few_shot import FewShot
-from adlib.methods.unified import Unified
+from adlib import profiles
+from adlib.methods.few_shot import episodic_training
+from adlib.methods.few_shot.few_shot import FewShot
+from adlib.methods.few_shot.unified import Unified
+from adlib_book import studies
+from adlib_book.studies import unseen_products
 
 # name: changes of settings; what is no setting is done in `study`
 CHANGES = {
@@ -39,10 +42,10 @@ FROZEN = {"head only": "projection", "projection only": "head"}
 
 def make_pools(method: Unified, foreign: bool) -> dict:
     """Make one pool of episodes a demo product: the others train on it, or it judges them."""
-    tables, s = {name: held_out.load(name)[0] for name in held_out.DEMO}, method.settings
+    tables, s = {name: unseen_products.load(name)[0] for name in unseen_products.DEMO}, method.settings
     paths = {name: list(table.image_path[:20]) for name, table in tables.items()}
     return {
-        name: episodes.build_pool(
+        name: episodic_training.build_pool(
             table,
             method.cached,
             method.resize,
@@ -69,7 +72,7 @@ def study(change: str, pools: dict, judge: str, seed: int, common: dict, judging
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--judges", nargs="*", default=["gear", "grass", "tray"], choices=held_out.DEMO)
+    parser.add_argument("--judges", nargs="*", default=["gear", "grass", "tray"], choices=unseen_products.DEMO)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--every", type=int, default=40)

@@ -29,7 +29,8 @@ def broken(name: str, breakage: str):
     import numpy as np
     import torch
 
-    from adlib import methods, training
+    from adlib import methods
+    from adlib.methods import training
 
     cls = methods.get(name)
     score, fit, train = cls.score, cls.fit, training.train
@@ -61,13 +62,12 @@ def broken(name: str, breakage: str):
 
 def lost(name: str, breakage: str) -> dict:
     """Run a method's notebook with the method broken; return the claims that it made and lost, and the seconds."""
-    from adlib import batch
-    from adlib_book import cells, claims
+    from adlib_book import cells, claims, notebook_jobs
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, broken(name, breakage):
         os.environ |= {"ADLIB_RESULTS": folder, "ADLIB_FIGURES": folder}
-        parameters, notebook = {"out_dir": f"{folder}/run"}, batch.METHOD_NOTEBOOKS[name]
+        parameters, notebook = {"out_dir": f"{folder}/run"}, notebook_jobs.METHOD_NOTEBOOKS[name]
         for story in (False, True):
             try:
                 text, error = cells.run(notebook, parameters, story=story)[1], ""

@@ -115,9 +115,9 @@ def main() -> None:
     parser.add_argument("--only", help=argparse.SUPPRESS)  # this process measures one setting
     arguments = parser.parse_args()
 
-    from adlib import batch
     from adlib.datasets import demo
     from adlib.paths import data_dir, results_dir
+    from adlib_book import notebook_jobs
 
     folder = data_dir() / "spread" / f"drawing{arguments.demo_seed}"
     place = results_dir() / "studies" if arguments.demo_seed == 0 else folder
@@ -128,7 +128,7 @@ def main() -> None:
     demo.generate(folder / "demo", arguments.demo_seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     rows_of(file).to_csv(file, index=False)  # without those of older settings
-    jobs = [f"{job.method}/{job.category}" for job in batch.plan("smoke")]
+    jobs = [f"{job.method}/{job.category}" for job in notebook_jobs.plan("smoke")]
     jobs = [job for job in jobs if not arguments.methods or job.split("/")[0] in arguments.methods.split(",")]
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     for setting in arguments.settings.split(","):

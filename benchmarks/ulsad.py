@@ -15,9 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from adlib import backbones
-from adlib.methods import ulsad, ulsad_step
+from adlib.images import backbones
 from adlib.methods.reconstruction import to_grid, to_images
+from adlib.methods.ulsad import step as ulsad_step
+from adlib.methods.ulsad import ulsad
 
 SIZE, BATCH = 256, 8
 

@@ -19,10 +19,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from adlib import datasets, images, metrics, studies, synthesis, training
-from adlib.methods import ulsad_maps, ulsad_step
+from adlib import datasets, images, synthesis
+from adlib.evaluation import metrics
+from adlib.methods import training
 from adlib.methods.reconstruction import epoch_rows, to_grid
-from adlib.methods.ulsad import ULSAD, channel_statistics, disturbed
+from adlib.methods.ulsad import maps as ulsad_maps
+from adlib.methods.ulsad import step as ulsad_step
+from adlib.methods.ulsad.ulsad import ULSAD, channel_statistics, disturbed
+from adlib_book import studies
 
 FAMILIES = ("cutpaste", "cutpaste_scar", "nsa")
 SIZE, GRID, CHANNELS, N_SAMPLE = 256, (32, 32), 96, 128

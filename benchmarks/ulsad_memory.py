@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from adlib import datasets, images, methods, profiles
-from adlib.memory import peak_memory_mib
+from adlib.images.memory import peak_memory_mib
 from adlib.paths import atomic_path, results_dir
 
 STEPS, N_SCORED = 8, 20

@@ -16,20 +16,22 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from adlib import curves, datasets, images, kinds, metrics, profiles
+from adlib import datasets, images, profiles
 from adlib.datasets import demo
-from adlib.methods.ulsad import ULSAD
+from adlib.evaluation import by_defect_kind, metrics
+from adlib.methods.ulsad.ulsad import ULSAD
 from adlib.paths import atomic_path, results_dir
+from adlib_book import learning_curves
 
 AREAS, QUANTILES, SEEDS = (2.0, 4.0, 6.0), ((0.9, 0.995), (0.9, 1.0)), (0, 1, 2)
 
 
 def measure(method, test) -> dict:
     """Image AUROC against all good images, for each kind and for all."""
-    kind = kinds.kinds_of(test)
+    kind = by_defect_kind.kinds_of(test)
     found = [method.score(batch).image for batch in images.batches(test.image_path, method.resize, 16)]
     scores, row = pd.Series([x for part in found for x in part]), {}
-    for name in (*kinds.KINDS, "all"):
+    for name in (*by_defect_kind.KINDS, "all"):
         rows = (kind == name) | (kind == "good") if name != "all" else kind == kind
         labels = (kind[rows] != "good").astype(int)
         row[name] = round(metrics.image_metrics(scores[rows].to_numpy(), labels)["image_auroc"], 4)
@@ -44,7 +46,7 @@ def run(table, drawing: int, seed: int) -> list[dict]:
     given = method.settings
     with contextlib.ExitStack() as stack:
         for frozen in (method.backbone, method.reconstruction_net, method.global_net):
-            stack.enter_context(curves.remembered(frozen))
+            stack.enter_context(learning_curves.remembered(frozen))
         for area, quantiles in itertools.product(AREAS, QUANTILES):
             for maps in ("both", "local", "global"):
                 method.settings = dataclasses.replace(given, area=area, quantiles=quantiles, maps=maps)

@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from conftest import SMALL_SETTINGS, write_image
 
-from adlib import audit, evaluation, figures, methods, metrics
+from adlib import evaluation, figures, methods
 from adlib.errors import InputError
+from adlib.evaluation import metrics
 from adlib.images import Resize
+from adlib_book.studies import audit
 
 
 @pytest.fixture

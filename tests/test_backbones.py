@@ -7,8 +7,8 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from adlib import backbones
 from adlib.errors import InputError
+from adlib.images import backbones
 
 
 @pytest.fixture(scope="module")

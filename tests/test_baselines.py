@@ -5,8 +5,9 @@ import pytest
 import torch
 from conftest import TINY
 
-from adlib import images, support
+from adlib import images
 from adlib.errors import InputError
+from adlib.methods.few_shot import support_images
 from adlib.methods.padim import Padim
 from adlib.methods.spade import Spade
 
@@ -26,8 +27,8 @@ def test_padim_refuses_images_of_another_size(train):
 
 def test_padim_is_the_mahalanobis_distance(train, test_batch):
     method = Padim(**SMALL, d=20, sigma=0.0, k=4).fit(train)
-    chosen, _ = support.choose_support(train, 4, seed=0)
-    stack = method.embed(support.read_images(chosen.image_path, method.resize))[:, method.channels]
+    chosen, _ = support_images.choose_support(train, 4, seed=0)
+    stack = method.embed(support_images.read_images(chosen.image_path, method.resize))[:, method.channels]
     query = method.embed(test_batch.images[-1:])[0, method.channels]
     for row, column in ((0, 0), (3, 9), (15, 15)):
         x = stack[:, :, row, column].double().numpy()
@@ -66,5 +67,5 @@ def test_defects_stand_out_and_one_image_is_enough(cls, train, test_batch, small
 @pytest.mark.parametrize("cls", [Padim, Spade])
 def test_supports_are_those_of_few_shot(cls, train):
     method = cls(**SMALL, k=2, seed=3).fit(train)
-    assert method.support_ids == support.support_ids(support.choose_support(train, 2, seed=3)[0])
+    assert method.support_ids == support_images.support_ids(support_images.choose_support(train, 2, seed=3)[0])
     assert len(cls(**SMALL, k=9).fit(train).normal_scores) == 6  # of each image by the others

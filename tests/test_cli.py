@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from conftest import texture, write_image
 
-from adlib import cli, predict
+from adlib import own_parts
 from adlib.errors import InputError
+from adlib_book import cli
 
 SMALL = ["--set", "image_size=64", "--set", "coreset=0.25", "--profile", "smoke", "--set", "resize=aspect"]
 
@@ -132,7 +133,7 @@ def test_regions_by_hand():
     anomaly_map[10:19, 10:19] = 2
     anomaly_map[13:15, 13:15] = 0  # a hole
     anomaly_map[0, 19] = 9  # one pixel: smaller than the filter
-    regions = predict.find_regions(anomaly_map, 1.0, min_area=0.01)
+    regions = own_parts.find_regions(anomaly_map, 1.0, min_area=0.01)
     assert [round(r["area"] * 400) for r in regions] == [77, 16]
     assert [len(r["holes"]) for r in regions] == [1, 0]
     assert [r["max_score"] for r in regions] == [2.0, 3.0]
@@ -142,9 +143,9 @@ def test_regions_by_hand():
 def test_a_flat_map_gives_the_plain_image():
     image = np.random.default_rng(0).integers(0, 255, (8, 9, 3)).astype(np.uint8)
     flat = np.full((8, 9), 2.0, np.float32)
-    np.testing.assert_array_equal(predict.overlay(image, flat, (2.0, 2.0)), image)
+    np.testing.assert_array_equal(own_parts.overlay(image, flat, (2.0, 2.0)), image)
     unseen = np.full((8, 9), np.nan, np.float32)
-    np.testing.assert_array_equal(predict.overlay(image, unseen, (0.0, 1.0)), image)
+    np.testing.assert_array_equal(own_parts.overlay(image, unseen, (0.0, 1.0)), image)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_record_is_up_to_date_when_the_story_that_was_asked_for_is_told(
     def fate(status):
         return {"status": status, "cell": 9, "error": "IndexError: 2", "notebook": "11a_padim.ipynb"}
 
-    monkeypatch.setattr("adlib.batch.run_notebook", lambda *_, **__: fate(told))
+    monkeypatch.setattr("adlib_book.notebook_jobs.run_notebook", lambda *_, **__: fate(told))
     monkeypatch.setattr("adlib.runs.content_hash", lambda *_: "same")
     monkeypatch.setattr("adlib.runs.read_record", lambda _: {"content_hash": "same"})
     if stored:
@@ -224,16 +225,16 @@ def test_every_command_has_help_with_an_example(command, capsys):
 def test_an_empty_folder_and_a_folder_of_broken_images(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no image"):
-        predict.train(tmp_path / "empty", tmp_path / "model")
+        own_parts.train(tmp_path / "empty", tmp_path / "model")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/a.png").write_bytes(b"x")
     with pytest.raises(InputError, match="none of the images"):
-        predict.train(tmp_path / "broken", tmp_path / "model")
+        own_parts.train(tmp_path / "broken", tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
 def test_commands_that_only_start_a_notebook_load_no_torch():
     """Its kernel loads it; a batch starts dozens of such commands."""
-    program = "import sys; from adlib import batch, cli; print('torch' in sys.modules)"
+    program = "import sys; from adlib_book import cli, notebook_jobs; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

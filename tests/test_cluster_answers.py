@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from conftest import SMALL_SETTINGS
 
-from adlib import cluster_answers
 from adlib.evaluation import Evaluation
-from adlib.methods.contrastive import Contrastive
+from adlib.methods.few_shot.contrastive import Contrastive
+from adlib_book.studies import cluster_answers
 
 
 def example() -> Evaluation:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from adlib import clustering
 from adlib.errors import InputError
+from adlib.images import clustering
 
 GRID = (12, 12)
 

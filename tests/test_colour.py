@@ -5,8 +5,8 @@ import pytest
 import torch
 from skimage import color, metrics
 
-from adlib import colour
 from adlib.errors import InputError
+from adlib.images import colour
 
 
 @pytest.fixture

@@ -12,9 +12,11 @@ import torch
 from conftest import SMALL_SETTINGS, texture, write_image
 from safetensors.torch import load_file, save_file
 
-from adlib import batch, images, methods, storage, training
+from adlib import images, methods
 from adlib.errors import InputError
+from adlib.methods import storage, training
 from adlib.settings import build
+from adlib_book import notebook_jobs
 
 ALL = list(methods.METHODS)
 FIELDS = {name: methods.get(name).Settings.__dataclass_fields__ for name in ALL}
@@ -312,7 +314,7 @@ def test_few_images_are_enough(small_table, name, n, tmp_path):
 
 @every_method
 def test_it_has_a_notebook_and_a_docstring_with_its_source(name):
-    assert batch.notebook_path(batch.METHOD_NOTEBOOKS[name]).is_file()
+    assert notebook_jobs.notebook_path(notebook_jobs.METHOD_NOTEBOOKS[name]).is_file()
     module = __import__(methods.METHODS[name][0], fromlist=["x"])
     assert "arXiv" in module.__doc__ or "README" in module.__doc__
 

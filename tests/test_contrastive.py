@@ -8,9 +8,11 @@ import pytest
 import torch
 from conftest import TINY
 
-from adlib import clustering, episodes, images, losses, support
+from adlib import images
 from adlib.errors import InputError
-from adlib.methods.contrastive import Contrastive
+from adlib.images import clustering
+from adlib.methods.few_shot import episodic_training, losses, support_images
+from adlib.methods.few_shot.contrastive import Contrastive
 
 SMALL = TINY | {
     "stages": [1, 2, 3], "width": 16, "dim": 16, "steps": 12, "episodes": 3, "learning_rate": 0.01, "n_normals": 5,
@@ -57,7 +59,7 @@ def test_clusterings_share_the_trained_features(fitted, batch, name, monkeypatch
 @pytest.mark.parametrize("name", list(clustering.ALGORITHMS))
 def test_clean_images_have_an_empty_mask_behind_the_gate(fitted, train, name):
     """The default: at most 5 % of the normals that set the gate pass it, with every algorithm."""
-    method, stack = copy.copy(fitted), support.read_images(train.image_path, fitted.resize)
+    method, stack = copy.copy(fitted), support_images.read_images(train.image_path, fitted.resize)
     for share in (fitted.settings.gate_share, 1.0, 0.0):
         method.settings = dataclasses.replace(fitted.settings, clustering=name, gate_share=share)
         method._calibrate(train, train)
@@ -109,7 +111,7 @@ def test_the_last_stage_can_be_trained_too(train, batch):
 def test_training_defects_come_from_the_families_asked_for(train, fitted):
     described = lambda x: [x[:, :1]]  # noqa: E731 - the picture itself as its feature
     families = ("cutpaste", "perlin_dtd")
-    pool = episodes.build_pool(train, described, fitted.resize, 0, n_normals=4, n_styles=3, families=families)
+    pool = episodic_training.build_pool(train, described, fitted.resize, 0, n_normals=4, n_styles=3, families=families)
     assert pool.styles == ("cutpaste", "perlin_dtd", "cutpaste")
     assert (pool.coverage.flatten(2).amax(2) > 0).all()
     with pytest.raises(InputError, match="did you mean 'cutpaste'"):

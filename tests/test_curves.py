@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import SMALL_SETTINGS
 
-from adlib import curves, evaluation
+from adlib import evaluation
 from adlib.methods.draem import DRAEM
-from adlib.methods.glass import Glass
-from adlib.methods.ulsad import ULSAD
+from adlib.methods.glass.glass import Glass
+from adlib.methods.ulsad.ulsad import ULSAD
+from adlib_book import learning_curves
 
 
 @pytest.mark.parametrize(("cls", "name"), [(Glass, "glass"), (ULSAD, "ulsad")])
@@ -25,17 +26,17 @@ def test_the_curve_is_each_snapshot_evaluated_alone(small_table, cls, name):
         alone.append(evaluation.evaluate(method, test).metrics)
     forward, calls = method.backbone.forward, []
     method.backbone.forward = lambda images: calls.append(len(images)) or forward(images)
-    curve = curves.snapshot_metrics(method, test)
+    curve = learning_curves.snapshot_metrics(method, test)
     assert sum(calls) == len(test)  # not once a snapshot
     assert list(curve.step) == [step for step, _ in method.history.snapshots]
     assert curve.seconds.is_monotonic_increasing
-    for key in curves.METRICS:
+    for key in learning_curves.METRICS:
         assert list(curve[key]) == [row[key] for row in alone]
 
 
 def test_a_method_without_a_backbone_has_a_curve_too(small_table):
     method = DRAEM(**SMALL_SETTINGS["draem"] | {"snapshot_every": 1}).fit(small_table[small_table.split == "train"])
-    curve = curves.snapshot_metrics(method, small_table[small_table.split == "test"])
+    curve = learning_curves.snapshot_metrics(method, small_table[small_table.split == "test"])
     assert list(curve.step) == [step for step, _ in method.history.snapshots]
     assert len(curve) > 1
 
@@ -45,7 +46,7 @@ def test_nothing_is_kept_without_room():
     backbone = SimpleNamespace(forward=lambda images: calls.append(1) or [images * 2])
     for room, expected in ((1.0, 1), (0.0, 2)):
         calls.clear()
-        with curves.remembered(backbone, room):
+        with learning_curves.remembered(backbone, room):
             for _ in range(2):
                 assert torch.equal(backbone.forward(torch.ones(1, 3, 4, 4))[0], torch.full((1, 3, 4, 4), 2.0))
         assert len(calls) == expected
@@ -56,12 +57,12 @@ def test_three_ways_to_choose():
         {"step": [10, 20, 30], "image_auroc": [0.9, 0.8, 0.7], "pixel_auroc": [0.7, 0.9, 0.6], "aupro_30": [0, 0, 0]}
     )
     history = SimpleNamespace(validation=pd.DataFrame({"step": [10, 20, 30], "score": [0.6, 0.5, 0.4]}))
-    assert curves.selections(curve, history) == {"last": 2, "synthetic": 0, curves.ORACLE: 1}
+    assert learning_curves.selections(curve, history) == {"last": 2, "synthetic": 0, learning_curves.ORACLE: 1}
     history.validation = pd.DataFrame({"step": [5], "score": [1.0]})
-    assert "synthetic" not in curves.selections(curve, history)
+    assert "synthetic" not in learning_curves.selections(curve, history)
     history.validation = pd.DataFrame()  # the paper profile looks at nothing on the way
-    assert np.isnan(curves.held_out_scores(curve, history)).all()
-    assert set(curves.selections(curve, history)) == {"last", curves.ORACLE}
+    assert np.isnan(learning_curves.held_out_scores(curve, history)).all()
+    assert set(learning_curves.selections(curve, history)) == {"last", learning_curves.ORACLE}
 
 
 def test_records_give_back_curves_and_spread_over_seeds(tmp_path, monkeypatch):
@@ -69,23 +70,25 @@ def test_records_give_back_curves_and_spread_over_seeds(tmp_path, monkeypatch):
     curve["aupro_30"] = float("nan")  # no masks
     for seed, shift in ((0, 0.0), (1, 0.02)):
         moved = curve.assign(image_auroc=curve.image_auroc + shift)
-        content = curves.as_record(moved, {"last": 1, curves.ORACLE: 0})
+        content = learning_curves.as_record(moved, {"last": 1, learning_curves.ORACLE: 0})
         assert content["selections"]["last"]["aupro_30"] is None
         folder = tmp_path / "laptop" / "glass" / f"x-seed{seed}"
         folder.mkdir(parents=True)
         (folder / "record.json").write_text(json.dumps({"category": "x", "seed": seed} | content))
-    monkeypatch.setattr(curves.runs, "read_record", lambda folder: json.loads((folder / "record.json").read_text()))
-    found, picked = curves.recorded("glass", "laptop", tmp_path)
+    monkeypatch.setattr(
+        learning_curves.runs, "read_record", lambda folder: json.loads((folder / "record.json").read_text())
+    )
+    found, picked = learning_curves.recorded("glass", "laptop", tmp_path)
     assert list(found.image_auroc) == pytest.approx([0.8, 0.9, 0.82, 0.92])
-    table = curves.over_seeds(picked, ["category", "selection"])
+    table = learning_curves.over_seeds(picked, ["category", "selection"])
     assert table.loc[("x", "last"), "image_auroc"] == "91.0 ± 1.4"
     assert list(table.seeds) == [2, 2]
-    assert curves.recorded("ulsad", "laptop", tmp_path)[0].empty
+    assert learning_curves.recorded("ulsad", "laptop", tmp_path)[0].empty
 
 
 def test_without_snapshots_the_curve_is_the_fitted_method(small_table):
     method = ULSAD(**SMALL_SETTINGS["ulsad"]).fit(small_table[small_table.split == "train"])
     test = small_table[small_table.split == "test"]
-    curve = curves.snapshot_metrics(method, test)
+    curve = learning_curves.snapshot_metrics(method, test)
     assert list(curve.step) == [2]
     assert curve.image_auroc[0] == evaluation.evaluate(method, test).metrics["image_auroc"]

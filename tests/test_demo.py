@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from adlib import datasets
-from adlib.datasets import demo, demo_scenes, loco
+from adlib.datasets import demo, loco
+from adlib.datasets.demo import scenes as demo_scenes
 from adlib.errors import InputError
 from adlib.images import read_image, read_mask
 

@@ -2,14 +2,13 @@
 
 import pytest
 
-from adlib import batch
-from adlib_book import cells, claims
+from adlib_book import cells, claims, notebook_jobs
 
 
 @pytest.mark.elsewhere
-@pytest.mark.parametrize("method", batch.METHOD_NOTEBOOKS)
+@pytest.mark.parametrize("method", notebook_jobs.METHOD_NOTEBOOKS)
 def test_every_claim_of_the_result_holds(method, tmp_path, monkeypatch):
     monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
-    _, printed = cells.run(batch.METHOD_NOTEBOOKS[method], {"out_dir": str(tmp_path / "run")}, story=False)
+    _, printed = cells.run(notebook_jobs.METHOD_NOTEBOOKS[method], {"out_dir": str(tmp_path / "run")}, story=False)
     assert claims.held(printed)
     assert claims.lost(printed) == []

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from conftest import write_image
 
-from adlib import evaluation, kinds, metrics
+from adlib import evaluation
 from adlib.datasets.table import make_table, sample
 from adlib.errors import InputError
+from adlib.evaluation import by_defect_kind, metrics
 from adlib.images import Resize
 from adlib.methods import Scores
 
@@ -118,5 +119,5 @@ def test_decisions_without_a_class_are_none(table):
     scores = evaluation.evaluate(Brightness(), table).scores
     assert evaluation.at_threshold(scores[scores.label == 0], 0.5)["detection_rate"] is None
     assert evaluation.at_threshold(scores[scores.label == 1], 0.5)["false_alarm_rate"] is None
-    assert not kinds.has_both(table)
-    assert not kinds.has_both(table[:0])
+    assert not by_defect_kind.has_both(table)
+    assert not by_defect_kind.has_both(table[:0])

@@ -5,10 +5,11 @@ import pytest
 import torch
 from conftest import TINY, texture, write_image
 
-from adlib import episodes, images, support
+from adlib import images
 from adlib.errors import InputError
-from adlib.methods.few_shot import FewShot, Projection
-from adlib.methods.unified import Unified
+from adlib.methods.few_shot import episodic_training, support_images
+from adlib.methods.few_shot.few_shot import FewShot, Projection
+from adlib.methods.few_shot.unified import Unified
 
 SMALL = TINY | {"stages": [2, 3], "k": 2, "steps": 2, "episodes": 2, "validate_every": 1, "hidden": 8}
 
@@ -20,7 +21,7 @@ def fitted(train):
 
 @pytest.fixture(scope="module")
 def pool(train, fitted):
-    return episodes.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
+    return episodic_training.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
 
 
 @pytest.mark.parametrize("name", ["case_0_k1", "case_1_k2", "case_2_k4"])
@@ -29,11 +30,11 @@ def test_golden_map_and_score(golden, name):
     unit = torch.nn.functional.normalize
     query, normals = unit(torch.tensor(file["query"]), dim=-1), unit(torch.tensor(file["normals"]), dim=-1)
     similarity = torch.stack(
-        [support.nearest_similarity(q, n.flatten(0, 1)) for q, n in zip(query, normals, strict=True)]
+        [support_images.nearest_similarity(q, n.flatten(0, 1)) for q, n in zip(query, normals, strict=True)]
     )
     grid = similarity.mean(0).view(1, 16, 16)
     np.testing.assert_allclose(grid[0], file["similarity_16"], rtol=0, atol=1e-6)
-    anomaly_map = 1 - support.enlarge(grid, (224, 224))[0]
+    anomaly_map = 1 - support_images.enlarge(grid, (224, 224))[0]
     step = int(np.ceil(224 / len(file["map_sub"])))
     np.testing.assert_allclose(anomaly_map[::step, ::step], file["map_sub"], rtol=0, atol=1e-6)
     np.testing.assert_allclose(anomaly_map[-1], file["map_last_row"], rtol=0, atol=1e-6)
@@ -42,15 +43,15 @@ def test_golden_map_and_score(golden, name):
 
 
 def test_support_is_seeded_distinct_and_apart_from_the_held_out(train):
-    first, held_out = support.choose_support(train, 3, seed=1)
-    again, _ = support.choose_support(train, 3, seed=1)
+    first, held_out = support_images.choose_support(train, 3, seed=1)
+    again, _ = support_images.choose_support(train, 3, seed=1)
     assert list(first.image_path) == list(again.image_path)
     assert not set(first.image_path) & set(held_out.image_path)
     assert len(first) + len(held_out) == len(train)
 
 
 def test_a_support_larger_than_the_table_is_the_table(train, capsys):
-    chosen, held_out = support.choose_support(train, 9, seed=0)
+    chosen, held_out = support_images.choose_support(train, 9, seed=0)
     assert (len(chosen), len(held_out)) == (6, 0)
     assert capsys.readouterr().out == "k 9: there are 6 different normal images, and all of them are the support\n"
 
@@ -59,13 +60,13 @@ def test_duplicate_pictures_count_once(tmp_path, train):
     pixels = texture(np.random.default_rng(5))
     paths = [write_image(tmp_path / f"{i}.png", pixels) for i in range(3)]
     table = train.iloc[:3].assign(image_path=paths)
-    assert [len(part) for part in support.choose_support(table, 2, seed=0)] == [1, 0]
+    assert [len(part) for part in support_images.choose_support(table, 2, seed=0)] == [1, 0]
     stack = torch.rand(2, 3, 8, 8)[[0, 1, 0, 1, 1]]
-    assert torch.equal(support.distinct(stack), stack[:2])
+    assert torch.equal(support_images.distinct(stack), stack[:2])
 
 
 def test_a_query_from_the_support_scores_zero(fitted, train):
-    chosen, _ = support.choose_support(train, 2, seed=0)
+    chosen, _ = support_images.choose_support(train, 2, seed=0)
     batch = next(images.batches(chosen.image_path, fitted.resize, 2))
     scores = fitted.score(batch)
     assert np.abs(scores.map).max() < 1e-5
@@ -89,7 +90,7 @@ def test_a_defect_stands_out(fitted, small_table):
 
 
 def test_rotations_are_exact_and_refused_where_orientation_is_the_defect(train):
-    views = support.rotated(torch.rand(1, 3, 4, 4), (0, 90, 180, 270))
+    views = support_images.rotated(torch.rand(1, 3, 4, 4), (0, 90, 180, 270))
     assert torch.equal(torch.rot90(views[1], 3, (2, 3)), views[0])
     turned = FewShot(**SMALL | {"rotations": [0, 90]})
     assert len(turned.fit(train).context[0].rows) == 2 * 2 * 8 * 8  # two images, two views, stride 8
@@ -115,26 +116,26 @@ def test_more_shots_than_a_training_category_has_are_one_line(pool):
 
 def test_top_mean_is_the_maximum_below_a_hundred_cells():
     cells = torch.arange(50.0).view(1, 5, 10)
-    assert support.top_mean(cells).item() == 49
-    assert support.top_mean(torch.arange(200.0).view(1, 10, 20)).item() == 198.5
+    assert support_images.top_mean(cells).item() == 49
+    assert support_images.top_mean(torch.arange(200.0).view(1, 10, 20)).item() == 198.5
 
 
 def test_cells_by_coverage():
     mask = np.zeros((1, 8, 8))
     mask[0, :4, :4] = 1  # a whole cell
     mask[0, 4:, :1] = 1  # a quarter of a cell
-    coverage = episodes.cell_coverage(mask, (2, 2))
-    target, valid = episodes.cell_targets(coverage)
+    coverage = episodic_training.cell_coverage(mask, (2, 2))
+    target, valid = episodic_training.cell_targets(coverage)
     assert target[0].tolist() == [[True, False], [False, False]]
     assert valid[0].tolist() == [[True, True], [False, True]]
-    small, _ = episodes.cell_targets(torch.tensor([[[0.1, 0.2], [0.0, 0.0]]]))
+    small, _ = episodic_training.cell_targets(torch.tensor([[[0.1, 0.2], [0.0, 0.0]]]))
     assert small[0].tolist() == [[False, True], [False, False]]
-    assert not episodes.cell_targets(torch.zeros(1, 2, 2))[0].any()
+    assert not episodic_training.cell_targets(torch.zeros(1, 2, 2))[0].any()
 
 
 def test_episodes_keep_the_query_out_of_its_support(pool):
     for seed in range(60):
-        episode = episodes.draw(pool, np.random.default_rng(seed), shots=(1, 2, 4), clean=0.3, swap=0.3)
+        episode = episodic_training.draw(pool, np.random.default_rng(seed), shots=(1, 2, 4), clean=0.3, swap=0.3)
         query, supports = episode.query[0], episode.support[0]
         assert (supports - query).flatten(1).abs().amax(1).min() > 1e-6
         assert (episode.coverage.max() > 0) == (episode.kind == "defect")
@@ -153,11 +154,11 @@ def test_validation_by_hand():
     """Two clean episodes and one defect of one cell that scores highest; the line is the highest clean cell's."""
     empty, one = torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     fixed = [
-        episodes.Episode([], [], [], coverage, kind)
+        episodic_training.Episode([], [], [], coverage, kind)
         for coverage, kind in ((empty, "clean"), (empty, "clean"), (one, "defect"))
     ]
     maps = iter([torch.full((2, 2), 0.1), torch.full((2, 2), 0.1), torch.tensor([[0.9, 0.8], [0.0, 0.0]])])
-    found = episodes.validation_scores(fixed, lambda episode: next(maps))
+    found = episodic_training.validation_scores(fixed, lambda episode: next(maps))
     assert found["image_auroc"] == found["cell_ap"] == found["score"] == found["clean_share"] == 1
     # Above the line: the true cell and one other; 12 cells in all.
     assert found["cell_f1"] == pytest.approx(2 / 3)
@@ -166,10 +167,10 @@ def test_validation_by_hand():
 
 
 def test_pools_are_seeded_and_swaps_show_the_same_style(pool, train, fitted):
-    again = episodes.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
+    again = episodic_training.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
     assert torch.equal(pool.defective[0], again.defective[0])
     assert pool.coverage.flatten(2).amax(2).min() > 0
-    swap = episodes.draw(pool, np.random.default_rng(0), shots=(2,), clean=0.0, swap=1.0)
+    swap = episodic_training.draw(pool, np.random.default_rng(0), shots=(2,), clean=0.0, swap=1.0)
     assert swap.kind == "swap"
     assert len(swap.support[0]) == 4  # two good and two that show the style
 
@@ -257,8 +258,8 @@ def test_any_pyramid_serves(cls, backbone, stages, train):
     """Stages of a CNN and of a transformer with their own grids; untrained weights, so only form and self-match."""
     settings = {"backbone": backbone, "stages": stages, "weights": "random", "image_size": 64, "k": 2}
     method = cls(**settings)
-    chosen, _ = support.choose_support(train, 3, seed=0)
-    stack = support.read_images(chosen.image_path, method.resize)
+    chosen, _ = support_images.choose_support(train, 3, seed=0)
+    stack = support_images.read_images(chosen.image_path, method.resize)
     context = method.condition(stack[:2])
     assert [m.rows.shape[1] for m in context] == list(method.channels)
     scores = method.score(stack, context)
@@ -267,7 +268,7 @@ def test_any_pyramid_serves(cls, backbone, stages, train):
 
 
 def test_windows_at_the_border_count_zeros():
-    flat = support.describe([torch.ones(1, 2, 4, 4)], patch_size=3, layer_norm=False)[0][0, 0]
+    flat = support_images.describe([torch.ones(1, 2, 4, 4)], patch_size=3, layer_norm=False)[0][0, 0]
     assert flat[1, 1] == 1
     assert flat[0, 1].item() == pytest.approx(6 / 9)
     assert flat[0, 0].item() == pytest.approx(4 / 9)

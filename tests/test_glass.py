@@ -11,9 +11,14 @@ import pytest
 import torch
 from conftest import SMALL_SETTINGS, write_image
 
-from adlib import datasets, evaluation, patches, predict, profiles, runs, thresholds
+from adlib import datasets, evaluation, own_parts, profiles, runs
 from adlib.errors import InputError
-from adlib.methods import glass, glass_judge, glass_onnx, glass_step
+from adlib.evaluation import thresholds
+from adlib.images import patches
+from adlib.methods.glass import glass
+from adlib.methods.glass import hypothesis as glass_judge
+from adlib.methods.glass import onnx_export as glass_onnx
+from adlib.methods.glass import step as glass_step
 
 STEPS = (
     "manifold_default",
@@ -435,7 +440,7 @@ def test_original_weights_score_and_get_thresholds_and_are_saved(train, tmp_path
     np.testing.assert_array_equal(again.normal_scores, method.normal_scores)
     assert len(again.normal_scores) == len(again.normal_map_maxima) == len(train)
     assert thresholds.from_normals(again.normal_scores, "max").value == pytest.approx(method.normal_scores.max())
-    image, pixel, _ = predict.set_threshold(tmp_path / "model", Path(train.image_path.iloc[0]).parent, "max")
+    image, pixel, _ = own_parts.set_threshold(tmp_path / "model", Path(train.image_path.iloc[0]).parent, "max")
     assert image.value == pytest.approx(method.normal_scores.max())
     assert pixel.value == pytest.approx(method.normal_map_maxima.max())
 

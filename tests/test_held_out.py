@@ -5,23 +5,23 @@ import pandas as pd
 import pytest
 import torch
 
-from adlib import held_out
-from adlib.methods.unified import Unified
+from adlib.methods.few_shot.unified import Unified
+from adlib_book.studies import unseen_products
 
 SMALL = {"image_size": 64}
 
 
 def test_every_category_is_held_out_once_and_never_trained_on():
-    tested = [name for _, names in held_out.FOLDS for name in names]
-    assert sorted(tested) == sorted([*held_out.DEMO, *held_out.REAL])
-    assert all(not set(trained_on) & set(names) for trained_on, names in held_out.FOLDS)
-    tested = [name for _, names in held_out.MVTEC_FOLDS for name in names]
+    tested = [name for _, names in unseen_products.FOLDS for name in names]
+    assert sorted(tested) == sorted([*unseen_products.DEMO, *unseen_products.REAL])
+    assert all(not set(trained_on) & set(names) for trained_on, names in unseen_products.FOLDS)
+    tested = [name for _, names in unseen_products.MVTEC_FOLDS for name in names]
     assert len(tested) == len(set(tested)) == 15
-    assert all(set(trained_on) == set(tested) - set(names) for trained_on, names in held_out.MVTEC_FOLDS)
+    assert all(set(trained_on) == set(tested) - set(names) for trained_on, names in unseen_products.MVTEC_FOLDS)
 
 
 def test_all_detectors_see_the_same_features_and_support():
-    made = held_out.detectors(2, 3, {"steps": 7}, SMALL)
+    made = unseen_products.detectors(2, 3, {"steps": 7}, SMALL)
     for cls, settings in made.values():
         known = cls.Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
         assert (known.image_size, known.backbone, known.seed) == (64, "tf_efficientnet_lite0", 3)
@@ -32,8 +32,8 @@ def test_all_detectors_see_the_same_features_and_support():
 
 
 def test_a_cached_backbone_computes_an_image_once():
-    method = Unified(**held_out.detectors(2, 0, {}, SMALL)["unified, step 0"][1])
-    cached = held_out.CachedBackbone(method.backbone)
+    method = Unified(**unseen_products.detectors(2, 0, {}, SMALL)["unified, step 0"][1])
+    cached = unseen_products.CachedBackbone(method.backbone)
     stack = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     first = cached(stack[:2])
     calls = []
@@ -47,7 +47,7 @@ def test_a_cached_backbone_computes_an_image_once():
 
 def test_study_on_one_fold():
     names = ("PatchCore", "unified, step 0")
-    found = held_out.study([((), ("gear",))], seeds=(0,), k=3, n_test=10, common=SMALL, methods=names)
+    found = unseen_products.study([((), ("gear",))], seeds=(0,), k=3, n_test=10, common=SMALL, methods=names)
     rows = ["PatchCore", "PatchCore, in yardsticks", "unified, step 0"]
     assert found[found.category == "gear"].method.tolist() == rows
     single, pooled = (found[found.category == name].set_index("method") for name in ("gear", "pooled"))
@@ -56,14 +56,14 @@ def test_study_on_one_fold():
     assert single.image_auroc[rows[0]] == pytest.approx(single.image_auroc[rows[1]])
     assert single.pixel_auroc.between(0.5, 1).all()
     assert set(zip(found.n_images, found.n_defective, strict=True)) == {(9, 4)}  # the same share of each kind
-    assert (found.image_f1_max >= held_out.always_defective(9, 4) - 1e-9).all()
+    assert (found.image_f1_max >= unseen_products.always_defective(9, 4) - 1e-9).all()
 
 
 def test_summary_by_hand():
     rows = [("a", "x", 0, 0.5), ("a", "y", 0, 0.7), ("a", "x", 1, 0.7), ("a", "y", 1, 0.9), ("a", "pooled", 0, 0.4)]
     found = pd.DataFrame(rows, columns=["method", "category", "seed", "image_auroc"])
     found[["pixel_auroc", "pixel_ap", "image_f1_max"]] = 0.25
-    table = held_out.summarise(found).loc["a"]
+    table = unseen_products.summarise(found).loc["a"]
     assert table["x"] == pytest.approx(0.6)
     assert table["mean"] == pytest.approx(0.7)
     assert table["sd"] == pytest.approx(np.std([0.6, 0.8], ddof=1))
@@ -80,7 +80,7 @@ def test_context_swap_in_numbers_by_hand():
             "B": [0.0, 1.0, 0.5, 2.5, 4.0, 1.1, 4.0, 1.2],
         }
     )
-    found = held_out.swap_answer(swap, "dent", threshold=1.5)
+    found = unseen_products.swap_answer(swap, "dent", threshold=1.5)
     assert found == {
         "auroc_a": 1.0,
         "auroc_b": 0.75,
@@ -91,14 +91,14 @@ def test_context_swap_in_numbers_by_hand():
         "n_other_found": 3,  # the fourth was never found, so it cannot flip
         "other_flip_rate": pytest.approx(1 / 3),
     }
-    alone = held_out.swap_answer(swap[swap.defect != "hole"], "dent", 1.5)
+    alone = unseen_products.swap_answer(swap[swap.defect != "hole"], "dent", 1.5)
     assert (alone["other_a"], alone["n_other_found"], alone["other_flip_rate"]) == (None, 0, None)
-    none = held_out.swap_answer(swap, "dent", threshold=9.0)  # nothing found that could flip
+    none = unseen_products.swap_answer(swap, "dent", threshold=9.0)  # nothing found that could flip
     assert (none["n_found"], none["flip_rate"]) == (0, None)
 
 
 def test_calling_every_image_defective_by_hand():
     """Two of three images are defective: precision 2/3, recall 1."""
-    assert held_out.always_defective(3, 2) == pytest.approx(2 * (2 / 3) / (2 / 3 + 1))
+    assert unseen_products.always_defective(3, 2) == pytest.approx(2 * (2 / 3) / (2 / 3 + 1))
     labels, scores = np.array([0, 1, 1]), np.zeros(3)
-    assert held_out.metrics.image_metrics(scores, labels)["image_f1_max"] == pytest.approx(0.8)
+    assert unseen_products.metrics.image_metrics(scores, labels)["image_f1_max"] == pytest.approx(0.8)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import write_image
 
-from adlib import kinds
 from adlib.datasets.table import make_table
+from adlib.evaluation import by_defect_kind
 from adlib.images import Resize
 
 
@@ -60,7 +60,7 @@ def test_each_kind_is_measured_against_all_good_images(loco_like):
     maps[2][:4, :4] += 0.9
     maps[3][5, 9] += 0.9
     scores = [0.2, 0.6, 0.5, 0.9]
-    found = kinds.by_kind(loco_like, scores, maps, Resize(16))
+    found = by_defect_kind.by_kind(loco_like, scores, maps, Resize(16))
     assert found["logical"]["image_auroc"] == 0.5  # above one good image, below the other
     assert found["structural"]["image_auroc"] == 1.0
     assert found["mean"]["image_auroc"] == 0.75
@@ -74,11 +74,11 @@ def test_each_kind_is_measured_against_all_good_images(loco_like):
 
 
 def test_kinds_are_known_for_loco_and_the_tray(loco_like):
-    assert kinds.kinds_of(loco_like).tolist() == ["good", "good", "logical", "structural"]
-    assert kinds.has_both(loco_like)
-    assert not kinds.has_both(loco_like.iloc[:3])
+    assert by_defect_kind.kinds_of(loco_like).tolist() == ["good", "good", "logical", "structural"]
+    assert by_defect_kind.has_both(loco_like)
+    assert not by_defect_kind.has_both(loco_like.iloc[:3])
     tray = loco_like.assign(defect=["good", "missing", "dent", "unheard_of"])
-    assert kinds.kinds_of(tray).tolist() == ["good", "logical", "structural", ""]
+    assert by_defect_kind.kinds_of(tray).tolist() == ["good", "logical", "structural", ""]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,6 @@ def test_kinds_are_known_for_loco_and_the_tray(loco_like):
 def test_what_is_undefined_is_none(loco_like, change, undefined):
     table = change(loco_like)
     maps = list(np.random.default_rng(2).random((len(table), 16, 16)))
-    found = kinds.by_kind(table, np.arange(len(table)), maps, Resize(16))
+    found = by_defect_kind.by_kind(table, np.arange(len(table)), maps, Resize(16))
     for key in ("image_auroc", "spro_05"):
         assert [kind for kind, values in found.items() if values[key] is None] == undefined.get(key, [])

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adlib import losses
 from adlib.errors import InputError
+from adlib.methods.few_shot import losses
 
 
 @pytest.mark.parametrize("case", range(13))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from adlib.errors import InputError
-from adlib.metrics import (
+from adlib.evaluation.metrics import (
     LEGACY_CONVENTIONS,
     StreamingPixelMetrics,
     aupro,

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from adlib import neighbours
 from adlib.errors import InputError
-from adlib.neighbours import NearestNeighbours
+from adlib.images import neighbours
+from adlib.images.neighbours import NearestNeighbours
 
 CASES = ["a", "b", "c_noproj", "d_few"]
 

@@ -11,14 +11,16 @@ import torch
 from conftest import TINY, write_image
 from torch.nn import functional as F
 
-from adlib import backbones, metrics, published, synthesis
+from adlib import synthesis
 from adlib.errors import InputError
-from adlib.images import Resize
-from adlib.methods import pagmfr_network as network
-from adlib.methods import pagmfr_readme as readme
-from adlib.methods.pagmfr import PAGMFR, image_scores, level_and_spread
-from adlib.methods.pagmfr_network import PAGMFRModel
-from adlib.pairs import Pairs, PairSettings
+from adlib.evaluation import metrics
+from adlib.images import Resize, backbones
+from adlib.methods.pagmfr import network
+from adlib.methods.pagmfr.network import PAGMFRModel
+from adlib.methods.pagmfr.pagmfr import PAGMFR, image_scores, level_and_spread
+from adlib.methods.pagmfr.training_pairs import Pairs, PairSettings
+from adlib_book import published
+from adlib_book.studies import pagmfr_readme as readme
 
 SMALL = TINY | {
     "stages": [1, 2], "width": 8, "bottleneck": 8, "blocks": 1, "fusion_width": 8, "image_stride": 2, "batch_size": 4,
@@ -414,7 +416,7 @@ def test_whitened_residuals_are_about_one_on_normal_images(train):
 
 def test_auto_calibration_asks_where_normal_maps_peak(train, monkeypatch):
     for border in (False, True):
-        monkeypatch.setattr("adlib.methods.pagmfr.peaks_at_the_border", lambda maps, border=border: border)
+        monkeypatch.setattr("adlib.methods.pagmfr.pagmfr.peaks_at_the_border", lambda maps, border=border: border)
         method = PAGMFR(**SMALL | {"calibrate": "auto"}).fit(train)
         assert (method.calibration is not None) is border
 

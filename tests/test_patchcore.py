@@ -5,8 +5,9 @@ import pytest
 import torch
 from conftest import SMALL_SETTINGS
 
-from adlib import images, neighbours, patches
+from adlib import images
 from adlib.errors import InputError
+from adlib.images import neighbours, patches
 from adlib.methods.patchcore import PatchCore, reweighted_scores, upsample_and_smooth
 
 SMALL = SMALL_SETTINGS["patchcore"]

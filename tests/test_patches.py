@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from adlib import patches
 from adlib.errors import InputError
+from adlib.images import patches
 
 
 @pytest.mark.parametrize("case", ["a_square", "b_nonsquare", "c_patch5_stride2", "d_stretch"])

@@ -9,8 +9,9 @@ import nbformat
 import pytest
 import yaml
 
-from adlib import batch, profiles
+from adlib import profiles
 from adlib.paths import root
+from adlib_book import notebook_jobs
 
 NOTEBOOKS = sorted(f for f in (root() / "notebooks").glob("*.ipynb") if f.name[0] != ".")
 
@@ -44,9 +45,9 @@ def test_every_profile_is_valid():
         assert profiles.load(name)["name"] == name
 
 
-@pytest.mark.parametrize("name", sorted(batch.METHOD_NOTEBOOKS.values()))
+@pytest.mark.parametrize("name", sorted(notebook_jobs.METHOD_NOTEBOOKS.values()))
 def test_the_record_of_a_method_is_written_before_the_story(name):
-    cells = nbformat.read(batch.notebook_path(name), as_version=4).cells
+    cells = nbformat.read(notebook_jobs.notebook_path(name), as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     (number,) = [i for i, cell in enumerate(code, 1) if "record" in cell.metadata.get("tags", [])]
     assert number <= max(7, 0.4 * len(code))  # parameters, seed, data, fit, evaluation, threshold, record

@@ -5,9 +5,9 @@ import shutil
 import pandas as pd
 import pytest
 
-from adlib import published
 from adlib.datasets.catalogue import DATASETS
 from adlib.errors import InputError
+from adlib_book import published
 
 
 @pytest.fixture(scope="module")

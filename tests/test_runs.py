@@ -15,10 +15,12 @@ import pandas as pd
 import pytest
 from conftest import SMALL_SETTINGS, texture, write_image
 
-from adlib import batch, datasets, evaluation, methods, runs, thresholds
+from adlib import datasets, evaluation, methods, runs
 from adlib.errors import InputError
+from adlib.evaluation import thresholds
 from adlib.images import Resize
 from adlib.settings import parse_overrides
+from adlib_book import notebook_jobs
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,9 @@ def test_a_run_takes_the_shape_of_its_training_images_and_is_then_up_to_date(tmp
     assert record["protocol"]["side"] == 64
     assert record["protocol"]["image_size"] == record["parameters"]["image_size"] == [64, 160]
     assert record["parameters"]["resize"] == "stretch"
-    assert batch.run_method("dfr", overrides={"image_size": 64}, out=tmp_path / "out", **where)[0] == "up to date"
+    assert (
+        notebook_jobs.run_method("dfr", overrides={"image_size": 64}, out=tmp_path / "out", **where)[0] == "up to date"
+    )
 
 
 def test_content_hash_follows_settings_seed_and_data(small_table, tmp_path):
@@ -170,7 +174,8 @@ def test_an_incomplete_record_is_not_written(record, tmp_path):
 def notebook(tmp_path, monkeypatch):
     """Make a repository with one notebook, and return a function that writes it."""
     (tmp_path / "notebooks").mkdir()
-    monkeypatch.setattr("adlib.batch.root", lambda: tmp_path)
+    monkeypatch.setattr("adlib_book.notebook_jobs.root", lambda: tmp_path)
+    monkeypatch.setattr("adlib_book.cells.root", lambda: tmp_path)
 
     def write(*sources, record=None):
         """Cells after the parameters; `record` is the number of the one that ends the result."""
@@ -206,27 +211,27 @@ def test_wrong_parameters_fail_before_a_kernel_starts(notebook, monkeypatch, par
     folder = notebook("1 + 1")
     monkeypatch.setattr("papermill.execute_notebook", lambda *_, **__: pytest.fail("a kernel was started"))
     with pytest.raises(InputError, match=message):
-        batch.run_notebook("toy", folder / "out.ipynb", parameters)
+        notebook_jobs.run_notebook("toy", folder / "out.ipynb", parameters)
 
 
 def test_a_failing_notebook_is_kept_and_an_earlier_copy_stays(notebook):
     folder = notebook("assert n == 1, 'n must be one'", "1 / 0", record=1)
-    told = batch.run_notebook("toy", folder / "out/toy.ipynb", {}, story=False)
+    told = notebook_jobs.run_notebook("toy", folder / "out/toy.ipynb", {}, story=False)
     before = (folder / "out/toy.ipynb").read_text()
     assert told == {"status": "skipped", "cell": None, "error": None, "notebook": "toy.ipynb"}
     assert "The story" not in before
-    with pytest.raises(batch.NotebookError, match="n must be one"):
-        batch.run_notebook("toy", folder / "out/toy.ipynb", {"n": 2, "share": 1})
+    with pytest.raises(notebook_jobs.NotebookError, match="n must be one"):
+        notebook_jobs.run_notebook("toy", folder / "out/toy.ipynb", {"n": 2, "share": 1})
     assert (folder / "out/toy.ipynb").read_text() == before
     assert "n must be one" in (folder / "out/failed-toy.ipynb").read_text()
-    batch.run_notebook("toy", folder / "out/toy.ipynb", {"n": 1}, story=False)
+    notebook_jobs.run_notebook("toy", folder / "out/toy.ipynb", {"n": 1}, story=False)
     assert not (folder / "out/failed-toy.ipynb").exists()
 
 
 def test_an_error_in_the_story_is_told_and_the_other_cells_run(notebook, monkeypatch):
     monkeypatch.delenv("ADLIB_FIGURES", raising=False)
     monkeypatch.setenv("ADLIB_RESULTS", str(folder := notebook("'written'", "1 / 0", "[][0]", WHERE, record=1)))
-    told = batch.run_notebook("toy", folder / "toy.ipynb", {})
+    told = notebook_jobs.run_notebook("toy", folder / "toy.ipynb", {})
     assert told == {"cell": 3, "error": "ZeroDivisionError: division by zero"} | {
         "status": "failed", "notebook": "toy.ipynb",
     }  # fmt: skip
@@ -239,10 +244,10 @@ def test_an_error_in_the_story_is_told_and_the_other_cells_run(notebook, monkeyp
 
 def test_a_kernel_that_dies_is_reported(notebook):
     folder = notebook("import os\nos._exit(1)", "1", record=1)
-    with pytest.raises(batch.NotebookError, match="died"):
-        batch.run_notebook("toy", folder / "out.ipynb", {})
+    with pytest.raises(notebook_jobs.NotebookError, match="died"):
+        notebook_jobs.run_notebook("toy", folder / "out.ipynb", {})
     notebook("'written'", "import os\nos._exit(1)", "1", record=1)
-    told = batch.run_notebook("toy", folder / "out.ipynb", {})
+    told = notebook_jobs.run_notebook("toy", folder / "out.ipynb", {})
     assert (told["status"], told["cell"], told["error"]) == ("failed", None, "the kernel died")
     assert "written" in (folder / "out.ipynb").read_text()
 
@@ -250,107 +255,120 @@ def test_a_kernel_that_dies_is_reported(notebook):
 def test_a_refreshed_notebook_writes_the_committed_figures_or_stays(notebook, monkeypatch):
     monkeypatch.delenv("ADLIB_FIGURES", raising=False)
     folder = notebook("'written'", WHERE, record=1)
-    file = batch.refresh("toy")
+    file = notebook_jobs.refresh("toy")
     cells = nbformat.read(file, as_version=4).cells
     assert cells[-1].outputs[0].text == f"{folder / 'figures'}\n"
     assert [cell.metadata.tags for cell in cells] == [["parameters"], ["record"], [], []]
     before = file.read_text()
     failed = {"status": "failed", "cell": 3, "error": "E: x", "notebook": "toy.ipynb"}
-    monkeypatch.setattr(batch, "run_notebook", lambda *_, **__: failed)
-    with pytest.raises(batch.NotebookError, match=r"story failed: cell 3 of toy\.ipynb: E: x"):
-        batch.refresh("toy")
+    monkeypatch.setattr(notebook_jobs, "run_notebook", lambda *_, **__: failed)
+    with pytest.raises(notebook_jobs.NotebookError, match=r"story failed: cell 3 of toy\.ipynb: E: x"):
+        notebook_jobs.refresh("toy")
     assert file.read_text() == before
 
 
 def test_bad_input_inside_a_notebook_is_bad_input(notebook):
     folder = notebook("from adlib.errors import InputError\nraise InputError('folder x is empty')")
     with pytest.raises(InputError, match="folder x is empty"):
-        batch.run_notebook("toy", folder / "out.ipynb", {})
+        notebook_jobs.run_notebook("toy", folder / "out.ipynb", {})
 
 
 def test_two_batches_in_one_results_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
-    with batch._only_batch(), pytest.raises(InputError, match="another batch"), batch._only_batch():
+    with notebook_jobs._only_batch(), pytest.raises(InputError, match="another batch"), notebook_jobs._only_batch():
         pass
-    with batch._only_batch():  # and once the first has ended, the way is free
+    with notebook_jobs._only_batch():  # and once the first has ended, the way is free
         pass
 
 
 def test_plan_lists_every_category_of_a_root(small_tree):
-    jobs = batch.plan("laptop", str(small_tree))
+    jobs = notebook_jobs.plan("laptop", str(small_tree))
     assert [(job.category, job.seed) for job in jobs if job.method == "patchcore"] == [("plate", 0)]
     assert len({job.folder for job in jobs}) == len(jobs)
     with pytest.raises(InputError, match="no known data set"):
-        batch.plan("laptop", str(small_tree / "plate/train/good"))
+        notebook_jobs.plan("laptop", str(small_tree / "plate/train/good"))
     with pytest.raises(InputError, match="needs data"):
-        batch.plan("paper")
+        notebook_jobs.plan("paper")
 
 
 def test_the_paper_profile_tells_one_story_a_method(small_tree):
-    jobs = batch.plan("paper", str(small_tree))
-    assert [job.method for job in jobs if job.story] == list(batch.profiles.load("paper")["methods"])
+    jobs = notebook_jobs.plan("paper", str(small_tree))
+    assert [job.method for job in jobs if job.story] == list(notebook_jobs.profiles.load("paper")["methods"])
     assert all(job.story != ("--no-story" in job.command("out")) for job in jobs)
     assert len(jobs) > 2 * len({job.method for job in jobs})  # so that most are without
 
 
 def test_a_batch_reports_failed_stories_until_they_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
-    monkeypatch.setattr(batch.subprocess, "run", lambda *_, **__: argparse.Namespace(returncode=0))
-    file = tmp_path / "runs" / batch.plan("smoke")[1].folder / "story.json"
+    monkeypatch.setattr(notebook_jobs.subprocess, "run", lambda *_, **__: argparse.Namespace(returncode=0))
+    file = tmp_path / "runs" / notebook_jobs.plan("smoke")[1].folder / "story.json"
     file.parent.mkdir(parents=True)
     for _ in range(2):
         file.write_text('{"status": "failed", "cell": 9, "error": "IndexError: 2", "notebook": "x.ipynb"}')
-        assert batch.reproduce("smoke") == 1
+        assert notebook_jobs.reproduce("smoke") == 1
         assert capsys.readouterr().err.startswith("story failed: cell 9 of x.ipynb: IndexError: 2 (")
     file.write_text('{"status": "complete"}')
-    assert batch.reproduce("smoke") == 0
-    assert f"figures    {batch.results_dir()}" in capsys.readouterr().out
+    assert notebook_jobs.reproduce("smoke") == 0
+    assert f"figures    {notebook_jobs.results_dir()}" in capsys.readouterr().out
 
 
 def test_a_method_may_run_on_some_categories_only(monkeypatch):
-    profile = batch.profiles.load("smoke") | {"only": {"patchcore": ["gear"]}}
-    monkeypatch.setattr("adlib.batch.profiles.load", lambda _name: profile)
-    assert [job.category for job in batch.plan("smoke") if job.method == "patchcore"] == ["gear"]
+    profile = notebook_jobs.profiles.load("smoke") | {"only": {"patchcore": ["gear"]}}
+    monkeypatch.setattr("adlib_book.notebook_jobs.profiles.load", lambda _name: profile)
+    assert [job.category for job in notebook_jobs.plan("smoke") if job.method == "patchcore"] == ["gear"]
 
 
 def test_smoke_plan_is_the_demo_data():
-    jobs = batch.plan("smoke")
+    jobs = notebook_jobs.plan("smoke")
     assert {job.dataset for job in jobs} == {"demo"}
     assert {job.category for job in jobs} == set(datasets.categories("demo", None))
 
 
 def test_every_notebook_is_part_of_the_batch():
     """A notebook that no rule runs would rot unseen."""
-    known = {*batch.METHOD_NOTEBOOKS.values(), *batch.SINGLE_NOTEBOOKS, *batch.STUDY_NOTEBOOKS, *batch.RECORD_NOTEBOOKS}
-    there = {file.stem for file in (batch.root() / "notebooks").glob("*.ipynb") if file.name[0] != "."}
+    known = {
+        *notebook_jobs.METHOD_NOTEBOOKS.values(),
+        *notebook_jobs.SINGLE_NOTEBOOKS,
+        *notebook_jobs.STUDY_NOTEBOOKS,
+        *notebook_jobs.RECORD_NOTEBOOKS,
+    }
+    there = {file.stem for file in (notebook_jobs.root() / "notebooks").glob("*.ipynb") if file.name[0] != "."}
     assert there <= known
-    once = {Path(name).stem for name in batch.once_outputs("smoke")}
-    assert once == there - set(batch.METHOD_NOTEBOOKS.values())
-    assert {Path(name).stem for name in batch.once_outputs("laptop", "data")} == once - set(batch.SINGLE_NOTEBOOKS)
-    assert {Path(name).stem for name in batch.once_outputs("laptop")} == set(batch.RECORD_NOTEBOOKS)
+    once = {Path(name).stem for name in notebook_jobs.once_outputs("smoke")}
+    assert once == there - set(notebook_jobs.METHOD_NOTEBOOKS.values())
+    assert {Path(name).stem for name in notebook_jobs.once_outputs("laptop", "data")} == once - set(
+        notebook_jobs.SINGLE_NOTEBOOKS
+    )
+    assert {Path(name).stem for name in notebook_jobs.once_outputs("laptop")} == set(notebook_jobs.RECORD_NOTEBOOKS)
 
 
-@pytest.mark.parametrize("name", batch.STUDY_NOTEBOOKS)
+@pytest.mark.parametrize("name", notebook_jobs.STUDY_NOTEBOOKS)
 def test_a_study_imports_the_modules_that_renew_it(name):
-    book = nbformat.read(batch.notebook_path(name), as_version=4)
+    book = nbformat.read(notebook_jobs.notebook_path(name), as_version=4)
     code = "\n".join(cell.source for cell in book.cells if cell.cell_type == "code")
-    imported = re.findall(r"[a-z_]+", " ".join(re.findall(r"^from adlib import (.*)$", code, re.MULTILINE)))
-    files = batch.study_modules(name)
-    assert all((batch.root() / file).is_file() for file in files)
-    assert {Path(file).stem for file in files} == set(imported) & {"studies", "audit", "curves", "kinds"}
+    files = notebook_jobs.study_files(name)
+    assert all((notebook_jobs.root() / file).is_file() for file in files)
+    lines = re.findall(r"^from adlib\S* import (.*)$", code, re.MULTILINE)
+    imported = {name for line in lines for name in line.split(", ")}
+        file
+        for _, names in re.findall(r"^from (adlib\S*) import (.*)$", code, re.MULTILINE)
+        for file in names.split(", ")
+    }
+    measuring = {"studies", "audit", "learning_curves", "by_defect_kind"}
+    assert {Path(file).parent.name if "__init__" in file else Path(file).stem for file in files} == imported & measuring
 
 
 def test_a_study_runs_on_its_own_defaults_or_on_the_first_category_found(notebook):
     folder = notebook("1")
-    smoke = batch.study_command("toy", "smoke", [], "", "o.ipynb")
+    smoke = notebook_jobs.study_command("toy", "smoke", [], "", "o.ipynb")
     assert smoke == ["notebook", "toy", "--set", 'profile="smoke"', "--out", "o.ipynb"]
-    jobs = [batch.Job("laptop", "patchcore", "btad", "/data/btad", "01", 0)]
+    jobs = [notebook_jobs.Job("laptop", "patchcore", "btad", "/data/btad", "01", 0)]
 
     def chosen(declared):
         book = nbformat.read(folder / "notebooks/toy.ipynb", as_version=4)
         book.cells[0].source = declared
         nbformat.write(book, folder / "notebooks/toy.ipynb")
-        command = batch.study_command("toy", "laptop", jobs, "/data", "o.ipynb")
+        command = notebook_jobs.study_command("toy", "laptop", jobs, "/data", "o.ipynb")
         return parse_overrides([command[i + 1] for i, part in enumerate(command) if part == "--set"])
 
     place = {"dataset": "btad", "data_root": "/data/btad", "category": "01"}
@@ -361,7 +379,7 @@ def test_a_study_runs_on_its_own_defaults_or_on_the_first_category_found(noteboo
 def _dry_run(results) -> set[str]:
     """What a batch of the smoke profile would make, by name, without making it."""
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--nolock", "--cores", "2", "--config", "profile=smoke"]
-    command += ["--snakefile", str(batch.root() / "Snakefile"), "--directory", str(results / "work")]
+    command += ["--snakefile", str(notebook_jobs.root() / "Snakefile"), "--directory", str(results / "work")]
     environment = os.environ | {"ADLIB_RESULTS": str(results)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -373,16 +391,16 @@ def test_a_changed_record_renews_only_what_reads_records(tmp_path, monkeypatch):
     monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
     (tmp_path / "work").mkdir()
     for name in ("notebooks", "adlib", "profiles"):  # rules name their inputs by paths in the repository
-        (tmp_path / "work" / name).symlink_to(batch.root() / name)
-    folders = [tmp_path / "runs" / job.folder for job in batch.plan("smoke")]
+        (tmp_path / "work" / name).symlink_to(notebook_jobs.root() / name)
+    folders = [tmp_path / "runs" / job.folder for job in notebook_jobs.plan("smoke")]
     files = [folder / name for folder in folders for name in ("record.json", "scores.csv")]
     later = time.time() + 1000  # whatever is edited while the test runs is older
-    for file in [*files, *map(Path, batch.once_outputs("smoke"))]:
+    for file in [*files, *map(Path, notebook_jobs.once_outputs("smoke"))]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
         os.utime(file, (later, later))
     # The first notebook shows the headline table that the tables' notebook writes.
-    show_records = {*batch.RECORD_NOTEBOOKS, "00_start_here"}
+    show_records = {*notebook_jobs.RECORD_NOTEBOOKS, "00_start_here"}
     assert _dry_run(tmp_path) == set()
     os.utime(folders[0] / "record.json", (time.time() + 2000,) * 2)
     assert _dry_run(tmp_path) == show_records
@@ -401,12 +419,14 @@ def test_a_changed_record_renews_only_what_reads_records(tmp_path, monkeypatch):
 
 def test_what_a_study_shows_is_among_its_inputs():
     """Each committed CSV of results whose name stands in a study's code, and its records."""
-    folder = batch.root() / "results"
-    for name in (*batch.STUDY_NOTEBOOKS, *batch.RECORD_NOTEBOOKS):
-        cells = nbformat.read(batch.notebook_path(name), as_version=4).cells
+    folder = notebook_jobs.root() / "results"
+    for name in (*notebook_jobs.STUDY_NOTEBOOKS, *notebook_jobs.RECORD_NOTEBOOKS):
+        cells = nbformat.read(notebook_jobs.notebook_path(name), as_version=4).cells
         code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-        inputs = {Path(file).relative_to(folder).as_posix() for file in batch.shown_results(name) if "results" in file}
+        inputs = {
+            Path(file).relative_to(folder).as_posix() for file in notebook_jobs.shown_results(name) if "results" in file
+        }
         read = {f"studies/{file.name}" for file in (folder / "studies").glob("*.csv") if file.stem in code}
         read |= {f"studies/{name}_laptop.csv"} if "studies.read(" in code else set()
         assert read - {f"studies/{name}_smoke.csv"} <= inputs, name
-        assert not ("published.load()" in code and name not in batch.SHOW_PUBLISHED), name
+        assert not ("published.load()" in code and name not in notebook_jobs.SHOW_PUBLISHED), name

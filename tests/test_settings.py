@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adlib import methods, thresholds
+from adlib import methods
 from adlib.errors import InputError, suggest
+from adlib.evaluation import thresholds
 from adlib.paths import atomic_path
 from adlib.settings import Count, ImageSize, Must, Settings, Share, as_dict, build, choice, parse_overrides
 

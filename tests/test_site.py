@@ -22,9 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from adlib import site
 from adlib.errors import InputError
 from adlib.paths import root
+from adlib_book import site
 
 NOTEBOOKS = ("00_start_here", "10_patchcore", "14_ulsad")
 HERE = root()

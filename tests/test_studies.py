@@ -7,10 +7,12 @@ import pytest
 import torch
 from conftest import SMALL_SETTINGS, write_image
 
-from adlib import backbones, images, methods, profiles, studies, synthesis
+from adlib import datasets, images, methods, profiles, synthesis
 from adlib.datasets.catalogue import DATASETS
 from adlib.errors import InputError
+from adlib.images import backbones
 from adlib.methods.patchcore import PatchCore
+from adlib_book import studies
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def test_contaminating_images_leave_the_test_set_and_look_normal(train, test_row
     assert len(dirty) == len(train)
     assert set(dirty.image_path) & set(test_rows.image_path) == set(reserve.image_path)
     assert not set(dirty.image_path) & set(rest.image_path)
-    methods.check_training_table(dirty)  # nobody noticed
+    datasets.check_training_table(dirty)  # nobody noticed
     assert set(studies.contaminate(train, reserve, share=1 / 6).image_path) & set(reserve.image_path) == {
         reserve.image_path.iloc[0]
     }

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from adlib import cli, published, published_tables, ranks, table_files, tables
 from adlib.errors import InputError
 from adlib.paths import root
+from adlib_book import cli, published, published_tables, ranks, table_files, tables
 
 RECORD = {
     "parameters": {"resize": "stretch", "image_size": 256, "backbone": "tf_efficientnet_lite0"},

@@ -10,11 +10,11 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from adlib import cli, teaching
-from adlib.batch import METHOD_NOTEBOOKS
 from adlib.errors import InputError
 from adlib.paths import root
 from adlib.synthesis import registry
+from adlib_book import cli, teaching
+from adlib_book.notebook_jobs import METHOD_NOTEBOOKS
 
 NOTEBOOKS = sorted((root() / "notebooks").glob("[!.]*.ipynb"))
 # Self-checks of these read what the notebook has computed before, so they only run in the notebook itself (nbval).
@@ -78,7 +78,7 @@ def solved() -> nbformat.NotebookNode:
     """A small solved notebook: a measurement, an exercise with its check, and a cell that builds on it."""
     cells = [
         new_markdown_cell("# Circles"),
-        new_code_cell("from adlib.teaching import check\nprint('radius', 2)"),
+        new_code_cell("from adlib_book.teaching import check\nprint('radius', 2)"),
         new_markdown_cell("## Exercise\n\nComplete `area`."),
         new_code_cell("def area(r):\n    return 3.14159 * r * r", metadata={"tags": ["solution"]}),
         new_code_cell("check('area of a circle', area(2), 12.56636)"),

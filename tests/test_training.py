@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from adlib import training
 from adlib.errors import InputError
+from adlib.methods import training
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 Y = X @ torch.arange(6.0)[:, None] + 0.5

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from adlib import images
 from adlib.errors import InputError
-from adlib.methods import reconstruction, ulsad, ulsad_maps, ulsad_step
-from adlib.methods.ulsad import ULSAD, ULSADSettings
+from adlib.methods import reconstruction
+from adlib.methods.ulsad import maps as ulsad_maps
+from adlib.methods.ulsad import step as ulsad_step
+from adlib.methods.ulsad import ulsad
+from adlib.methods.ulsad.ulsad import ULSAD, ULSADSettings
 from adlib.paths import results_dir
 
 SMALL = TINY | {"channels": 24, "n_steps": 3, "batch_size": 4}

@@ -5,8 +5,10 @@ import pytest
 import torch
 from conftest import TINY
 
-from adlib import episodes, images, patches, support
-from adlib.methods.unified import Head, Unified, p_values, whitening, yardsticks
+from adlib import images
+from adlib.images import patches
+from adlib.methods.few_shot import episodic_training, support_images
+from adlib.methods.few_shot.unified import Head, Unified, p_values, whitening, yardsticks
 
 SMALL = TINY | {"k": 2, "steps": 3, "episodes": 2, "validate_every": 3, "hidden": 8, "width": 8, "rows": 64}
 
@@ -24,7 +26,7 @@ def batch(small_table, fitted):
 
 @pytest.fixture(scope="module")
 def trained(train, fitted):
-    pool = episodes.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
+    pool = episodic_training.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
     method = Unified(**SMALL | {"learning_rate": 0.01, "selection": "last"})
     return method.train_episodes(None, pools=[pool, pool], validation_pools=[pool]).fit(train)
 
@@ -39,7 +41,7 @@ def test_untrained_it_is_the_ratio_detector(fitted, batch):
         distance, nearest = torch.cdist(z, memory.rows.double()).min(1)
         rho = distance / z.shape[1] ** 0.5 / (memory.delta.double()[nearest] + 1e-3)
         grid = rho.log1p().view(len(feature), *feature.shape[2:])
-        expected = expected + support.enlarge(grid, logits.shape[1:]) / len(described)
+        expected = expected + support_images.enlarge(grid, logits.shape[1:]) / len(described)
     expected = 2.4 * (expected - np.log(2)) - 2.0
     # A tie in the search may take another row with another yardstick; float32 makes that rare.
     assert (logits - expected).abs().median() < 1e-6
@@ -170,12 +172,12 @@ def test_p_values_without_normals(batch, train):
 
 
 def test_gradients_reach_projection_and_head_only(fitted, train):
-    pool = episodes.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=2)
+    pool = episodic_training.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=2)
     method = Unified(**SMALL)
     torch.nn.init.constant_(method.modules["head"].layers[-1].weight, 0.1)
     torch.nn.init.constant_(method.projection.mlps[0][2].weight, 0.01)
-    episode = episodes.draw(pool, np.random.default_rng(1), shots=(2,), clean=0.0)
-    keep = [episodes.kept_rows(np.random.default_rng(0), len(f), f.shape[2:], 64) for f in episode.support]
+    episode = episodic_training.draw(pool, np.random.default_rng(1), shots=(2,), clean=0.0)
+    keep = [episodic_training.kept_rows(np.random.default_rng(0), len(f), f.shape[2:], 64) for f in episode.support]
     sum(method.episode_losses(method.modules, episode, keep).values()).backward()
     assert all(p.grad is not None for p in method.modules["head"].parameters())
     assert all(p.grad is not None for p in method.projection.mlps.parameters())
@@ -183,7 +185,7 @@ def test_gradients_reach_projection_and_head_only(fitted, train):
 
 
 def test_training_is_seeded_moves_the_scores_and_is_saved(trained, train, fitted, batch, tmp_path):
-    pool = episodes.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
+    pool = episodic_training.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
     twin = Unified(**trained.settings.__dict__).train_episodes(None, pools=[pool, pool], validation_pools=[pool])
     np.testing.assert_array_equal(twin.fit(train).score(batch).image, trained.score(batch).image)
     assert {"focal", "dice", "contrastive", "image", "calibration"} <= set(trained.history.losses.columns)

@@ -16,7 +16,7 @@ from adlib.datasets.auxiliary import foreground_masks, texture_sources
 from adlib.datasets.download import get, listing
 from adlib.datasets.folder import load_folder
 from adlib.datasets.loading import LAYOUTS, categories, discover, guess_dataset, load
-from adlib.datasets.table import hold_out, masks, table_hash
+from adlib.datasets.table import check_training_table, hold_out, masks, table_hash
 from adlib.datasets.validation import Problem, check, missing_for_evaluation
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Problem",
     "categories",
     "check",
+    "check_training_table",
     "discover",
     "foreground_masks",
     "get",

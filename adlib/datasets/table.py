@@ -155,3 +155,18 @@ def table_hash(table: pd.DataFrame) -> str:
         digest.update(file_hash(row.image_path).encode())
         digest.update(file_hash(mask).encode() if mask else b"-")
     return digest.hexdigest()
+
+
+def check_training_table(table: pd.DataFrame, what: str = "the training table") -> None:
+    """Refuse a table that holds anything but normal images, or any image of a test split.
+
+    This is the protocol in code: what a method is fitted on can never include test data.
+    """
+    if len(table) == 0:
+        raise InputError(f"{what} is empty; expected at least one normal image")
+    if (table.label != 0).any():
+        path = table.image_path[table.label != 0].iloc[0]
+        raise InputError(f"{what} holds an anomalous image ({path}); keep rows with label 0")
+    if (table.split == "test").any():
+        path = table.image_path[table.split == "test"].iloc[0]
+        raise InputError(f"{what} holds a test image ({path}); keep rows with split 'train'")

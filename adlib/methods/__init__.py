@@ -5,8 +5,8 @@
     scores = method.score(batch)                           # Scores(image (B,), map (B, H, W))
     method.save("model/"); methods.load("model/")
 
-A method sees normal training images only; `check_training_table` refuses anything else. Thresholds, selection and
-quantiles come from normal images that it was not trained on; `split_normals` puts them aside.
+A method sees normal training images only; `datasets.check_training_table` refuses anything else. Thresholds, selection
+and quantiles come from normal images that it was not trained on; `split_normals` puts them aside.
 """
 
 import importlib
@@ -21,15 +21,15 @@ from adlib.errors import InputError, suggest
 # name -> (module, class). A new method is one line here and one file.
 METHODS = {
     "patchcore": ("adlib.methods.patchcore", "PatchCore"),
-    "glass": ("adlib.methods.glass", "Glass"),
-    "few_shot": ("adlib.methods.few_shot", "FewShot"),
+    "glass": ("adlib.methods.glass.glass", "Glass"),
+    "few_shot": ("adlib.methods.few_shot.few_shot", "FewShot"),
     "padim": ("adlib.methods.padim", "Padim"),
     "spade": ("adlib.methods.spade", "Spade"),
-    "ulsad": ("adlib.methods.ulsad", "ULSAD"),
+    "ulsad": ("adlib.methods.ulsad.ulsad", "ULSAD"),
     "dfr": ("adlib.methods.dfr", "DFR"),
-    "contrastive": ("adlib.methods.contrastive", "Contrastive"),
-    "unified": ("adlib.methods.unified", "Unified"),
-    "pagmfr": ("adlib.methods.pagmfr", "PAGMFR"),
+    "contrastive": ("adlib.methods.few_shot.contrastive", "Contrastive"),
+    "unified": ("adlib.methods.few_shot.unified", "Unified"),
+    "pagmfr": ("adlib.methods.pagmfr.pagmfr", "PAGMFR"),
     "draem": ("adlib.methods.draem", "DRAEM"),
 }
 
@@ -61,24 +61,9 @@ def create(name: str, **settings):
 
 def load(path):
     """Load a fitted method of any kind from the folder that `save` wrote."""
-    from adlib.storage import read_header
+    from adlib.methods.storage import read_header
 
     return get(read_header(path)["method"]).load(path)
-
-
-def check_training_table(table: pd.DataFrame, what: str = "the training table") -> None:
-    """Refuse a table that holds anything but normal images, or any image of a test split.
-
-    This is the protocol in code: what a method is fitted on can never include test data.
-    """
-    if len(table) == 0:
-        raise InputError(f"{what} is empty; expected at least one normal image")
-    if (table.label != 0).any():
-        path = table.image_path[table.label != 0].iloc[0]
-        raise InputError(f"{what} holds an anomalous image ({path}); keep rows with label 0")
-    if (table.split == "test").any():
-        path = table.image_path[table.split == "test"].iloc[0]
-        raise InputError(f"{what} holds a test image ({path}); keep rows with split 'train'")
 
 
 def split_normals(table: pd.DataFrame, settings, validation=None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -90,6 +75,8 @@ def split_normals(table: pd.DataFrame, settings, validation=None) -> tuple[pd.Da
     Raises:
         InputError: an anomalous or a test image in either table.
     """
+    from adlib.datasets import check_training_table, hold_out  # they load torch
+
     check_training_table(table)
     if validation is not None:
         check_training_table(validation, "the validation table")
@@ -97,8 +84,6 @@ def split_normals(table: pd.DataFrame, settings, validation=None) -> tuple[pd.Da
     if len(table) < 4:
         return table, table.iloc[:0]
     least = 2 / len(table)
-    from adlib.datasets import hold_out  # it loads torch
-
     return hold_out(table, min(max(settings.hold_out, least), 1 - least), settings.seed)
 
 

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adlib import backbones, storage, training
 from adlib import settings as S
 from adlib.errors import InputError
-from adlib.images import Batch, batches, to_tensor
-from adlib.memory import allocate
-from adlib.methods import Scores, split_normals, without_selection
+from adlib.images import Batch, backbones, batches, to_tensor
+from adlib.images.memory import allocate
+from adlib.methods import Scores, split_normals, storage, training, without_selection
+from adlib.methods.few_shot.support_images import below, check_fingerprint, top_mean
 from adlib.methods.reconstruction import (
     epoch_rows,
     resize_of,
@@ -36,7 +36,6 @@ from adlib.methods.reconstruction import (
     train_options,
 )
 from adlib.settings import as_dict, build, choice
-from adlib.support import below, check_fingerprint, top_mean
 
 VGG_RELUS = tuple(f"relu{block}_{i}" for block, n in ((1, 2), (2, 2), (3, 4), (4, 4)) for i in range(1, n + 1))
 
@@ -47,7 +46,7 @@ class DFRSettings(S.Settings):
 
     backbone: str = "vgg19.tv_in1k"
     stages: S.Stages = VGG_RELUS  # outputs of 12 ReLUs of VGG, 3,456 channels; or stages of any backbone
-    weights: str = "auto"  # see adlib.backbones.create
+    weights: str = "auto"  # see adlib.images.backbones.create
     image_size: S.ImageSize = 256  # network input, pixels
     resize: S.ResizeMode = "stretch"
     scale: S.Count | None = None  # pixels, only for resize "short_side"
@@ -121,7 +120,7 @@ def _resample_matrix(length: int, map_size: int, window: int, stride: int, upsam
 
 def vgg_relus(name: str, stages: tuple[str, ...], weights: str) -> backbones.Backbone:
     """A VGG that returns the outputs of named ReLUs ("relu3_2": the second of the third block)."""
-    import timm  # here and not above: see adlib.backbones
+    import timm  # here and not above: see adlib.images.backbones
 
     for stage in stages:
         choice("stage", stage, [f"relu{b}_{i}" for b in range(1, 6) for i in range(1, 5)])
@@ -218,7 +217,7 @@ class DFR:
         auto_encoder: the trained network; latent: width of its bottleneck.
         segmentation_threshold: a pixel above it is called anomalous.
         normal_scores, normal_map_maxima: float32 (n,), of the held-out normal images.
-        history: losses, validations and snapshots (`adlib.training.History`).
+        history: losses, validations and snapshots (`adlib.methods.training.History`).
     """
 
     name = "dfr"

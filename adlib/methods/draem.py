@@ -20,19 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adlib import backbones, storage, training
 from adlib import settings as S
-from adlib.colour import ssim_map
 from adlib.datasets import table_hash
 from adlib.errors import InputError
-from adlib.images import Batch, Resize, batches, to_tensor
-from adlib.methods import Scores, collect, split_normals, without_selection
-from adlib.methods.pagmfr import image_scores
-from adlib.methods.pagmfr_network import block
+from adlib.images import Batch, Resize, backbones, batches, to_tensor
+from adlib.images.colour import ssim_map
+from adlib.methods import Scores, collect, split_normals, storage, training, without_selection
+from adlib.methods.few_shot.support_images import below, check_queries
+from adlib.methods.pagmfr.network import block
+from adlib.methods.pagmfr.pagmfr import image_scores
+from adlib.methods.pagmfr.training_pairs import Pairs, PairSettings
 from adlib.methods.reconstruction import synthetic_images, synthetic_score
-from adlib.pairs import Pairs, PairSettings
 from adlib.settings import as_dict, build
-from adlib.support import below, check_queries
 from adlib.synthesis.registry import SomeFamilies
 
 
@@ -138,7 +137,7 @@ class DRAEM:
     Attributes after `fit`:
         reconstruction, discriminator: the trained networks.
         preparation_s: seconds before the first step; only in the session that trained.
-        history: `adlib.training.History`.
+        history: `adlib.methods.training.History`.
         normal_scores, normal_map_maxima: float32 (n,), of held-out normal images.
     """
 

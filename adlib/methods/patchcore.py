@@ -8,8 +8,8 @@ as settings: distances are *squared* Euclidean (`squared`), the image score is t
 (`image_score="max"`; the paper's re-weighting, Eq. 7, is `"reweight"`), and the coreset is found by the approximate
 greedy rule on a 128-dimensional random projection.
 
-Where we differ: the greedy rule picks the same rows but in a fraction of the time (`adlib.neighbours`), and the
-default embedding avoids the unfolded windows (`adlib.patches`).
+Where we differ: the greedy rule picks the same rows but in a fraction of the time (`adlib.images.neighbours`), and the
+default embedding avoids the unfolded windows (`adlib.images.patches`).
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from adlib import backbones, neighbours, patches, storage
 from adlib import settings as S
+from adlib.datasets import check_training_table
 from adlib.errors import InputError
-from adlib.images import Batch, Resize, batches
-from adlib.memory import allocate
-from adlib.methods import Scores, check_training_table
+from adlib.images import Batch, Resize, backbones, batches, neighbours, patches
+from adlib.images.memory import allocate
+from adlib.methods import Scores, storage
+from adlib.methods.few_shot.support_images import check_fingerprint
 from adlib.settings import as_dict, build
-from adlib.support import check_fingerprint
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PatchCoreSettings(S.Settings):
 
     backbone: str = "wide_resnet50_2.tv_in1k"  # ImageNet weights of torchvision's first release, as in the paper
     stages: S.Stages = (2, 3)  # layer2 and layer3 (section 4.4.2)
-    weights: str = "auto"  # see adlib.backbones.create
+    weights: str = "auto"  # see adlib.images.backbones.create
     image_size: S.ImageSize = 224  # network input, pixels
     resize: S.ResizeMode = "short_side"  # shorter side to `scale`, then centre crop
     scale: S.Count | None = 256  # pixels
@@ -252,7 +252,8 @@ def choose_patch_size(table, settings: PatchCoreSettings, candidates=(1, 3), n_i
     pixel AUROC (the sum by which the field's trained methods are usually selected). Fewer than four images take the
     paper's choice.
     """
-    from adlib import datasets, metrics
+    from adlib import datasets
+    from adlib.evaluation import metrics
     from adlib.synthesis import SyntheticSplit
 
     rng = np.random.default_rng([settings.seed, len(table)])

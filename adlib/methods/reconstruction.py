@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 
-from adlib import metrics, training
 from adlib.datasets import table_hash
+from adlib.evaluation import metrics
 from adlib.images import Resize
+from adlib.methods import training
 from adlib.settings import as_dict
 from adlib.synthesis import SyntheticSplit
 

@@ -9,14 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from adlib import backbones, neighbours, patches, storage
 from adlib import settings as S
+from adlib.datasets import check_training_table
 from adlib.errors import InputError
-from adlib.images import Batch, Resize, batches
-from adlib.methods import Scores, check_training_table
+from adlib.images import Batch, Resize, backbones, batches, neighbours, patches
+from adlib.methods import Scores, storage
+from adlib.methods.few_shot.support_images import (
+    check_fingerprint,
+    check_fitted,
+    check_queries,
+    score_normals,
+    split_support,
+    support_ids,
+)
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.settings import as_dict, build
-from adlib.support import check_fingerprint, check_fitted, check_queries, score_normals, split_support, support_ids
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class SpadeSettings(S.Settings):
     backbone: str = "wide_resnet50_2.tv_in1k"
     stages: S.Stages = (1, 2, 3)  # layer1, layer2, layer3: pyramid of the patches
     image_stage: S.Whole | str = 4  # stage that is pooled over the image for the image score
-    weights: str = "auto"  # see adlib.backbones.create
+    weights: str = "auto"  # see adlib.images.backbones.create
     image_size: S.ImageSize = 224  # network input, pixels
     resize: S.ResizeMode = "short_side"
     scale: S.Count | None = 256  # pixels

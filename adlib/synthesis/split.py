@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from adlib.datasets import check_training_table
 from adlib.errors import InputError
 from adlib.images import Batch, Geometry, Resize, read_image, to_tensor
-from adlib.methods import check_training_table
 from adlib.settings import choice
 from adlib.synthesis.foregrounds import Rule
 from adlib.synthesis.foregrounds import foreground as product_mask

@@ -1,0 +1,77 @@
+"""Results by kind of anomaly: logical (a rule is broken) and structural (something is damaged).
+
+MVTec LOCO's protocol: each kind is measured apart, against *all* good images, and the two are averaged. Otherwise the
+kind with more images would decide.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from adlib import datasets
+from adlib.datasets import demo, loco
+from adlib.evaluation import metrics
+from adlib.images import Resize, image_shape
+
+KINDS = ("logical", "structural")
+
+
+def kinds_of(table: pd.DataFrame) -> np.ndarray:
+    """Return "good", "logical" or "structural" for every row of a sample table, or "" where it is not known."""
+    known = {"good": "good", "logical_anomalies": "logical", "structural_anomalies": "structural"} | demo.KIND
+    return np.array([known.get(defect, "") for defect in table.defect], dtype=object)
+
+
+def has_both(table: pd.DataFrame) -> bool:
+    """Tell whether a test table holds anomalies of both kinds and a `defects_config.json` that sPRO needs."""
+    return set(KINDS) <= set(kinds_of(table)) and _config(table.image_path.iloc[0]).is_file()
+
+
+def by_kind(table: pd.DataFrame, scores, anomaly_maps, resize: Resize) -> dict[str, dict]:
+    """Image AUROC and area under sPRO up to 5 % false positives, for each kind and as the mean of both.
+
+    sPRO leaves out defective images without a mask or with a black one, as the pixel metrics do.
+
+    Args:
+        table: test rows, in the order of the scores.
+        scores: (B,) image scores.
+        anomaly_maps: B maps at the network's input size; sPRO is measured at the original size.
+        resize: of the method, to find the way back to the original size.
+
+    Returns:
+        {"logical": {"image_auroc", "spro_05"}, "structural": {...}, "mean": {...}}, fractions; None where undefined.
+    """
+    kinds, scores = kinds_of(table), np.asarray(scores, dtype=np.float64)
+    regions, maps = [], []
+    for path, file, mask, anomaly_map in zip(
+        table.image_path, table.mask_path, datasets.masks(table), anomaly_maps, strict=True
+    ):
+        found = loco.regions(file, _config(path)) if mask is not None and mask.any() else []
+        shape = found[0][0].shape if found else image_shape(path)
+        full = resize.geometry(shape).to_original(anomaly_map)
+        maps.append(np.nan_to_num(full, nan=float(anomaly_map.min())))  # what a crop cut off counts as normal
+        regions.append([(region, area) for region, area, _ in found])
+    result = {}
+    for kind in KINDS:
+        rows = np.flatnonzero((kinds == kind) | (kinds == "good"))
+        labels = (kinds[rows] == kind).astype(int)
+        measured = [i for i in rows if kinds[i] == "good" or regions[i]]
+        result[kind] = {
+            "image_auroc": metrics.image_metrics(scores[rows], labels)["image_auroc"] if len(rows) else None,
+            "spro_05": _spro([maps[i] for i in measured], [regions[i] for i in measured]),
+        }
+    result["mean"] = {}
+    for key in ("image_auroc", "spro_05"):
+        values = [result[kind][key] for kind in KINDS]
+        result["mean"][key] = None if None in values else float(np.mean(values))
+    return result
+
+
+def _spro(maps: list, regions: list) -> float | None:
+    return metrics.spro_metrics(maps, regions)["spro_05"] if any(regions) else None
+
+
+def _config(image_path) -> Path:
+    """<category>/test/<defect>/000.png -> <category>/defects_config.json."""
+    return Path(image_path).parents[2] / "defects_config.json"

@@ -1,0 +1,31 @@
+"""From a file to features: files, backbones, patches, nearest neighbours. What reads and resizes is named here."""
+
+from adlib.images.files import (
+    IMAGE_SUFFIXES,
+    RESIZE_MODES,
+    Batch,
+    Geometry,
+    Resize,
+    aspect_size,
+    batches,
+    image_shape,
+    list_images,
+    read_image,
+    read_mask,
+    to_tensor,
+)
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "RESIZE_MODES",
+    "Batch",
+    "Geometry",
+    "Resize",
+    "aspect_size",
+    "batches",
+    "image_shape",
+    "list_images",
+    "read_image",
+    "read_mask",
+    "to_tensor",
+]

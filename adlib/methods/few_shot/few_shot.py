@@ -1,0 +1,503 @@
+"""Few-shot patch similarity: how well does each patch of a query match a handful of normal images?
+
+    condition  k normal images -> per stage, all their patches as unit vectors
+    score      per stage and query patch, the largest cosine similarity s -> map = 1 - mean over stages of s
+
+This is the few-shot branch of AnomalyGPT (Gu et al., AAAI 2024, arXiv 2308.15366, section 3.3) on any pyramid. As in
+its released code the map is the mean (the paper: the sum) over layers, there is no smoothing, and the image score is
+the maximum of the enlarged map. Where we differ: features of hierarchical networks are normalised at each location
+and averaged over a window, and the mean patch of the support is subtracted (`centre`), because cosines of raw features
+lie close to 1. Rotated copies of the support are an explicit setting; the released code means to use them at test
+time, but its condition is never true.
+
+The original has nothing to train. `train_episodes` adds the smallest thing that can be trained, a residual projection
+of each stage that starts at zero: untrained, it *is* the detector above, so that a gain is due to training alone.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adlib import settings as S
+from adlib.datasets import check_training_table
+from adlib.errors import InputError
+from adlib.images import Batch, Resize, backbones
+from adlib.images.patches import to_rows
+from adlib.methods import Scores, storage, training
+from adlib.methods.few_shot import episodic_training, losses
+from adlib.methods.few_shot.support_images import (
+    below,
+    check_fingerprint,
+    check_queries,
+    check_rotations,
+    check_support,
+    choose_support,
+    describe,
+    distinct,
+    enlarge,
+    layer_weights,
+    load_modules,
+    nearest_similarity,
+    read_images,
+    rotated,
+    save_modules,
+    score_normals,
+    support_ids,
+    top_mean,
+)
+from adlib.methods.patchcore import upsample_and_smooth
+from adlib.settings import as_dict, build
+
+Rotations = Annotated[
+    tuple[int, ...],
+    S.Must(lambda v: 0 in v and not any(a % 90 for a in v), "be multiples of 90 degrees and contain 0"),
+]
+Shots = Annotated[tuple[S.Count, ...], S.Must(bool, "hold numbers of support images, for example [1, 2, 4]")]
+
+
+@dataclass(frozen=True)
+class SupportSettings(S.Settings):
+    """What every support-conditioned method can set."""
+
+    backbone: str = "swin_tiny_patch4_window7_224.ms_in1k"
+    stages: S.Stages = (1, 2)  # second and third stage, strides 8 and 16
+    weights: str = "auto"  # see adlib.images.backbones.create
+    image_size: S.ImageSize = 224  # network input, pixels
+    resize: S.ResizeMode = "stretch"
+    scale: S.Count | None = None  # pixels, for resize short_side
+    k: S.Count = 4  # support images
+    patch_size: S.Odd = 3  # window that features are averaged over, cells
+    layer_norm: bool = True  # normalise each location over its channels: right for transformers, see support_images.py
+    layer_weights: tuple[S.NotNegative, ...] | None = None  # weight of each stage; None: equal
+    rotations: Rotations = (0,)  # degrees, multiples of 90; declare others only where any orientation is normal
+    image_score: Literal["max", "top"] = "max"  # max, or top: mean of the highest 1 % of cells
+    sigma: S.NotNegative = 0.0  # Gaussian smoothing of the map, input pixels
+    align_corners: bool = True  # corner cells on corner pixels when enlarging, as AnomalyGPT's code
+    n_calibration: S.Whole = 50  # at most so many held-out normals are scored for the threshold
+    batch_size: S.Count = 8  # images a forward pass
+    trained: str = ""  # file of trained weights (`save_trained`); "": none
+    seed: S.Whole = 0  # choice of the support, training
+    # Training.
+    hidden: S.Count = 128  # width of the projection's hidden layer
+    steps: S.Count = 2000  # optimiser steps
+    episodes: S.Count = 6  # episodes a step, of different categories
+    shots: Shots = (1, 2, 4)  # support images of a training episode
+    clean: S.Closed = 0.3  # share of episodes without a defect
+    swap: S.Closed = 0.0  # share of episodes whose support shows the query's kind of defect, so that it is none
+    pool_normals: S.Count = 24  # normal images of each training category, at most
+    pool_styles: S.Count = 9  # styles of pseudo-anomaly of each training category, on five images each
+    rows: S.Count = 1024  # support patches a stage that a training episode keeps
+    train_last_stage: bool = False  # train the encoder's last stage too, at a tenth of the learning rate
+    learning_rate: S.NotNegative = 1e-3
+    weight_decay: S.NotNegative = 1e-4
+    contrastive: Literal[losses.CONTRASTIVE] = "nearest_positive"  # see adlib.methods.few_shot.losses.contrastive_loss
+    contrastive_weight: S.NotNegative = 0.5
+    validate_every: S.Whole = 100  # steps
+    selection: Literal[training.SELECTIONS] = "synthetic"  # synthetic (pseudo-anomalies on held-out normals) or last
+    checkpoint: str = ""  # file to resume training from, written every `checkpoint_every` steps; "" for none
+    checkpoint_every: S.Count = 100  # steps
+
+    def check(self):
+        weights = self.layer_weights
+        if weights is not None and (len(weights) != len(self.stages) or not sum(weights)):
+            raise InputError(
+                f"layer_weights {list(weights)} must hold a number for each of stages {list(self.stages)}, not all 0"
+            )
+        if self.clean + self.swap > 1:
+            raise InputError(f"clean {self.clean} and swap {self.swap} are shares of the episodes, 1 at most in sum")
+
+
+@dataclass(frozen=True)
+class FewShotSettings(SupportSettings):
+    """Settings of few-shot similarity; the scores are those of AnomalyGPT's code, the features those of a pyramid.
+
+    The original has no training; those settings are ours.
+    """
+
+    centre: bool = True  # subtract the mean patch of the support
+    anchor: S.NotNegative = 0.0  # constant channel before patches get unit length, in lengths of a usual patch
+
+
+class Projection(nn.Module):
+    """z = normalise(x + MLP(x)), one MLP a stage, last layer zero at the start: untrained, only the normalisation.
+
+    With `unit` false there is no normalisation. `scale` and `offset` turn a distance into a logit for the losses of
+    `FewShot`; the score itself stays the distance.
+    """
+
+    def __init__(self, channels: tuple[int, ...], hidden: int, seed: int = 0, unit: bool = True):
+        super().__init__()
+        self.unit = unit
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            self.mlps = nn.ModuleList(
+                nn.Sequential(nn.Linear(c, hidden), nn.GELU(), nn.Linear(hidden, c)) for c in channels
+            )
+        for mlp in self.mlps:
+            nn.init.zeros_(mlp[2].weight)
+            nn.init.zeros_(mlp[2].bias)
+        self.scale = nn.Parameter(torch.tensor(10.0))
+        self.offset = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, stage: int, x: torch.Tensor) -> torch.Tensor:
+        """Project rows (N, C) of a stage."""
+        z = x + self.mlps[stage](x)
+        return F.normalize(z, dim=1) if self.unit else z
+
+
+class Memory(NamedTuple):
+    """What a query is compared with at one stage.
+
+    Attributes:
+        mean: (C,), the mean patch of the support, zero where nothing is centred; level: (), root mean square length of
+            its patches. rows: (M, C), or (M, C + 1) with an anchor, all patches as unit vectors.
+    """
+
+    mean: torch.Tensor
+    level: torch.Tensor
+    rows: torch.Tensor
+
+
+# -- the method -------------------------------------------------------------------------------------------------------
+
+
+class FewShot:
+    """Similarity to k normal images.
+
+    Args:
+        settings: changes to `FewShotSettings`, by name.
+
+    Attributes after `fit`:
+        context: one `Memory` a stage.
+        support_ids: names of the support images.
+        normal_scores, normal_map_maxima: float32 (n,), of normal training images that are not in the support; where
+            there are fewer than two, of each image against the others.
+        history: of the training of the projection, where there was one.
+    """
+
+    name = "few_shot"
+    Settings = FewShotSettings
+    Memory = Memory
+
+    def __init__(self, **settings):
+        self.settings = s = build(self.Settings, settings, owner=self.name)
+        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
+        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.device = backbones.default_device()
+        self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw, fold=not s.train_last_stage)
+        self.backbone.to(self.device)
+        self.modules = {name: module.to(self.device).eval() for name, module in self.make_modules().items()}
+        if s.train_last_stage:
+            self.modules["last_stage"] = backbones.LastStage(self.backbone)
+        if s.trained:
+            load_modules(s.trained, self.modules, self.backbone)
+        self.history, self.trained_on = None, []
+
+    def make_modules(self) -> dict[str, nn.Module]:
+        """Make what can be trained."""
+        return {"projection": Projection(self.channels, self.settings.hidden, self.settings.seed)}
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Length of a patch vector, a stage."""
+        return tuple(c + (self.settings.anchor > 0) for c in self.backbone.channels)
+
+    @property
+    def projection(self) -> Projection:
+        """The projection of each stage."""
+        return self.modules["projection"]
+
+    def describe(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Describe images (B, 3, H, W) in [0, 1] as patches, (B, C_l, h_l, w_l) a stage."""
+        with torch.no_grad():
+            return self._describe(images)
+
+    def _describe(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return describe(self.backbone(images.to(self.device)), self.settings.patch_size, self.settings.layer_norm)
+
+    def condition(self, images: torch.Tensor) -> list[Memory]:
+        """Take in a support (k, 3, H, W) in [0, 1]; repeated images count once."""
+        check_support(images, self.resize.hw)
+        views = torch.cat(rotated(distinct(images), self.settings.rotations))
+        with torch.no_grad():
+            return self._remember(self.describe(views))
+
+    def _remember(self, described: list[torch.Tensor], augmented=None) -> list[Memory]:
+        memories = []
+        for stage, feature in enumerate(described):
+            rows = to_rows(feature)
+            mean, level = self.statistics(rows)
+            memories.append(Memory(mean, level, self.projection(stage, self.prepare(rows, mean, level))))
+        return memories
+
+    def statistics(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a query must know of the support's patches (M, C) to be prepared like them: mean (C,), level ()."""
+        mean = rows.mean(0) if self.settings.centre else torch.zeros_like(rows[0])
+        return mean, (rows - mean).square().sum(1).mean().sqrt().clamp(min=1e-6)
+
+    def prepare(self, rows: torch.Tensor, mean: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """Centre patches (N, C), and append the anchor where there is one: (N, C + 1).
+
+        A constant channel keeps length in the comparison of directions: patches with little to see all point along
+        the anchor and so resemble each other, where their own directions would be noise.
+        """
+        rows = rows - mean
+        if self.settings.anchor == 0:
+            return rows
+        # Entries of about one, for the projection's sake; the scale itself does not matter.
+        rows = rows * (rows.shape[1] ** 0.5 / level)
+        return F.pad(rows, (0, 1), value=self.settings.anchor * rows.shape[1] ** 0.5)
+
+    def distances(self, described: list[torch.Tensor], context: list[Memory]) -> list[torch.Tensor]:
+        """1 - largest cosine similarity, (B, h_l, w_l) a stage, in [0, 2]."""
+        grids = []
+        for stage, (feature, memory) in enumerate(zip(described, context, strict=True)):
+            rows = self.projection(stage, self.prepare(to_rows(feature), memory.mean, memory.level))
+            similarity = torch.cat([nearest_similarity(block, memory.rows) for block in rows.split(256)])
+            grids.append((1 - similarity).view(len(feature), *feature.shape[2:]))
+        return grids
+
+    def cells(self, described: list[torch.Tensor], context: list[Memory]) -> torch.Tensor:
+        """Anomaly of each cell of the first stage's grid, (B, h, w): the weighted mean distance."""
+        return self._mean(self.distances(described, context), described[0].shape[2:])
+
+    def _mean(self, grids: list[torch.Tensor], size) -> torch.Tensor:
+        s = self.settings
+        weights = layer_weights(s.layer_weights, len(grids))
+        return sum(w * enlarge(g, tuple(size), s.align_corners) for w, g in zip(weights, grids, strict=True))
+
+    # -- fit and score ------------------------------------------------------------------------------------------------
+
+    def fit(self, table, validation=None):
+        """Choose `k` support images from a table of normal training images and take them in; all, if there are fewer.
+
+        `validation` normals, where given, replace the rest of the table for the threshold.
+        """
+        check_training_table(table)
+        s = self.settings
+        check_rotations(s.rotations, table)
+        support, held_out = choose_support(table, s.k, s.seed, s.n_calibration if validation is None else 0)
+        self.take_in(support)
+        held_out = held_out if validation is None else validation
+        self.normal_scores, self.normal_map_maxima = score_normals(self, support, held_out)
+        return self
+
+    def take_in(self, support: pd.DataFrame) -> None:
+        """Make the context from all images of a table."""
+        self.support_ids = support_ids(support)
+        self.context = self.condition(read_images(support.image_path, self.resize))
+
+    def score(self, batch: Batch | torch.Tensor, context: list | None = None, contexts: list | None = None) -> Scores:
+        """Score images (B, 3, H, W) in [0, 1] against a context, by default the one that `fit` made.
+
+        `contexts`: instead, one context an image, for a batch of several products; one pass of the backbone serves all.
+        """
+        images = batch.images if isinstance(batch, Batch) else batch
+        check_queries(images)
+        size = tuple(images.shape[-2:])
+        if contexts is None and context is None:
+            if not hasattr(self, "context"):
+                raise InputError(f"this {self.name} detector has no context; call fit(table) or give one to score")
+            context = self.context
+        elif contexts is not None and len(contexts) != len(images):
+            raise InputError(
+                f"{len(contexts)} contexts for {len(images)} images; give one an image, or context= for all"
+            )
+        with torch.no_grad():
+            described = self.describe(images)
+            if contexts is None:
+                return self._answer(described, context, size)
+            answers = [self._answer([f[i : i + 1] for f in described], c, size) for i, c in enumerate(contexts)]
+        return type(answers[0])(*(np.concatenate(parts) for parts in zip(*answers, strict=True)))
+
+    def _answer(self, described: list[torch.Tensor], context: list, size: tuple[int, int]) -> Scores:
+        """Scores of described queries of one context, as maps of `size`."""
+        s = self.settings
+        grids = self.distances(described, context)
+        anomaly_map = self._mean(grids, size)
+        top = s.image_score == "top"
+        image_scores = top_mean(self._mean(grids, grids[0].shape[1:])) if top else anomaly_map.amax((1, 2))
+        return Scores(image_scores.cpu().numpy(), upsample_and_smooth(anomaly_map, size, s.sigma))
+
+    # -- training on other categories ---------------------------------------------------------------------------------
+
+    def train_episodes(self, tables: dict, validation: dict | None = None, pools=None, validation_pools=None):
+        """Train the projection on episodes of other categories than the one that will be tested.
+
+        With `train_last_stage` the deepest stage of the encoder learns too; then pools hold images, not features.
+
+        Args:
+            tables: category -> table of normal training images.
+            validation: the same of categories that are left out of the training, to select by; by default the last
+                seventh of each training category's normals.
+            pools, validation_pools: lists of `episodic_training.Pool` made before, instead of the tables.
+        """
+        s = self.settings
+        if pools is None:
+            pools, validation_pools = self.make_pools(tables, validation, s.seed)
+        for pool in pools:
+            if max(s.shots) > len(pool.normal[0]) - 1:
+                raise InputError(
+                    f"shots {s.shots}: category {pool.category!r} has {len(pool.normal[0])} normal images here, one of "
+                    "them the query; lower shots or raise pool_normals"
+                )
+        if s.checkpoint:
+            facts = {
+                "backbone weights": self.backbone.fingerprint,
+                "training images": episodic_training.fingerprints(pools),
+            }
+            facts["validation images"] = episodic_training.fingerprints(validation_pools or [])
+            training.check_checkpoint(s.checkpoint, as_dict(s) | facts)
+        grids = self.grids()
+
+        def make_batch(step):
+            rng = training.step_generator(s.seed, step)
+            chosen = rng.permutation(len(pools))[: s.episodes]
+            drawn = [episodic_training.draw(pools[i], rng, s.shots, s.clean, s.swap) for i in chosen]
+            return [(e, [episodic_training.kept_rows(rng, len(e.support[0]), g, s.rows) for g in grids]) for e in drawn]
+
+        def compute_losses(modules, batch, step):
+            terms = [self.episode_losses(modules, episode, keep) for episode, keep in batch]
+            return {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
+
+        fixed = episodic_training.fixed_episodes(validation_pools, s.shots, s.seed)
+        untrained = {name: copy.deepcopy(module.state_dict()) for name, module in self.modules.items()}
+        before = episodic_training.validation_scores(fixed, self._episode_cells) if fixed else None
+        rates = {name: s.learning_rate * (0.1 if name == "last_stage" else 1) for name in self.modules}
+        groups = [{"params": list(module.parameters()), "lr": rates[name]} for name, module in self.modules.items()]
+        optimizer = torch.optim.AdamW(groups, weight_decay=s.weight_decay)
+        self.history = training.train(
+            self.modules,
+            [optimizer],
+            make_batch,
+            compute_losses,
+            s.steps,
+            seed=s.seed,
+            schedulers=[torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.steps)],
+            validate=(lambda: episodic_training.validation_scores(fixed, self._episode_cells)) if fixed else None,
+            validate_every=s.validate_every,
+            selection=s.selection,
+            checkpoint=s.checkpoint or None,
+            checkpoint_every=s.checkpoint_every if s.checkpoint else 0,
+            clip_norm=1.0,
+            workers=0,
+            progress=f"{self.name} episodes",
+        )
+        self.trained_on = sorted(pool.category for pool in pools)
+        if before and s.selection == "synthetic" and before["score"] >= self.history.validation.score.max():
+            # Step 0 is a candidate like any other: training that does not help must not be kept.
+            for name, module in self.modules.items():
+                module.load_state_dict(untrained[name])
+            self.history.selected_step = 0
+        if before:
+            first = pd.DataFrame([{"step": 0, "seconds": 0.0, **before}])
+            self.history.validation = pd.concat([first, self.history.validation], ignore_index=True)
+        return self
+
+    def make_pools(self, tables: dict, validation: dict | None, seed: int):
+        """Make what episodes are cut from, for training and for validation; see `train_episodes`."""
+        s = self.settings
+        sizes = {"n_normals": s.pool_normals, "n_styles": s.pool_styles, "grid": self.grids()[0]}
+        return episodic_training.make_pools(tables, validation, self.cached, self.resize, seed, **sizes)
+
+    def cached(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """What a pool keeps of images (B, 3, H, W): their features, or with `train_last_stage` the images."""
+        return [images] if self.settings.train_last_stage else self.describe(images)
+
+    def grids(self) -> list[tuple[int, int]]:
+        """(h_l, w_l) of each stage."""
+        return [tuple(f.shape[2:]) for f in self.describe(torch.zeros(1, 3, *self.resize.hw))]
+
+    def _with_features(self, episode):
+        """Describe an episode whose pool holds images; leave one with features as it is."""
+        if not self.settings.train_last_stage:
+            return episode
+        images = episode.query[0][None], episode.support[0], episode.augmented[0]
+        query, support, augmented = (self._describe(part) for part in images)
+        return episode._replace(query=[f[0] for f in query], support=support, augmented=augmented)
+
+    def _episode_cells(self, episode) -> torch.Tensor:
+        """Anomaly of the cells (h, w) of an episode's query."""
+        with torch.no_grad():
+            episode = self._with_features(episode)
+            query = [f[None].to(self.device) for f in episode.query]
+            context = self._remember([f.to(self.device) for f in episode.support], episode.augmented)
+            return self.cells(query, context)[0].cpu()
+
+    def episode_losses(self, modules, episode, keep) -> dict[str, torch.Tensor]:
+        """Focal, Dice and contrastive loss of one episode; `keep`: the support patches used, a stage."""
+        s, projection, episode = self.settings, modules["projection"], self._with_features(episode)
+        target, valid = (x.to(self.device) for x in episodic_training.cell_targets(episode.coverage))
+        grids, contrast = [], []
+        for stage, (query, support) in enumerate(zip(episode.query, episode.support, strict=True)):
+            rows = to_rows(support.to(self.device))
+            known = self.statistics(rows)
+            memory = projection(stage, self.prepare(rows[keep[stage]], *known))  # (M, C)
+            z = projection(stage, self.prepare(to_rows(query[None].to(self.device)), *known))  # (h w, C)
+            grids.append((1 - nearest_similarity(z, memory)).view(1, *query.shape[1:]))
+            contrast.append(stage_contrast(z, memory, episode.coverage, query.shape[1:], s.contrastive))
+        logits = projection.scale * (self._mean(grids, target.shape)[0] - projection.offset)
+        zero = logits.sum() * 0
+        contrast = losses.mean_over_images([c for c in contrast if c is not None])
+        return {
+            "focal": losses.focal_loss(logits, target, valid),
+            "dice": 0.5 * losses.dice_loss(logits, target, valid) if target.any() else zero,
+            "contrastive": zero if contrast is None else s.contrastive_weight * contrast,
+        }
+
+    # -- save and load ------------------------------------------------------------------------------------------------
+
+    def save_trained(self, path):
+        """Write the trained weights alone, to be used with other supports (setting `trained`)."""
+        save_modules(path, self.modules, self.backbone)
+
+    def save(self, path):
+        """Write the fitted method to the folder `path`."""
+        if not hasattr(self, "context"):
+            raise InputError(f"this {self.name} detector is not fitted; call fit(table) before save")
+        tensors = {"normal_scores": torch.from_numpy(self.normal_scores)}
+        tensors["normal_map_maxima"] = torch.from_numpy(self.normal_map_maxima)
+        for stage, memory in enumerate(self.context):
+            tensors |= {f"context.{stage}.{name}": value for name, value in memory._asdict().items()}
+        for name, module in self.modules.items():
+            tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+        facts = {"backbone_fingerprint": self.backbone.fingerprint, "support_ids": self.support_ids}
+        # The weights are in the model itself, so that it does not depend on the files they came from.
+        settings = as_dict(self.settings) | {"trained": "", "checkpoint": ""}
+        storage.save_model(path, self.name, settings, tensors, **facts)
+
+    @classmethod
+    def load(cls, path):
+        """Read a fitted method; refuses a context that was made by other backbone weights."""
+        header, tensors = storage.read_model(path)
+        method = cls(**header["settings"])
+        check_fingerprint(header, method.backbone, path)
+        with storage.parts_of(path):
+            for name, module in method.modules.items():
+                module.load_state_dict(below(f"{name}.", tensors))
+            method.context = [
+                cls.Memory(*(tensors[f"context.{stage}.{name}"].to(method.device) for name in cls.Memory._fields))
+                for stage in range(len(method.backbone.channels))
+            ]
+            method.normal_scores = tensors["normal_scores"].numpy()
+            method.normal_map_maxima = tensors["normal_map_maxima"].numpy()
+            method.support_ids = header["support_ids"]
+        return method
+
+
+def stage_contrast(z, memory, coverage, grid, kind: str, n_anchors: int = 128) -> torch.Tensor | None:
+    """Contrastive losses of an episode's normal cells against support patches and the episode's anomalous cells."""
+    coverage = F.adaptive_avg_pool2d(coverage[None], tuple(grid))[0]
+    target, valid = (x.flatten() for x in episodic_training.cell_targets(coverage))
+    normal = (~target & valid).nonzero()[:, 0]
+    if not target.any() or not len(normal):
+        return None
+    # Evenly spread anchors: neighbours say nearly the same.
+    anchors = normal[torch.linspace(0, len(normal) - 1, min(n_anchors, len(normal))).long()]
+    return losses.contrastive_loss(kind, z[anchors], z[target], memory)

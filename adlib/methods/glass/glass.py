@@ -1,0 +1,541 @@
+"""GLASS: global and local anomaly co-synthesis strategy (Chen et al., ECCV 2024, arXiv 2407.09359).
+
+    fit    frozen features -> judge: manifold or hypersphere -> adaptor and discriminator, trained on three streams of
+           tokens: normal, weak anomalies made in feature space (GAS), strong ones made in the image (LAS)
+    score  discriminator on every token -> map; its largest value -> image score
+
+The defaults are those of the authors' released code. The steps of the training are in `glass_step`, the choice of the
+hypothesis in `glass_judge`.
+
+Where we differ: nothing here looks at test images. The published figures are those of the epoch with the best sum of
+image and pixel AUROC *on the test set*; ours are of the last step, or of the step that separates held-out
+pseudo-anomalies best (`selection`). Normal images go through the frozen backbone once instead of once an epoch, the
+ascent walks in the hidden layer (same numbers, a fraction of the time), the centre is the mean over all images, and
+`hold_out` of the training images are kept for thresholds. `noise` is the paper's at a width of 1536; for another width
+D it is multiplied by sqrt(1536 / D), so that its length stays the same. Foregrounds are found by published rules: how
+the authors made their masks is not known.
+"""
+
+import copy
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from adlib import datasets, synthesis
+from adlib import settings as S
+from adlib.datasets import check_training_table
+from adlib.errors import InputError
+from adlib.images import Batch, Resize, backbones, batches, patches, read_image, to_tensor
+from adlib.images.memory import allocate
+from adlib.methods import Scores, collect, split_normals, storage, training, without_selection
+from adlib.methods.few_shot.support_images import check_fingerprint, top_mean
+from adlib.methods.glass import hypothesis as glass_judge
+from adlib.methods.glass.step import Ensemble, Network
+from adlib.methods.pagmfr.training_pairs import folder as texture_folder
+from adlib.methods.patchcore import upsample_and_smooth
+from adlib.settings import as_dict, build
+from adlib.synthesis.registry import SomeFamilies
+
+PAPER_WIDTH = 1536  # the width that the paper's noise was chosen for
+# What "paper" means for `scale` and `foreground`, which the authors' scripts set by category and by data set.
+PAPER_ENLARGED = {("mvtec_ad", "toothbrush"): 329 / 288, ("mvtec_ad", "wood"): 329 / 288}  # scale / image size; else 1
+PAPER_FOREGROUNDS = ("mvtec_ad", "visa", "wfdd")  # MPDD and own data train without
+
+
+@dataclass(frozen=True)
+class GlassSettings(S.Settings):
+    """Settings of GLASS; defaults from the authors' code for MVTec AD."""
+
+    backbone: str = "wide_resnet50_2.tv_in1k"  # ImageNet weights of torchvision's first release
+    stages: S.Stages = (2, 3)  # layer2 and layer3
+    weights: str = "auto"  # see adlib.images.backbones.create
+    image_size: S.ImageSize = 288  # network input, pixels
+    resize: S.ResizeMode = "short_side"  # shorter side to `scale`, then centre crop
+    scale: S.Count | Literal["paper"] | None = 288  # pixels; "paper": image size, for two categories 329
+    patch_size: S.Count = 3  # neighbourhood, feature cells
+    patch_stride: S.Count = 1  # feature cells
+    pretrain_dim: S.Count | None = 1536  # length per layer after the first pooling; both None: plain mean
+    target_dim: S.Count | None = 1536  # length D of a token
+    feature_norm: S.Positive | None = None  # scale features to this mean length; None leaves them (paper)
+    hidden: S.Count = 1024  # width of the discriminator's hidden layer
+    heads: S.Count = 1  # networks that learn from the same batches and score together; the paper has one
+    hypothesis: Literal[glass_judge.MODES] = "stored"  # manifold: GLASS-m; hypersphere: GLASS-h
+    noise: S.NotNegative = 0.015  # standard deviation of the noise at width 1536
+    mining: bool = True  # gradient ascent; without it the global anomalies are plain noise
+    n_ascent: S.Whole = 20  # steps of the ascent
+    step_size: S.NotNegative = 0.001  # length of one step in feature space
+    project_every: S.Count = 5  # steps between two truncated projections
+    radius: S.Closed = 0.75  # quantile of distances to the centre that makes r, a share (not a length)
+    p: S.Closed = 0.5  # local tokens below this quantile of the error are dropped; 0 keeps all
+    all_statistics: bool = True  # every pass of the ascent moves the running statistics, as in the released code
+    beta_mean: S.Closed = 0.5  # share of the original in the blend: mean,
+    beta_std: S.NotNegative = 0.1  # standard deviation (then clipped to 0.2 ... 0.8)
+    families: SomeFamilies = ("glass_las",)  # of adlib.synthesis, in turn: where local anomalies come from
+    bank: S.Whole = 0  # make so many local anomalies once and reuse them; 0 makes new ones in every step (paper)
+    token_share: S.ShareTo1 = 1.0  # share of all tokens that a step trains on; the paper takes all
+    textures: str = ""  # folder, also by its name below data/ ("dtd"; "dtd?": if it is there); "": made on the spot
+    foreground: str = "rules"  # rules (published, or auto), paper (rules where the authors mask), none, or a folder
+    lr: S.NotNegative = 1e-4  # learning rate of the adaptor (Adam, weight decay 1e-5)
+    lr_discriminator: S.NotNegative = 2e-4  # of the discriminator (AdamW, weight decay 0.01)
+    average: S.Closed = 0.0  # decay of the running mean of the weights that scores are made with; 0: no mean (paper)
+    epochs: S.Count = 640  # the code's meta epochs
+    limit: S.Count = 392  # an epoch ends with the batch that brings the number of images above this
+    max_steps: S.Count | None = None  # stop after so many optimiser steps, whatever `epochs` says
+    batch_size: S.Count = 8  # images
+    selection: Literal[training.SELECTIONS] = "last"  # last, or synthetic (best on held-out pseudo-anomalies)
+    validate_every: S.Whole = 0  # steps between two looks at the held-out pseudo-anomalies; 0: only at the end
+    hold_out: S.Share = 0.15  # share of the training images kept for the threshold and for `selection`
+    snapshot_every: S.Whole = 0  # keep the weights every so many steps (learning curves); 0 for none
+    checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
+    checkpoint_every: S.Count = 100  # steps
+    sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
+    image_score: Literal["max", "top"] = "max"  # max: of the tokens; top: mean of the highest 1 % of the map
+    max_memory: S.NotNegative = 8.0  # GiB of cached features; more go to a memory-mapped temporary file
+    seed: S.Whole = 0  # weights, order of the images, synthesis, noise
+
+
+class Glass:
+    """A discriminator of normal and pseudo-anomalous tokens.
+
+    Args:
+        settings: changes to `GlassSettings`, by name.
+
+    Attributes after `fit`:
+        verdict: the hypothesis and why (`glass_judge.Verdict`).
+        network: adaptor, discriminator and centre (`glass_step.Network`), or with `heads` an `Ensemble` of such.
+        history: `adlib.methods.training.History`: losses, shares and radii of every step.
+        normal_scores, normal_map_maxima: float32 (n,), image scores and map maxima of the held-out normal images.
+    """
+
+    name = "glass"
+    Settings = GlassSettings
+
+    def __init__(self, **settings):
+        self.settings = s = build(GlassSettings, settings, owner="glass")
+        scale = None if s.scale == "paper" else s.scale  # what "paper" enlarges is known with the category
+        self.resize = Resize(s.image_size, s.resize, scale if s.resize == "short_side" else None)
+        self.device = backbones.default_device()
+        self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
+        self.feature_factor = 1.0
+
+    # -- features -----------------------------------------------------------------------------------------------------
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Embed images (B, 3, H, W) in [0, 1] as tokens (B, D, h, w)."""
+        s = self.settings
+        with torch.inference_mode():
+            features = self.backbone(images.to(self.device))
+            tokens = embed(features, s.patch_size, s.patch_stride, s.pretrain_dim, s.target_dim)
+            return tokens * self.feature_factor
+
+    def _cache(self, paths) -> tuple[np.ndarray, np.ndarray]:
+        """Features (n, L, D) float32 and images (n, H, W, 3) uint8 of the training images: the backbone is frozen."""
+        features, images, filled = None, [], 0
+        for batch in batches(paths, self.resize, self.settings.batch_size, progress="features"):
+            grid = self.embed(batch.images)  # (B, D, h, w)
+            if features is None:
+                self.grid = tuple(grid.shape[2:])
+                shape = (len(paths), grid.shape[2] * grid.shape[3], grid.shape[1])
+                features = allocate(shape, self.settings.max_memory)
+            block = grid.flatten(2).transpose(1, 2).cpu().numpy()  # (B, L, D)
+            features[filled : filled + len(block)] = block
+            filled += len(block)
+            images.append((batch.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+        if not np.isfinite(features[:, ::97]).all():
+            raise InputError(f"features of backbone {self.settings.backbone!r} contain NaN; check weights and images")
+        return features, np.concatenate(images)
+
+    # -- fit ----------------------------------------------------------------------------------------------------------
+
+    def fit(self, table, validation=None):
+        """Train on a sample table of normal images.
+
+        Args:
+            table: normal training images.
+            validation: further normal images, for the threshold and for `selection`; None keeps `hold_out` of `table`.
+                Of fewer than four images none is held out: no normal scores, and the last weights are kept.
+        """
+        table, validation = split_normals(table, self.settings, validation)
+        self.settings = s = without_selection(self.settings, validation)
+        if s.checkpoint:
+            facts = {
+                "backbone weights": self.backbone.fingerprint,
+                "training images": datasets.table_hash(table),
+                "validation images": datasets.table_hash(validation),
+            }
+            training.check_checkpoint(s.checkpoint, as_dict(s) | facts)
+        self.prepare(table)
+        averaged = {"averaged": self.averaged} if s.average else {}
+        self.history = training.train(
+            {"network": self.network, **averaged},
+            optimizers(self.network, s.lr, s.lr_discriminator),
+            self.make_batch,
+            self.losses,
+            s.epochs * self.batches_per_epoch if s.max_steps is None else s.max_steps,
+            seed=s.seed,
+            validate=self._validation(validation) if s.selection == "synthetic" or s.validate_every else None,
+            validate_every=s.validate_every,
+            selection=s.selection,
+            snapshot_every=s.snapshot_every,
+            checkpoint=s.checkpoint or None,
+            checkpoint_every=s.checkpoint_every if s.checkpoint else 0,
+            progress="GLASS",
+        )
+        self.features = self.images = self.bank = None  # the caches have served
+        self.network = self.averaged
+        return self._score_normals(validation)
+
+    def calibrate(self, normals):
+        """Score a table of normal images that the weights have not seen; thresholds are set from these scores."""
+        check_training_table(normals, "the table of normals")
+        return self._score_normals(normals)
+
+    def _score_normals(self, normals):
+        found = (self.score(batch) for batch in batches(normals.image_path, self.resize, self.settings.batch_size))
+        self.normal_scores, self.normal_map_maxima = collect(found)
+        return self
+
+    def prepare(self, table):
+        """Everything before the first step: hypothesis, cached features and images, untrained network."""
+        s = self.settings
+        self.verdict = glass_judge.decide(table, s.hypothesis)
+        print(f"GLASS, {self.verdict}", flush=True)
+        self.step_settings = replace(s, hypothesis=self.verdict.hypothesis)
+        self.dataset = str(table.attrs.get("dataset", ""))
+        self.paths, self.categories = list(table.image_path), list(table.category)
+        self._resize_like_the_paper(self.dataset, self.categories)
+        self.sources = synthesis.Sources(textures=texture_folder(s.textures), normals=self.paths)
+        self.foregrounds, self.bank = {}, {}
+        if s.foreground not in ("rules", "none", "paper"):
+            self._check_foregrounds()
+        self.feature_factor = 1.0
+        self.features, self.images = self._cache(self.paths)
+        if s.feature_norm is not None:
+            length = np.sqrt((self.features[:: max(1, len(self.features) // 32)] ** 2).sum(-1)).mean()
+            self.feature_factor = float(s.feature_norm / length)
+            self.features *= np.float32(self.feature_factor)
+        n, positions, width = self.features.shape
+        self.network = self._new_network(width, positions)
+        # What is scored with: the network itself, or the running mean of its weights.
+        self.averaged = copy.deepcopy(self.network).requires_grad_(False) if s.average else self.network
+        self.mean_features = torch.from_numpy(self.features.mean(axis=0)).to(self.device)  # (L, D)
+        self.sigma_noise = s.noise * (PAPER_WIDTH / width) ** 0.5
+        self.batches_per_epoch = min(-(-n // s.batch_size), s.limit // s.batch_size + 1)
+        return self
+
+    def _resize_like_the_paper(self, dataset: str, categories) -> None:
+        """With `scale="paper"`, enlarge the categories that the authors' code enlarges before the crop."""
+        if self.settings.scale == "paper" and self.resize.mode == "short_side":
+            known = set(categories)
+            factor = PAPER_ENLARGED.get((published_name(dataset), known.pop()), 1.0) if len(known) == 1 else 1.0
+            self.resize = replace(self.resize, scale=round(max(self.resize.hw) * factor))
+
+    def _new_network(self, width: int, positions: int) -> Network | Ensemble:
+        s = self.settings
+        with torch.random.fork_rng():
+            torch.manual_seed(s.seed)
+            networks = [Network(width, s.hidden, positions).to(self.device) for _ in range(s.heads)]
+        return networks[0] if s.heads == 1 else Ensemble(networks)
+
+    def make_batch(self, step: int):
+        """Features of normal images, the same images with local anomalies, and the labels of their tokens.
+
+        Returns:
+            normal (B, L, D); blended: images (B, 3, H, W), or features (B, L, D) from the bank; labels (B, L).
+        """
+        s = self.settings
+        if s.bank:
+            rng = np.random.default_rng([s.seed, 2, step])
+            items = [self._bank_item(int(k)) for k in rng.choice(s.bank, min(s.batch_size, s.bank), replace=False)]
+            chosen, blended, labels = zip(*items, strict=True)
+            return torch.from_numpy(self.features[list(chosen)]), torch.stack(blended), torch.stack(labels)
+        epoch, position = divmod(step, self.batches_per_epoch)
+        order = np.random.default_rng([s.seed, 1, epoch]).permutation(len(self.features))
+        chosen = order[position * s.batch_size : (position + 1) * s.batch_size]
+        pairs = [self._local(i, np.random.default_rng([s.seed, 2, step, k]), step + k) for k, i in enumerate(chosen)]
+        images, labels = zip(*pairs, strict=True)
+        return torch.from_numpy(self.features[chosen]), to_tensor(images), torch.stack(labels)
+
+    def _local(self, i: int, rng, turn: int):
+        """A local anomaly on training image `i`, families taking turns: uint8 (H, W, 3), labels (L,)."""
+        image, mask = self.blend(i, rng, self.settings.families[turn % len(self.settings.families)])
+        return image, torch.from_numpy(token_labels(mask, self.grid))
+
+    def _bank_item(self, k: int):
+        """Local anomaly `k` of the bank, made when first asked for: training image, features (L, D), labels (L,)."""
+        if k not in self.bank:
+            i = k % len(self.features)
+            image, labels = self._local(i, np.random.default_rng([self.settings.seed, 3, k]), k)
+            tokens = self.embed(to_tensor([image]))[0].flatten(1).T.contiguous().cpu()
+            self.bank[k] = (i, tokens, labels)
+        return self.bank[k]
+
+    def blend(self, i: int, rng, family: str):
+        """One local anomaly on training image `i`: uint8 (H, W, 3) and its mask."""
+        s, params = self.settings, {}
+        if family == "glass_las":
+            params = {"opacity": 1 - float(np.clip(rng.normal(s.beta_mean, s.beta_std), 0.2, 0.8))}
+        image, mask, _ = synthesis.synthesise(family, self.images[i], rng, self._foreground(i), self.sources, **params)
+        return image, mask
+
+    def _foreground(self, i: int):
+        """The product's mask in training image `i`, at input size, or None for the whole image."""
+        s = self.settings
+        without = s.foreground == "paper" and published_name(self.dataset) not in PAPER_FOREGROUNDS
+        if s.foreground == "none" or without:
+            return None
+        if i not in self.foregrounds:
+            if s.foreground in ("rules", "paper"):
+                dataset = glass_judge.RULES_OF.get(self.dataset, self.dataset)
+                rule = synthesis.rule_for(dataset, self.categories[i])
+                mask = synthesis.foreground(self.images[i], rule)
+            else:
+                mask = self.resize.mask(self._read_foreground(i))
+            self.foregrounds[i] = mask if mask.any() else None  # a mask without product means the whole image
+        return self.foregrounds[i]
+
+    def _foreground_path(self, i: int) -> Path:
+        return Path(self.settings.foreground) / self.categories[i] / Path(self.paths[i]).name
+
+    def _read_foreground(self, i: int) -> np.ndarray:
+        return read_image(self._foreground_path(i)).max(axis=2) > 0
+
+    def _check_foregrounds(self) -> None:
+        """Refuse missing masks and masks of another size before the training starts."""
+        from PIL import Image
+
+        if not Path(self.settings.foreground).is_dir():
+            raise InputError(
+                f"foreground folder {self.settings.foreground} does not exist; give a folder "
+                "<folder>/<category>/<image name>, or one of: rules, none, paper"
+            )
+        for i, path in enumerate(self.paths):
+            mask = self._foreground_path(i)
+            if not mask.is_file():
+                raise InputError(f"foreground mask {mask} is missing; expected one of the name of each training image")
+            with Image.open(mask) as opened, Image.open(path) as image:
+                if opened.size != image.size:
+                    raise InputError(
+                        f"foreground mask {mask} is {opened.size[1]}x{opened.size[0]}, its image "
+                        f"{image.size[1]}x{image.size[0]}; sizes must agree"
+                    )
+
+    def losses(self, modules, batch, step: int):
+        """Loss terms of a batch (`glass_step.losses`); the centre is renewed at the start of every epoch."""
+        network = self.network  # `modules` holds it too, perhaps wrapped by accelerate
+        if self.settings.average and step:
+            decay = min(self.settings.average, step / (step + 10))  # the first steps forget faster
+            for mean, value in zip(*(m.state_dict().values() for m in (self.averaged, network)), strict=True):
+                mean.lerp_(value, 1 - decay) if mean.is_floating_point() else mean.copy_(value)
+        normal, blended, labels = (part.to(self.device) for part in batch)
+        if step % self.batches_per_epoch == 0:
+            network.renew_centre(self.mean_features)
+        if blended.ndim == 4:
+            blended = self.embed(blended).flatten(2).transpose(1, 2).clone()  # (B, L, D)
+        normal, blended, labels = normal.flatten(0, 1), blended.flatten(0, 1), labels.flatten()
+        noise = torch.randn(normal.shape, device=self.device) * self.sigma_noise
+        rows = some_rows(labels, self.settings.token_share) if self.settings.token_share < 1 else None
+        return modules["network"](normal, blended, labels, noise, self.step_settings, rows=rows)
+
+    def _validation(self, table):
+        """Return the function that rates the network on held-out pseudo-anomalies; their features are made once."""
+        from adlib.evaluation import metrics
+
+        split = synthesis.SyntheticSplit(table, seed=self.settings.seed, resize=self.resize, sources=self.sources)
+        tokens, masks, labels = zip(*((self.embed(b.images), m, y) for b, m, y in split.batches()), strict=True)
+        masks, labels = np.concatenate(masks), np.concatenate(labels)
+
+        def validate() -> dict[str, float]:
+            scores = self._scores(torch.cat(tokens), self.resize.hw)
+            image = metrics.image_metrics(scores.image, labels)["image_auroc"]
+            pixel = metrics.pixel_metrics(scores.map, masks)["pixel_auroc"]
+            return {"score": (image + pixel) / 2, "image_auroc": image, "pixel_auroc": pixel}
+
+        return validate
+
+    # -- score ------------------------------------------------------------------------------------------------------
+
+    def score(self, batch: Batch | torch.Tensor) -> Scores:
+        """Score images (B, 3, H, W) in [0, 1] at the network's input size.
+
+        Token score: the discriminator's probability. Map: token scores, bilinear to the input size, then Gaussian
+        smoothing. Image score: the largest token score, or with `image_score="top"` the mean of the highest 1 % of
+        the map: a single token may be high by chance, a defect of some size is not.
+        """
+        images = batch.images if isinstance(batch, Batch) else batch
+        return self._scores(self.embed(images), tuple(images.shape[-2:]))
+
+    @torch.no_grad()
+    def _scores(self, tokens: torch.Tensor, size) -> Scores:
+        """Scores of tokens (B, D, h, w)."""
+        network = self.averaged.eval()
+        probabilities = (
+            network.logits(patches.to_rows(tokens)).sigmoid().reshape(len(tokens), *tokens.shape[2:])
+        )  # (B, h, w)
+        maps = upsample_and_smooth(probabilities, size, self.settings.sigma)
+        if self.settings.image_score == "top":
+            image = top_mean(torch.from_numpy(maps))
+        else:
+            image = probabilities.flatten(1).amax(1)
+        return Scores(image.cpu().numpy().astype(np.float32), maps)
+
+    def use_snapshot(self, states) -> None:
+        """Load the weights of a snapshot of `history.snapshots`, for learning curves."""
+        self.network.load_state_dict(states.get("averaged", states["network"]))
+        self.averaged = self.network.eval()
+
+    def use_original(self, path, normals=None):
+        """Use weights that the authors' code saved (`ckpt*.pth`) instead of training.
+
+        Args:
+            path: the checkpoint; backbone, pooling and width of the settings must be those it was trained with.
+            normals: table of normal images that the weights have not seen, for thresholds; with it the method can be
+                saved. None: scores only.
+        """
+        network, s = read_original(path), self.settings
+        width = s.target_dim or sum(self.backbone.channels)
+        if network.adaptor.in_features != width:
+            raise InputError(
+                f"{path} holds weights of width {network.adaptor.in_features}, these settings give tokens of width "
+                f"{width}; set backbone, stages, pretrain_dim and target_dim as they were in training"
+            )
+        hidden = network.discriminator.linear.out_features
+        if (s.heads, s.hidden) != (1, hidden):
+            raise InputError(
+                f"{path} holds one head of hidden width {hidden}, these settings say heads {s.heads} and hidden "
+                f"{s.hidden}; set heads=1 and hidden={hidden}"
+            )
+        self.network = self.averaged = network.to(self.device).eval()
+        self.feature_factor = 1.0
+        self.verdict = glass_judge.Verdict("unknown", f"decided where {Path(path).name} was trained")
+        self.__dict__.pop("normal_scores", None)  # thresholds of other weights
+        if normals is not None:
+            self._resize_like_the_paper(str(normals.attrs.get("dataset", "")), normals.category)
+            self.calibrate(normals)
+        return self
+
+    # -- save and load --------------------------------------------------------------------------------------------
+
+    def save(self, path):
+        """Write the fitted method to the folder `path`."""
+        if not hasattr(self, "normal_scores"):
+            raise InputError("this GLASS is not fitted; call fit(table), or use_original(path, normals), before save")
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors["normal_scores"] = torch.from_numpy(self.normal_scores)
+        tensors["normal_map_maxima"] = torch.from_numpy(self.normal_map_maxima)
+        facts = {
+            "backbone_fingerprint": self.backbone.fingerprint,
+            "feature_factor": self.feature_factor,
+            "scale": self.resize.scale,
+            "hypothesis": self.verdict.hypothesis,
+            "why": self.verdict.why,
+        }
+        storage.save_model(path, self.name, as_dict(self.settings), tensors, **facts)
+
+    @classmethod
+    def load(cls, path):
+        """Read a fitted method; refuses weights that were trained on another backbone's features."""
+        header, tensors = storage.read_model(path)
+        method = cls(**header["settings"])
+        check_fingerprint(header, method.backbone, path)
+        with storage.parts_of(path):
+            method.feature_factor = header["feature_factor"]
+            method.resize = replace(method.resize, scale=header.get("scale", method.resize.scale))
+            method.verdict = glass_judge.Verdict(header["hypothesis"], header["why"])
+            method.normal_scores = tensors.pop("normal_scores").numpy()
+            method.normal_map_maxima = tensors.pop("normal_map_maxima").numpy()
+            state = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
+            centre = next(tensor for name, tensor in state.items() if name.endswith("centre"))
+            method.network = method._new_network(*reversed(centre.shape))
+            method.network.load_state_dict(state)
+        method.averaged = method.network.eval()
+        return method
+
+
+def published_name(dataset: str) -> str:
+    """The data set whose categories `dataset` shows: "mvtec_ad" for MAD-man, MAD-sys and the layout "mvtec"."""
+    return glass_judge.SAME_CATEGORIES.get(dataset, dataset)
+
+
+def optimizers(network: Network | Ensemble, lr: float, lr_discriminator: float) -> list[torch.optim.Optimizer]:
+    """The two optimisers: Adam with weight decay 1e-5 for the adaptor, AdamW with decay 0.01 for the discriminator."""
+
+    def parts(kind):  # of every head
+        return [parameter for name, parameter in network.named_parameters() if kind in name.split(".")]
+
+    return [
+        torch.optim.Adam(parts("adaptor"), lr=lr, weight_decay=1e-5),
+        torch.optim.AdamW(parts("discriminator"), lr=lr_discriminator),
+    ]
+
+
+def read_original(path) -> Network:
+    """Read a checkpoint of the authors' code: two state dicts, `pre_projection` and `discriminator`."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        adaptor, head = content["pre_projection"], content["discriminator"]
+        matrix, bias = (next(v for v in adaptor.values() if v.ndim == n) for n in (2, 1))
+        state = {"adaptor.weight": matrix, "adaptor.bias": bias}
+        for theirs, ours in (("body.block1.0", "linear"), ("body.block1.1", "norm"), ("tail.0", "out")):
+            for key in [key for key in head if key.startswith(theirs + ".")]:
+                state[f"discriminator.{ours}.{key.removeprefix(theirs + '.')}"] = head[key]
+        network = Network(matrix.shape[0], head["body.block1.0.weight"].shape[0], 1)
+        network.load_state_dict(state | {"centre": network.centre})
+    except FileNotFoundError:
+        raise InputError(f"checkpoint {path} does not exist; expected a ckpt*.pth of the authors' code") from None
+    except Exception as error:  # torch, pickle and zip each raise their own; to the user they mean one thing
+        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        raise InputError(f"checkpoint {path} is not one of the authors' GLASS code ({reason})") from None
+    return network
+
+
+def some_rows(labels: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw rows of normal and of blended tokens: a share of them, anomalous ones first (up to half of the draw)."""
+    n = max(2, round(share * len(labels)))
+    order = torch.randperm(len(labels), device=labels.device)
+    shuffled = labels[order] > 0.5
+    anomalous = order[shuffled][: n // 2]
+    others = order[~shuffled][: n - len(anomalous)]
+    return torch.randperm(len(labels), device=labels.device)[:n], torch.cat([anomalous, others])
+
+
+def token_labels(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """float32 (L,): 1 for every token that holds an anomalous pixel (adaptive max-pooling, 8 x 8 in the paper)."""
+    pooled = F.adaptive_max_pool2d(torch.from_numpy(mask[None, None].astype(np.float32)), grid)
+    return pooled.flatten().numpy()
+
+
+def embed(features, patch_size: int, patch_stride: int, pretrain_dim, target_dim) -> torch.Tensor:
+    """Embed patches as the original does: unfold windows, align grids, pool each layer, pool all layers.
+
+    Every one of these steps is linear, so for each layer they are one convolution, with the values of the literal
+    order (weights trained on those fit) and without its nine-fold memory. Both dimensions None: plain window means.
+
+    Returns:
+        (B, D, h, w), h and w of the first map.
+    """
+    if pretrain_dim is None or target_dim is None:
+        return patches.embed(features, patch_size, patch_stride, pretrain_dim, target_dim)
+    channels, padding = tuple(feature.shape[1] for feature in features), (patch_size - 1) // 2
+    grid, tokens = None, 0
+    for feature, kernel in zip(features, pooling_kernels(channels, patch_size, pretrain_dim, target_dim), strict=True):
+        layer = F.conv2d(feature, kernel.to(feature.device), stride=patch_stride, padding=padding)  # (B, D, h_l, w_l)
+        grid = grid or layer.shape[-2:]
+        tokens = tokens + F.interpolate(layer, size=grid, mode="bilinear", align_corners=False)
+    return tokens
+
+
+@functools.cache
+def pooling_kernels(channels, patch_size: int, pretrain_dim: int, target_dim: int) -> tuple[torch.Tensor, ...]:
+    """One kernel (target_dim, C_l, p, p) a layer: what two adaptive pools over flattened windows do to each input."""
+    second = F.adaptive_avg_pool1d(torch.eye(len(channels) * pretrain_dim), target_dim)  # (layers * pretrain, target)
+    kernels = []
+    for layer, second_part in zip(channels, second.split(pretrain_dim), strict=True):
+        first = F.adaptive_avg_pool1d(torch.eye(layer * patch_size**2), pretrain_dim)  # (C p p, pretrain)
+        kernels.append((first @ second_part).T.reshape(target_dim, layer, patch_size, patch_size).contiguous())
+    return tuple(kernels)

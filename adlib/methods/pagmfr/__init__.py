@@ -1,0 +1,1 @@
+"""PAGMFR: adaptive pseudo-anomalies and dual-space reconstruction."""

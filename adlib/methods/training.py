@@ -1,0 +1,485 @@
+"""The one training loop: every trained method hands it its modules, its batches and its losses.
+
+Three choices make it short and exact.
+
+- *A batch is a function of its step.* `make_batch(step)` draws everything random from a generator seeded by the step,
+  so a run can be resumed at any step, and prefetched by any number of workers, without changing a number.
+- *Selection never sees test data.* `last` keeps the last step; `synthetic` keeps the step with the best score on
+  held-out pseudo-anomalies, which the method computes in `validate`.
+- *One checkpoint file*, moved into place when complete, read with `weights_only=True`.
+
+Mixed precision, gradient accumulation and several processes are Hugging Face accelerate's. With several processes
+each takes every n-th batch, so n processes make the step that one process makes of a batch n times as large.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+from torch.utils.checkpoint import checkpoint as recompute
+from tqdm import tqdm
+
+from adlib.errors import InputError
+from adlib.images.memory import is_out_of_memory, peak_memory_mib
+from adlib.paths import atomic_path
+from adlib.settings import choice
+
+SELECTIONS = ("last", "synthetic")
+PRECISIONS = ("no", "bf16", "fp16")
+# What needs less memory, by the setting that a method may have for it.
+MEMORY_KNOBS = {
+    "batch_size": "lower batch_size",
+    "image_size": "lower image_size",
+    "bank": "lower bank (pairs that are kept)",
+    "accumulate": "raise accumulate (parts of a batch)",
+    "checkpointing": "switch on checkpointing (of gradients)",
+}
+
+
+class TrainingError(RuntimeError):
+    """Training stopped; the message names the step and what is left of the run."""
+
+
+@dataclass
+class History:
+    """What a training run leaves behind besides the weights.
+
+    Attributes:
+        losses: one row an optimiser step: step, each loss term, total, learning_rate.
+        validation: one row a validation: step, seconds since the start, and what `validate` returned.
+        snapshots: (step, module states) pairs, for learning curves and the oracle column of the evaluation; the last
+            step and the selected one are among them.
+        gradients: the gradient flow, one row a logged step and part of a module: step, part, mean, max (magnitudes).
+        memory: one row a logged step or validation: step, peak_mib of the process so far, cuda_peak_mib since the
+            row before (0 without a GPU).
+        selected_step: the step whose weights were kept.
+        seconds: wall time; loading_share: share of it spent waiting for batches.
+    """
+
+    losses: pd.DataFrame
+    validation: pd.DataFrame
+    snapshots: list = field(default_factory=list, repr=False)
+    selected_step: int = 0
+    seconds: float = 0.0
+    loading_share: float = 0.0
+    gradients: pd.DataFrame = field(default_factory=pd.DataFrame)
+    memory: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def write(self, folder) -> list[Path]:
+        """Write losses, validation, gradients and memory as CSV files into `folder`; return the files."""
+        written = []
+        for name in ("losses", "validation", "gradients", "memory"):
+            table = getattr(self, name)
+            if len(table):
+                written.append(Path(folder) / f"{name}.csv")
+                with atomic_path(written[-1]) as temporary:
+                    table.to_csv(temporary, index=False, float_format="%.6g")
+        return written
+
+
+def step_generator(seed: int, step: int) -> np.random.Generator:
+    """Return the generator of a training step: the same for the same seed and step, whatever ran before."""
+    return np.random.default_rng([seed, step])
+
+
+def weighted_rows(weights, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Draw the rows of a step with replacement, in proportion to `weights` (n,): weighted sampling.
+
+    Raises:
+        InputError: a weight is negative or not finite, or all are zero.
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+        raise InputError("sampling weights must be finite, not negative, and not all zero")
+    return step_generator(seed, step).choice(len(weights), batch_size, p=weights / weights.sum())
+
+
+def warm_up_cosine(optimizer, n_steps: int, warm_up: float = 0.0, lowest: float = 0.0):
+    """Learning rate as a share of its start: rises over `warm_up * n_steps` steps, then a cosine falls to `lowest`."""
+    first = round(warm_up * n_steps)
+
+    def share(step: int) -> float:
+        if step < first:
+            return (step + 1) / (first + 1)
+        along = min(1.0, (step - first) / max(1, n_steps - first))
+        return lowest + (1 - lowest) * 0.5 * (1 + float(np.cos(np.pi * along)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
+# Settings that may change between two parts of one run; all others make another run.
+FREE_SETTINGS = (
+    "epochs", "max_steps", "checkpoint", "checkpoint_every", "max_memory", "workers", "pin_memory", "checkpointing",
+    "log_every",
+)  # fmt: skip
+
+
+def check_checkpoint(checkpoint: str | Path, settings: dict) -> None:
+    """Refuse to resume from a checkpoint of other settings; a small JSON file beside it says what it was made with."""
+    checkpoint = _checkpoint_file(checkpoint)
+    own = {key: value for key, value in settings.items() if key not in FREE_SETTINGS}
+    facts = checkpoint.with_name(checkpoint.name + ".json")
+    if checkpoint.is_file() and facts.is_file():
+        made_with = json.loads(facts.read_text())
+        for key, value in own.items():
+            if made_with.get(key) != value:
+                raise InputError(
+                    f"checkpoint {checkpoint} was made with {key} {made_with.get(key)!r}, these settings say "
+                    f"{value!r}; use the same or delete it to start anew"
+                )
+    with atomic_path(facts) as temporary:
+        temporary.write_text(json.dumps(own, indent=2))
+
+
+def _checkpoint_file(checkpoint: str | Path) -> Path:
+    if Path(checkpoint).is_dir():
+        raise InputError(f"checkpoint {checkpoint} is a folder; give a file, for example {Path(checkpoint) / 'run.pt'}")
+    return Path(checkpoint)
+
+
+def memory_knobs(settings) -> tuple[str, ...]:
+    """Names of the settings that this method has and that a user can still turn where memory ran out."""
+    spent = {"bank": 0, "checkpointing": True}
+    names = (name for name in MEMORY_KNOBS if hasattr(settings, name))
+    return tuple(name for name in names if name not in spent or getattr(settings, name) != spent[name])
+
+
+@contextlib.contextmanager
+def memory_errors(progress: str, when: str, knobs: tuple[str, ...] = ("batch_size", "image_size")):
+    """Turn "out of memory", of the processor or of a GPU, into one line.
+
+    Args:
+        progress: who trains.
+        when: in words, for example "at step 3".
+        knobs: names from `MEMORY_KNOBS`: what the method at hand lets a user change.
+
+    Raises:
+        TrainingError: memory ran out in the block.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, TrainingError) or not is_out_of_memory(error):
+            raise
+        advice = [MEMORY_KNOBS[name] for name in MEMORY_KNOBS if name in knobs]
+        advice = ", ".join(advice[:-1]) + " or " * (len(advice) > 1) + "".join(advice[-1:])
+        raise TrainingError(f"{progress}: memory ran out {when}; {advice}") from error
+
+
+def checkpointed(module: nn.Module, *inputs: torch.Tensor):
+    """Run a module without keeping its inner activations; they are computed again when the gradient needs them.
+
+    Gradients stay the same, memory falls, time rises by about a forward pass. The second pass leaves the running
+    statistics of batch normalisation alone, or they would count every batch twice.
+    """
+    if not torch.is_grad_enabled():
+        return module(*inputs)
+    contexts = (contextlib.nullcontext, lambda: _statistics_kept(module))
+    return recompute(module, *inputs, use_reentrant=False, context_fn=lambda: tuple(make() for make in contexts))
+
+
+@contextlib.contextmanager
+def _statistics_kept(module: nn.Module):
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    kept = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            if count is not None:
+                norm.num_batches_tracked.copy_(count)
+
+
+def train(
+    modules: dict[str, nn.Module],
+    optimizers: list[torch.optim.Optimizer],
+    make_batch: Callable[[int], object],
+    compute_losses: Callable[[dict[str, nn.Module], object, int], dict[str, torch.Tensor]],
+    n_steps: int,
+    *,
+    seed: int = 0,
+    schedulers: list | None = None,
+    validate: Callable[[], dict[str, float]] | None = None,
+    validate_every: int = 0,
+    selection: str = "last",
+    snapshot_every: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 0,
+    precision: str = "no",
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    workers: int = 1,
+    pin_memory: bool = False,
+    log_every: int = 0,
+    knobs: tuple[str, ...] = ("batch_size", "image_size"),
+    progress: str = "train",
+) -> History:
+    """Train `modules` in place for `n_steps` optimiser steps.
+
+    Args:
+        modules: name -> module; what is trained, checkpointed and selected.
+        optimizers: each is stepped once a step; together they own the modules' parameters.
+        make_batch: micro-step number -> batch. Runs in a worker thread; must draw randomness from `step_generator`.
+        compute_losses: (modules, batch, step) -> named loss terms, scalars; their sum is minimised. Keys that start
+            with "_" are only recorded. The modules are passed in because several processes train wrapped ones.
+        n_steps: optimiser steps; each takes `accumulate` micro-steps.
+        seed: seeds torch's global generator anew at each step (dropout, noise), so that resuming changes nothing.
+        schedulers: stepped once a step, after the optimisers.
+        validate: called with the modules in evaluation mode; its value `score` (higher is better) decides `synthetic`.
+        validate_every: steps between validations; 0 for only one at the end.
+        selection: `last` or `synthetic`.
+        snapshot_every: keep the weights every so many steps, for curves; 0 for none.
+        checkpoint: file to resume from, if it is there, and to write every `checkpoint_every` steps.
+        precision: `no`, `bf16` or `fp16` (accelerate's mixed precision).
+        accumulate: micro-batches a step; their mean gradient is that of one large batch.
+        clip_norm: largest norm of the gradient of all modules together.
+        workers: threads that prepare batches ahead.
+        pin_memory: put the tensors of a batch into page-locked memory, from where a GPU copies faster; without a GPU
+            it does nothing.
+        log_every: steps between two rows of the gradient flow and of the memory in the history; 0 for none (memory
+            is also read at each validation).
+        knobs: what the method lets a user change where memory ran out, see `memory_knobs`.
+        progress: label of the progress bar (only on a terminal).
+
+    Raises:
+        InputError: selection without a validation, a checkpoint of other modules.
+        TrainingError: a loss or a gradient became NaN or infinite, or memory ran out.
+    """
+    choice("selection", selection, SELECTIONS)
+    choice("precision", precision, PRECISIONS)
+    if selection == "synthetic" and validate is None:
+        raise InputError("selection 'synthetic' needs held-out pseudo-anomalies; give a validation table to fit")
+    if accumulate < 1 or n_steps < 1:
+        raise InputError(f"accumulate {accumulate} and the number of steps {n_steps} must both be at least 1")
+    # accelerate keeps one state a Python process and refuses another precision; the processes' group outlives it.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    accelerator = Accelerator(
+        mixed_precision=precision, gradient_accumulation_steps=accumulate, cpu=not torch.cuda.is_available()
+    )
+    raw = modules
+    names = list(modules)
+    prepared = accelerator.prepare(*modules.values(), *optimizers)
+    prepared = prepared if isinstance(prepared, tuple) else (prepared,)
+    modules, optimizers = dict(zip(names, prepared[: len(names)], strict=True)), list(prepared[len(names) :])
+    schedulers = schedulers or []
+    parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+
+    state = {"step": 0, "losses": [], "validation": [], "snapshots": [], "best": None, "gradients": [], "memory": []}
+    state |= {"seconds": 0.0, "waiting": 0.0}
+    checkpoint = _checkpoint_file(checkpoint) if checkpoint else None
+    if checkpoint and checkpoint.is_file():
+        state = _restore(checkpoint, raw, optimizers, schedulers)
+
+    saved = state["step"]
+    first, total = state["step"] * accumulate, n_steps * accumulate
+    shard, n_shards = accelerator.process_index, accelerator.num_processes
+    pinned = pin_memory and torch.cuda.is_available()
+
+    def prepare_batch(micro):
+        batch = make_batch(micro * n_shards + shard)
+        return _pin(batch) if pinned else batch
+
+    stream = _prefetch(prepare_batch, range(first, total), workers)
+    # A resumed run counts the time of its earlier parts.
+    started, waiting = time.perf_counter() - state["seconds"], state["waiting"]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices), contextlib.closing(stream):
+        bar = tqdm(range(state["step"], n_steps), desc=progress, disable=None, unit="step", leave=False)
+        for step in bar:
+            # One process draws as ever; further ones draw their own dropout and noise.
+            words = [seed, step, shard] if shard else [seed, step]
+            torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+            for module in modules.values():
+                module.train()
+            row, done = {"step": step + 1}, step + 1
+            logged = bool(log_every) and done % log_every == 0
+            kept = f"; the checkpoint of step {saved} is kept" if checkpoint and saved else ""
+            for _ in range(accumulate):
+                before = time.perf_counter()
+                with memory_errors(progress, f"at step {done}{kept}", knobs):
+                    batch = next(stream)
+                waiting += time.perf_counter() - before
+                with memory_errors(progress, f"at step {done}{kept}", knobs), accelerator.accumulate(*modules.values()):
+                    with accelerator.autocast():
+                        losses = compute_losses(modules, batch, step)
+                    loss = sum(value for key, value in losses.items() if not key.startswith("_"))
+                    values = _values({**losses, "total": loss}, accelerator)
+                    if not np.isfinite(values["total"]):
+                        raise TrainingError(f"{progress}: the loss became {values['total']} at step {done}{kept}")
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        if logged:
+                            accelerator.unscale_gradients()
+                            state["gradients"] += _gradient_flow(raw, done)
+                        if clip_norm is not None:
+                            norm = accelerator.clip_grad_norm_(parameters, clip_norm)
+                        else:
+                            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+                        # A finite loss may have a gradient that is not, and one step along it spoils all weights. With
+                        # float16 that happens now and then: the scaler leaves such a step out.
+                        if accelerator.scaler is None and not torch.isfinite(norm):
+                            raise TrainingError(f"{progress}: the gradient became {float(norm)} at step {done}{kept}")
+                    for optimizer in optimizers:
+                        optimizer.step()
+                        optimizer.zero_grad(set_to_none=True)
+                for key, value in values.items():
+                    row[key] = row.get(key, 0.0) + value / accumulate
+            row["learning_rate"] = optimizers[0].param_groups[0]["lr"]
+            for scheduler in schedulers:
+                scheduler.step()
+            state["losses"].append(row)
+            validated = bool(validate) and (done == n_steps or bool(validate_every and done % validate_every == 0))
+            if validated:
+                with memory_errors(progress, f"at step {done}{kept}", knobs):
+                    found = _validate(validate, modules)
+                state["validation"].append({"step": done, "seconds": time.perf_counter() - started, **found})
+                if state["best"] is None or found["score"] > state["best"][1]:
+                    state["best"] = [done, float(found["score"]), _states(raw)]
+            if logged or validated:
+                state["memory"].append(_memory(done))
+            if snapshot_every and done % snapshot_every == 0:
+                state["snapshots"].append([done, _states(raw)])
+            state["step"] = done
+            if checkpoint and checkpoint_every and (done % checkpoint_every == 0 or done == n_steps):
+                if accelerator.is_main_process:
+                    state |= {"seconds": time.perf_counter() - started, "waiting": waiting}
+                    _save(checkpoint, state, raw, optimizers, schedulers)
+                saved = done
+    if precision != "no":  # what accelerate put around the modules for mixed precision ends with the training
+        raw = {name: accelerator.unwrap_model(module, keep_fp32_wrapper=False) for name, module in modules.items()}
+    for module in raw.values():
+        module.eval()
+    selected, snapshots = n_steps, dict(state["snapshots"])
+    if snapshot_every:
+        snapshots.setdefault(n_steps, _states(raw))
+    if selection == "synthetic":
+        selected, _, best = state["best"]
+        for name, module in raw.items():
+            module.load_state_dict(best[name])
+    if snapshot_every:  # a curve goes through the weights that are kept
+        snapshots.setdefault(selected, _states(raw))
+    seconds = time.perf_counter() - started
+    return History(
+        pd.DataFrame(state["losses"]),
+        pd.DataFrame(state["validation"]),
+        sorted(snapshots.items()),
+        selected,
+        round(seconds, 3),
+        round(waiting / seconds, 4) if seconds else 0.0,
+        pd.DataFrame(state["gradients"]),
+        pd.DataFrame(state["memory"]),
+    )
+
+
+def _values(losses: dict, accelerator) -> dict[str, float]:
+    """The loss terms as numbers, averaged over the processes."""
+    values = {key.lstrip("_"): value.detach().float() for key, value in losses.items()}
+    if accelerator.num_processes > 1:
+        together = accelerator.reduce(torch.stack(list(values.values())).to(accelerator.device), "mean")
+        values = dict(zip(values, together, strict=True))
+    return {key: float(value) for key, value in values.items()}
+
+
+def _gradient_flow(modules, step: int) -> list[dict]:
+    """Mean and largest magnitude of the gradient in each part (child) of each module."""
+    rows = []
+    for name, module in modules.items():
+        parts = list(module.named_children()) or [("", module)]
+        for part, child in parts:
+            found = [p.grad.detach().abs() for p in child.parameters() if p.grad is not None]
+            if found:
+                mean = float(sum(g.sum() for g in found)) / sum(g.numel() for g in found)
+                largest = max(float(g.max()) for g in found)
+                rows.append({"step": step, "part": f"{name}.{part}".rstrip("."), "mean": mean, "max": largest})
+    return rows
+
+
+def _memory(step: int) -> dict:
+    cuda = 0.0
+    if torch.cuda.is_available():
+        cuda = torch.cuda.max_memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
+    return {"step": step, "peak_mib": round(peak_memory_mib(), 1), "cuda_peak_mib": round(cuda, 1)}
+
+
+def _pin(batch):
+    """Copy the tensors of a batch (tensor, tuple, list or dict of them) into page-locked memory."""
+    if isinstance(batch, torch.Tensor):
+        return batch.pin_memory()
+    if isinstance(batch, dict):
+        return {key: _pin(value) for key, value in batch.items()}
+    return type(batch)(_pin(value) for value in batch) if isinstance(batch, tuple | list) else batch
+
+
+def _validate(validate, modules) -> dict[str, float]:
+    for module in modules.values():
+        module.eval()
+    with torch.no_grad():
+        found = validate()
+    return {key: None if value is None else float(value) for key, value in found.items()}
+
+
+def _states(modules) -> dict:
+    return {n: {k: v.detach().cpu().clone() for k, v in m.state_dict().items()} for n, m in modules.items()}
+
+
+def _prefetch(make, steps, workers: int):
+    """Yield `make(step)` in order while up to `workers` threads prepare the next ones."""
+    if workers < 1:
+        yield from map(make, steps)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting, steps = [], iter(steps)
+        try:
+            for step in steps:
+                waiting.append(pool.submit(make, step))
+                if len(waiting) > workers:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _save(path: Path, state, modules, optimizers, schedulers) -> None:
+    content = {
+        **state,
+        "modules": _states(modules),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "schedulers": [scheduler.state_dict() for scheduler in schedulers],
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def _restore(path: Path, modules, optimizers, schedulers) -> dict:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        for name, module in modules.items():
+            module.load_state_dict(content["modules"][name])
+        for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for scheduler, saved in zip(schedulers, content["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        return {"gradients": [], "memory": [], "seconds": 0.0, "waiting": 0.0} | {
+            key: value for key, value in content.items() if key not in ("modules", "optimizers", "schedulers")
+        }
+    except Exception as error:  # torch, pickle and zip each raise their own; to the user they mean one thing
+        reason = str(error).splitlines()[0][:100]
+        raise InputError(
+            f"checkpoint {path} does not belong to this configuration or is damaged ({reason}); delete it to start anew"
+        ) from error

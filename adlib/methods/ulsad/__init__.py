@@ -1,0 +1,1 @@
+"""ULSAD: logical and structural anomalies from a local and a global branch."""

@@ -1,0 +1,513 @@
+"""ULSAD: unified local-global anomaly detection (Patra and Ben Taieb, TMLR 2024, arXiv 2410.16255).
+
+    fit    frozen features, standardised -> reconstruct them from themselves (local) and from the whole image through
+           one single cell (global); the two must agree                                   (architecture, losses)
+    score  disagreement with the local and with the global reconstruction -> two maps -> their mean, its maximum
+
+A scratch is seen by the local branch: its features are not reproduced. A missing part is not, since every feature
+around it is normal; the global branch, which draws the image from 64 numbers, has never seen this arrangement.
+
+The defaults are the paper's. The released code has three behaviours that matter, each a setting here:
+
+- `quantiles_from`: it computes the quantiles that bring both maps to one scale in the last epoch but tests the best
+  epoch, where they are mostly unset ("none": the maps are added raw). Default: the weights that are kept.
+- `hold_out`: it takes the good *test* images as validation set. We hold out training images, or take `validation`.
+- `final_relu`: its reconstruction ends in a ReLU, so negative features cannot be reproduced. Default True, as there.
+
+Where we differ: features and their self-attention are computed once, since neither can change; all sizes follow the
+feature grid, so that other image sizes than 256 work. Settings that the paper does not have make short training worth
+its while: in training `schedule`, `noise`, `hidden`, `global_every`; in the maps `context`, `whiten`,
+`global_residual`, `area`, `position_wise`, `fusion` and "auto". Their defaults leave the paper's method as it is; the
+study in notebook 24 shows what each of them does.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from adlib import settings as S
+from adlib.errors import InputError
+from adlib.images import Batch, backbones, batches
+from adlib.images.memory import allocate
+from adlib.methods import Scores, split_normals, storage, training, without_selection
+from adlib.methods.few_shot.support_images import below, check_fingerprint
+from adlib.methods.reconstruction import (
+    epoch_rows,
+    resize_of,
+    synthetic_images,
+    synthetic_score,
+    to_grid,
+    to_images,
+    train_options,
+)
+from adlib.methods.ulsad.maps import (
+    enlarge,
+    map_quantiles,
+    normalise,
+    place_statistics,
+    residuals,
+    small_maps,
+    smooth,
+    whitened_maps,
+    whitening,
+)
+from adlib.methods.ulsad.step import GlobalNet, ReconstructionNet, attend, local_loss, losses
+from adlib.settings import as_dict, build
+
+MAPS = ("both", "local", "global")
+N_SAMPLE = 128  # training images that the covariance and the level of the residuals rest on
+TwoImages = Annotated[int, S.Must(lambda v: v >= 2, "be at least 2: one cell an image is normalised over the batch")]
+Quantiles = Annotated[
+    tuple[S.Closed, ...],
+    S.Must(lambda q: len(q) == 2 and q[0] < q[1], "be two shares in rising order, for example [0.9, 0.995]"),
+]
+
+
+@dataclass(frozen=True)
+class ULSADSettings(S.Settings):
+    """Settings of ULSAD; defaults from the paper, which are the same for all its five data sets."""
+
+    backbone: str = "wide_resnet50_2"  # ImageNet weights of timm
+    stages: S.Stages = (2, 3)  # layer2 and layer3
+    weights: str = "auto"  # see adlib.images.backbones.create
+    image_size: S.ImageSize = 256  # network input, pixels
+    resize: S.ResizeMode = "stretch"
+    scale: S.Count | None = None  # pixels, only for resize "short_side"
+    context: S.Whole = 0  # pixels of mirrored surroundings that the backbone sees; 0: the zero padding of its layers
+    channels: S.Count = 384  # C, length of a feature after pooling along the channels
+    final_relu: bool = True  # ReLU after the last layer of the reconstruction network, as released
+    direction: S.NotNegative = 0.5  # lambda of the local term; 0 leaves magnitude only
+    direction_global: S.NotNegative = 0.5  # lambda of the attention and the local-global term
+    attention_loss: bool = True  # L_pg; without it nothing ties the global branch to the features
+    local_global_loss: bool = True  # L_lg
+    learning_rate: S.Positive = 2e-4  # Adam
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine: up in 5 % of the steps, down to 1 %
+    weight_decay: S.NotNegative = 2e-5
+    batch_size: TwoImages = 8  # images a step
+    epochs: S.Count = 200  # passes over the training images
+    n_steps: S.Count | None = None  # optimiser steps, instead of epochs
+    noise: S.NotNegative = 0.0  # standard deviation of noise on the standardised features in training
+    hidden: S.ShareFrom0 = 0.0  # share of the cells whose features the reconstruction network must guess in training
+    global_every: S.Count = 1  # the global branch learns in every so many-th step; it costs half of a step
+    whiten: Literal["off", "global", "both"] = "off"  # measure residuals by their covariance, not by d
+    global_residual: Literal["imitation", "features"] = "imitation"  # G - R_g as in the paper; features: F - G
+    area: S.NotNegative = 0.0  # Gaussian that the global residual is averaged over before it is measured, cells
+    position_wise: Literal["off", "on", "auto"] = "off"  # standardise maps by normal ones at the same place
+    maps: Literal[(*MAPS, "auto")] = "both"  # auto, here and above: by held-out pseudo-anomalies
+    fusion: Literal["mean", "max"] = "mean"  # of local and global map: mean, max
+    quantiles: Quantiles = (0.9, 0.995)  # q_a, q_b of the pixels of held-out normal maps
+    quantiles_from: Literal["chosen_weights", "none"] = "chosen_weights"  # none: add the maps raw
+    sigma: S.NotNegative = 4.0  # Gaussian smoothing of the maps, input pixels
+    pad_maps: bool = False  # pad the small maps by 4 zero cells on each side before they are enlarged
+    image_score: Literal["max", "top"] = "max"  # max, top (mean of the highest 1 % of the map)
+    hold_out: S.Share = 0.15  # share of the training images for quantiles, threshold and selection; at least 2 images
+    selection: Literal[training.SELECTIONS] = "last"  # last, synthetic (best on held-out pseudo-anomalies)
+    n_synthetic: S.AtLeast2 = 64  # at most so many held-out images, half of them damaged, for selection "synthetic"
+    validate_every: S.Whole = 0  # steps between two validations; 0: only at the end
+    snapshot_every: S.Whole = 0  # steps between two kept copies of the weights, for learning curves; 0 for none
+    checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
+    checkpoint_every: S.Count = 100  # steps
+    precision: Literal[training.PRECISIONS] = "no"  # mixed precision: no, bf16, fp16
+    max_memory: S.NotNegative = 8.0  # GiB of cached features held in memory; more go to a memory-mapped temporary file
+    seed: S.Whole = 0  # initial weights, order of the images, held-out images
+
+    def check(self):
+        if self.whiten == "off" and (self.area or self.global_residual != "imitation"):
+            raise InputError(
+                f"area {self.area} and global_residual {self.global_residual!r} change the residual that is whitened; "
+                "set whiten: global"
+            )
+
+
+# -- features ---------------------------------------------------------------------------------------------------------
+
+
+def pool_features(features: list[torch.Tensor], channels: int) -> torch.Tensor:
+    """Join feature maps (B, C_l, H_l, W_l) on the grid of the first one and pool *along the channels*.
+
+    Later maps are enlarged bilinearly; neighbouring channels are averaged at every position (adaptive average
+    pooling), from sum C_l down to `channels`. Where both are equal nothing is pooled.
+
+    Returns:
+        float32 tensor (B, channels, H, W), H and W of the first map.
+    """
+    grid = features[0].shape[-2:]
+    same = [f if f.shape[-2:] == grid else F.interpolate(f, size=grid, mode="bilinear") for f in features]
+    joined = torch.cat(same, dim=1)  # (B, sum C_l, H, W)
+    if joined.shape[1] == channels:
+        return joined
+    tokens = F.adaptive_avg_pool1d(joined.flatten(2).transpose(1, 2), channels)  # (B, H W, C)
+    return tokens.transpose(1, 2).reshape(len(joined), channels, *grid)
+
+
+def channel_statistics(blocks) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation (C,) of every channel over all images and positions, summed in float64.
+
+    Args:
+        blocks: arrays (..., C); all but the last axis are averaged over.
+
+    A channel that never varies has no scale of its own; its standard deviation is set to 1, so that it becomes 0
+    after standardisation instead of NaN.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for block in blocks:
+        rows = np.asarray(block, dtype=np.float64).reshape(-1, block.shape[-1])
+        count, total, squares = count + len(rows), total + rows.sum(axis=0), squares + (rows**2).sum(axis=0)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    std[std <= 1e-6 * np.maximum(np.abs(mean), 1e-6)] = 1.0
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+def disturbed(features: torch.Tensor, noise: float, hidden: float) -> torch.Tensor:
+    """Add noise and hide cells at random, so that a network cannot learn to copy: it must know what is normal here.
+
+    Args:
+        features: standardised features (B, C, h, w).
+        noise: standard deviation of the Gaussian noise.
+        hidden: share of the cells that are set to 0, the mean of every channel.
+
+    Draws from torch's global generator, which `training.train` seeds at every step.
+    """
+    if noise:
+        features = features + noise * torch.randn_like(features)
+    if hidden:
+        features = features * (torch.rand_like(features[:, :1]) >= hidden)
+    return features
+
+
+# -- the method -------------------------------------------------------------------------------------------------------
+
+
+class ULSAD:
+    """Two reconstructions of a frozen feature map, one local and one through a single cell.
+
+    Args:
+        settings: changes to `ULSADSettings`, by name.
+
+    Attributes after `fit`:
+        reconstruction_net, global_net: the trained networks.
+        channel_mean, channel_std: float32 tensors (C,), for standardisation.
+        chosen_maps, chosen_level: both, local or global, and whether there is a level; as set or as "auto" found.
+        residual_mean (M, C, h, w), residual_matrix (M, C, C): of the M whitened residuals.
+        level: (2, 2, h, w), mean and deviation of normal maps at every place; 0 and 1 without `position_wise`.
+        quantiles: float32 (2, 2), rows local and global, columns q_a and q_b.
+        normal_scores, normal_map_maxima: float32 (n,), of the held-out normal images.
+        history: losses, validations and snapshots (`adlib.methods.training.History`).
+    """
+
+    name = "ulsad"
+    Settings = ULSADSettings
+
+    def __init__(self, **settings):
+        self.settings = s = build(ULSADSettings, settings, owner="ulsad")
+        self.resize = resize_of(s)
+        self.device = backbones.default_device()
+        self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
+        self.grid = tuple(n // self.backbone.strides[0] for n in self.resize.hw)
+        step = max(32, 4 * self.backbone.strides[0])
+        if any(n % step for n in self.resize.hw):
+            near = tuple(max(step, round(n / step) * step) for n in self.resize.hw)
+            raise InputError(
+                f"image_size {s.image_size} does not suit ulsad: both sides must be multiples of {step}, for example "
+                f"{near[0]}x{near[1]}"
+            )
+        deepest = self.backbone.strides[-1]
+        if s.context % deepest or not 0 <= s.context < min(self.resize.hw):
+            raise InputError(f"context {s.context} must be a multiple of {deepest} pixels and less than the image size")
+        if s.channels > sum(self.backbone.channels):
+            raise InputError(
+                f"channels {s.channels} is more than backbone {s.backbone!r} has in stages {list(s.stages)}; "
+                f"give at most {sum(self.backbone.channels)}"
+            )
+
+    # -- fit ------------------------------------------------------------------------------------------------------
+
+    def fit(self, table, validation=None):
+        """Train on a sample table of normal images.
+
+        Args:
+            table: normal training images. Without `validation` a share `hold_out` of them is put aside.
+            validation: normal images that are not trained on (MVTec LOCO ships some): quantiles, threshold, selection.
+
+        Of fewer than four images none is held out: quantiles then come from the training images (too low), "auto"
+        takes both maps without a level, the last weights are kept, and there are no normal scores.
+        """
+        train, held_out = split_normals(table, self.settings, validation)
+        if len(train) < 2:
+            raise InputError("1 normal training image; ulsad normalises over the images of a batch: give at least 2")
+        self.settings = s = without_selection(self.settings, held_out)
+        features, images = self._features(train.image_path)
+        mean, std = channel_statistics(features)
+        for block in features:  # in place, image by image
+            block -= mean
+            block /= std
+        self.channel_mean, self.channel_std = torch.from_numpy(mean), torch.from_numpy(std)
+        if not np.isfinite(features[0]).all():
+            raise InputError(f"features of backbone {s.backbone!r} contain NaN; check its weights and the images")
+        attended = self._self_attention(features) if s.attention_loss else None
+        held_features, held_images = self._features(held_out.image_path)
+        self._held_out = (held_features - mean) / std, held_images
+        watched = s.selection == "synthetic" or s.validate_every > 0
+        self._pseudo = self._synthetic(held_out) if len(held_out) and (watched or self._is_open()) else None
+
+        self._build(seed=s.seed)
+        modules = {"reconstruction": self.reconstruction_net, "global": self.global_net}
+        parameters = [p for module in modules.values() for p in module.parameters()]
+        batch_size = min(s.batch_size, len(train))
+
+        def make_batch(step):
+            rows = epoch_rows(len(train), batch_size, s.seed, step)
+            return features[rows], None if attended is None else attended[rows], images[rows]
+
+        def compute_losses(modules, batch, step):
+            f, attended_f = (None if x is None else to_grid(x, self.device) for x in batch[:2])
+            reconstructed = modules["reconstruction"](disturbed(f, s.noise, s.hidden))  # (B, 2 C, h, w)
+            if step % s.global_every:
+                return {"local": local_loss(f, reconstructed, s.direction)}
+            from_image = modules["global"](to_images(batch[2], self.device))  # (B, C, h, w)
+            return losses(f, attended_f, reconstructed, from_image, s)
+
+        self._sample = features[:N_SAMPLE], images[:N_SAMPLE]
+        n_steps = s.n_steps or s.epochs * max(1, len(train) // batch_size)
+        optimizer = torch.optim.Adam(parameters, s.learning_rate, weight_decay=s.weight_decay, fused=True)
+        falling = [training.warm_up_cosine(optimizer, n_steps, 0.05, 0.01)] if s.schedule == "cosine" else None
+        self.history = training.train(
+            modules,
+            [optimizer],
+            make_batch,
+            compute_losses,
+            n_steps,
+            schedulers=falling,
+            validate=self._choose if watched else None,
+            progress="ulsad",
+            **train_options(s, self.backbone, train, held_out, n_steps),
+        )
+        self.calibrate()
+        return self
+
+    def use_snapshot(self, states: dict) -> None:
+        """Put the weights of `history.snapshots` in place and calibrate again; what "auto" chose stays as it is."""
+        self._check_held_out()
+        self.reconstruction_net.load_state_dict(states["reconstruction"])
+        self.global_net.load_state_dict(states["global"])
+        self._score_held_out()
+
+    def _features(self, image_paths) -> tuple[np.ndarray, np.ndarray]:
+        """Raw pooled features (N, h, w, C) float32 and the images (N, H, W, 3) uint8, each computed once."""
+        shape = (len(image_paths), *self.grid, self.settings.channels)
+        features = allocate(shape, self.settings.max_memory)
+        images = np.empty((len(image_paths), *self.resize.hw, 3), np.uint8)
+        at = 0
+        for batch in batches(image_paths, self.resize, self.settings.batch_size, progress="features"):
+            pooled = self._pool(batch.images)  # (B, C, h, w)
+            rows = slice(at, at + len(batch))
+            features[rows] = pooled.permute(0, 2, 3, 1).cpu().numpy()
+            images[rows] = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            at += len(batch)
+        return features, images
+
+    def _pool(self, images: torch.Tensor) -> torch.Tensor:
+        pad, cells = self.settings.context, self.settings.context // self.backbone.strides[0]
+        with torch.inference_mode():
+            images = F.pad(images.to(self.device), (pad,) * 4, mode="reflect") if pad else images.to(self.device)
+            pooled = pool_features(self.backbone(images), self.settings.channels)
+            return pooled[:, :, cells : cells + self.grid[0], cells : cells + self.grid[1]]  # (B, C, h, w)
+
+    def _self_attention(self, features: np.ndarray) -> np.ndarray:
+        attended = allocate(features.shape, self.settings.max_memory)
+        with torch.inference_mode():
+            for i in range(len(features)):
+                f = to_grid(features[i : i + 1], self.device)
+                attended[i] = attend(f, f)[0].permute(1, 2, 0).cpu().numpy()
+        return attended
+
+    def _build(self, seed: int | None = None) -> None:
+        """Make both networks, with weights that follow from the seed alone."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed or 0)
+            c = self.settings.channels
+            self.reconstruction_net = ReconstructionNet(c, self.settings.final_relu)
+            self.global_net = GlobalNet(c, self.resize.hw, self.grid)
+        for net in (self.reconstruction_net, self.global_net):
+            net.to(self.device, memory_format=torch.channels_last).eval()
+
+    def calibrate(self) -> None:
+        """Fit covariance, levels and quantiles to the weights as they are, and score the held-out normals.
+
+        `fit` ends with this. Call it again after a change of the settings that only concern the maps.
+        """
+        self._check_held_out()
+        maps, level = self.settings.maps, self.settings.position_wise == "on"
+        if self._pseudo and self._is_open():
+            self._choose()
+        else:
+            self.chosen_maps, self.chosen_level = "both" if maps == "auto" else maps, level
+        self._score_held_out()
+
+    def _score_held_out(self) -> None:
+        n = len(self._held_out[0])
+        scores, maps = self._combine(self._calibrate(*(self._held_out if n else self._sample)), self.chosen_maps)
+        self.normal_scores, self.normal_map_maxima = scores[:n], maps.max(axis=(1, 2))[:n]
+
+    def _check_held_out(self) -> None:
+        if not hasattr(self, "_held_out"):
+            raise InputError("calibration needs the held-out images of fit; they are not saved with a model")
+
+    def _calibrate(self, features: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """Fit what turns residuals into maps to the weights as they are; return the raw maps of these normal images.
+
+        Covariance and level come from training images, the quantiles from the held-out ones that are given.
+        """
+        s = self.settings
+        self.level = torch.ones(2, 2, *self.grid, device=self.device)
+        self.level[0] = 0  # the mean; the deviation is 1
+        if s.whiten != "off":
+            normal = torch.cat([self._residuals(*outputs) for outputs in self._outputs(*self._sample)])
+            self.residual_mean, self.residual_matrix = whitening(normal)
+        if self.chosen_level:
+            self.level = place_statistics(self._small(*self._sample))
+        raw = self._raw_maps(features, images)
+        if s.quantiles_from == "none":
+            self.quantiles = np.tile(np.float32([0, 0.1]), (2, 1))  # 0.1 (map - 0) / (0.1 - 0): the map as it is
+        else:
+            self.quantiles = map_quantiles(smooth(raw, s.sigma), s.quantiles)
+        return raw
+
+    def _synthetic(self, held_out) -> tuple:
+        """Standardised features, images, masks and labels of a fixed set of pseudo-anomalies."""
+        images, masks, labels = synthetic_images(held_out, self.settings, self.resize)
+        size = self.settings.batch_size
+        parts = [self._pool(to_images(images[i : i + size], self.device)) for i in range(0, len(images), size)]
+        features = torch.cat(parts).permute(0, 2, 3, 1).cpu().numpy()  # (N, h, w, C)
+        return (features - self.channel_mean.numpy()) / self.channel_std.numpy(), images, masks, labels
+
+    def _is_open(self) -> bool:
+        return "auto" in (self.settings.maps, self.settings.position_wise)
+
+    def _choose(self) -> dict[str, float]:
+        """Score the held-out pseudo-anomalies; of the readings of the maps that the settings leave open, keep the best.
+
+        The quantiles are those of the clean images among them. Ties go to the first: both maps, no level.
+        """
+        features, images, masks, labels = self._pseudo
+        maps = MAPS if self.settings.maps == "auto" else (self.settings.maps,)
+        levels = {"off": (False,), "on": (True,), "auto": (False, True)}[self.settings.position_wise]
+        found = {}
+        for self.chosen_level in levels:
+            self._calibrate(features[labels == 0], images[labels == 0])
+            raw = self._raw_maps(features, images)
+            for name in maps:
+                found[name, self.chosen_level] = synthetic_score(*self._combine(raw, name), masks, labels)
+        self.chosen_maps, self.chosen_level = max(found, key=lambda reading: found[reading]["score"])
+        return found[self.chosen_maps, self.chosen_level]
+
+    # -- score ----------------------------------------------------------------------------------------------------
+
+    def score(self, batch: Batch | torch.Tensor) -> Scores:
+        """Score images (B, 3, H, W) in [0, 1]: the combined map and its maximum."""
+        images = batch.images if isinstance(batch, Batch) else batch
+        return Scores(*self._combine(self._score_raw(images), self.chosen_maps))
+
+    def branch_maps(self, batch: Batch | torch.Tensor) -> np.ndarray:
+        """Return the local and the global map, normalised and blurred, float32 (B, 2, H, W)."""
+        images = batch.images if isinstance(batch, Batch) else batch
+        return smooth(normalise(self._score_raw(images), self.quantiles), self.settings.sigma)
+
+    @torch.inference_mode()
+    def _score_raw(self, images: torch.Tensor) -> np.ndarray:
+        pooled = self._pool(images)
+        f = (pooled - self.channel_mean.view(1, -1, 1, 1).to(pooled)) / self.channel_std.view(1, -1, 1, 1).to(pooled)
+        images = images.to(self.device)
+        return self._enlarged(self._maps_of(f, self.reconstruction_net(f), self.global_net(images)))
+
+    def _outputs(self, features: np.ndarray, images: np.ndarray):
+        """Yield (F, R, G), a batch at a time, of cached features (N, h, w, C) and images (N, H, W, 3)."""
+        size = self.settings.batch_size
+        for i in range(0, len(features), size):
+            f, x = to_grid(features[i : i + size], self.device), to_images(images[i : i + size], self.device)
+            with torch.inference_mode():
+                yield f, self.reconstruction_net(f), self.global_net(x)
+
+    def _residuals(self, features, reconstructed, from_image) -> torch.Tensor:
+        """The residuals that are whitened: of both branches or of the global one alone (B, M, C, h, w)."""
+        s = self.settings
+        found = residuals(features, reconstructed, from_image, s.global_residual, s.area)
+        return found if s.whiten == "both" else found[:, 1:]
+
+    def _maps_of(self, features, reconstructed, from_image) -> torch.Tensor:
+        """F, R, G -> local and global map on the feature grid (B, 2, h, w)."""
+        maps = small_maps(features, reconstructed, from_image)
+        if self.settings.whiten != "off":
+            residual = self._residuals(features, reconstructed, from_image)
+            white = whitened_maps(residual, self.residual_mean, self.residual_matrix)  # (B, M, h, w)
+            maps = torch.cat([maps[:, : 2 - white.shape[1]], white], dim=1)
+        return (maps - self.level[0]) / self.level[1]
+
+    def _small(self, features: np.ndarray, images: np.ndarray) -> torch.Tensor:
+        return torch.cat([self._maps_of(*outputs) for outputs in self._outputs(features, images)])
+
+    def _raw_maps(self, features: np.ndarray, images: np.ndarray) -> np.ndarray:
+        return self._enlarged(self._small(features, images))
+
+    def _enlarged(self, maps: torch.Tensor) -> np.ndarray:
+        return enlarge(maps, self.resize.hw, self.settings.pad_maps)  # (B, 2, H, W)
+
+    def _combine(self, raw_maps: np.ndarray, wanted: str) -> tuple[np.ndarray, np.ndarray]:
+        """Raw maps (B, 2, H, W) -> image scores (B,) and the final map (B, H, W): normalise, blur, average."""
+        s = self.settings
+        maps = smooth(normalise(raw_maps, self.quantiles), s.sigma)
+        fused = maps.mean(axis=1) if s.fusion == "mean" else maps.max(axis=1)
+        chosen = {"both": fused, "local": maps[:, 0], "global": maps[:, 1]}[wanted]
+        flat = chosen.reshape(len(chosen), -1)
+        if s.image_score == "top":
+            n_top = max(1, flat.shape[1] // 100)
+            return np.partition(flat, -n_top, axis=1)[:, -n_top:].mean(axis=1), chosen
+        return flat.max(axis=1), chosen
+
+    # -- save and load --------------------------------------------------------------------------------------------
+
+    def save(self, path):
+        """Write the fitted method to the folder `path`."""
+        if not hasattr(self, "quantiles"):
+            raise InputError("this ULSAD is not fitted; call fit(table) before save")
+        tensors = {
+            "channel_mean": self.channel_mean,
+            "channel_std": self.channel_std,
+            "quantiles": torch.from_numpy(self.quantiles),
+            "level": self.level,
+            "normal_scores": torch.from_numpy(self.normal_scores),
+            "normal_map_maxima": torch.from_numpy(self.normal_map_maxima),
+        }
+        if self.settings.whiten != "off":
+            tensors |= {"residual_mean": self.residual_mean, "residual_matrix": self.residual_matrix}
+        for name, net in (("reconstruction", self.reconstruction_net), ("global", self.global_net)):
+            tensors |= {f"{name}.{key}": value for key, value in net.state_dict().items()}
+        facts = {
+            "backbone_fingerprint": self.backbone.fingerprint,
+            "maps": self.chosen_maps,
+            "level": self.chosen_level,
+        }
+        storage.save_model(path, self.name, as_dict(self.settings), tensors, **facts)
+
+    @classmethod
+    def load(cls, path):
+        """Read a fitted method; refuses networks that were trained on features of other backbone weights."""
+        header, tensors = storage.read_model(path)
+        method = cls(**header["settings"])
+        check_fingerprint(header, method.backbone, path)
+        method._build()
+        with storage.parts_of(path):
+            for name, net in (("reconstruction", method.reconstruction_net), ("global", method.global_net)):
+                net.load_state_dict(below(f"{name}.", tensors))
+            for name in ("residual_mean", "residual_matrix") if method.settings.whiten != "off" else ():
+                setattr(method, name, tensors[name].to(method.device))
+            method.level = tensors["level"].to(method.device)
+            method.chosen_maps, method.chosen_level = header["maps"], header["level"]
+            method.channel_mean, method.channel_std = tensors["channel_mean"], tensors["channel_std"]
+            for name in ("quantiles", "normal_scores", "normal_map_maxima"):
+                setattr(method, name, tensors[name].numpy())
+        return method

@@ -1,0 +1,156 @@
+"""The command `adlib`: notebooks, batches, tables, pages and student copies; and the library's own commands."""
+
+import os
+import sys
+
+from adlib import cli
+from adlib.cli import fail, with_settings
+from adlib.errors import InputError
+
+# Modules that load torch are imported where they are needed, so that --help and bad arguments answer at once.
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    return cli.main(arguments, cli.build_parser(add_commands))
+
+
+def run(options) -> int:
+    """Run one method's notebook on one category: the record first, then the story."""
+    from adlib import datasets
+    from adlib.settings import parse_overrides
+    from adlib_book import notebook_jobs
+
+    dataset = options.dataset or (datasets.guess_dataset(options.data_root) if options.data_root else "demo")
+    try:
+        state, told = notebook_jobs.run_method(
+            options.method,
+            data_root=options.data_root or "",
+            dataset=dataset,
+            category=options.category,
+            profile=options.profile,
+            seed=options.seed,
+            overrides=parse_overrides(options.set),
+            out=options.out,
+            force=options.force,
+            story=not options.no_story,
+        )
+    except notebook_jobs.NotebookError as error:
+        return fail(str(error), 1)
+    print(f"{options.method} on {dataset}/{options.category}: {state}, see {os.path.join(options.out, 'record.json')}")
+    if state == "done" and told["status"] == "failed":
+        fail(f"{notebook_jobs.story_line(told)}; see {os.path.join(options.out, 'notebook.ipynb')}", 1)
+        return 0 if options.keep_going else 1
+    return 0
+
+
+def notebook(options) -> int:
+    """Run any notebook with strict parameters."""
+    from adlib.settings import parse_overrides
+    from adlib_book import notebook_jobs
+
+    try:
+        if options.refresh:
+            output = notebook_jobs.refresh(options.name)
+        elif options.out:
+            output = options.out
+            told = notebook_jobs.run_notebook(options.name, output, parse_overrides(options.set))
+            if told["status"] == "failed":
+                return fail(f"{notebook_jobs.story_line(told)}; see {output}", 1)
+        else:
+            raise InputError("give --out FILE for the executed copy, or --refresh to renew the notebook itself")
+    except notebook_jobs.NotebookError as error:
+        return fail(str(error), 1)
+    print(f"executed notebook: {output}")
+    return 0
+
+
+def reproduce(options) -> int:
+    """Run a whole profile."""
+    from adlib_book import notebook_jobs
+
+    return notebook_jobs.reproduce(options.profile, options.data_root or "", options.cores)
+
+
+def site(options) -> int:
+    """Build the static site from results, or from the committed notebooks where there are none."""
+    from adlib_book import site as own
+
+    print(f"site: {own.build(options.profile, options.out)}")
+    return 0
+
+
+def student(options) -> int:
+    """Write copies of the notebooks for students: solutions taken out, self-checks kept."""
+    from adlib_book import teaching
+
+    written, kept = teaching.write_student_copies(options.out, options.names, options.force)
+    for file in kept:
+        print(f"left alone, it may hold somebody's work (--force replaces it): {file}", file=sys.stderr)
+    print(f"{len(written)} notebooks: {options.out}")
+    return 1 if kept else 0
+
+
+def tables(options) -> int:
+    """Rebuild all tables from run records and published numbers."""
+    from pathlib import Path
+
+    from adlib import profiles
+    from adlib.paths import results_dir, root
+    from adlib_book import table_files
+
+    if options.profile:
+        profiles.load(options.profile)
+    folder = Path(options.results).resolve() if options.results else results_dir()
+    chosen = [options.profile] if options.profile else table_files.profiles_at_hand(folder)
+    made = table_files.write_all(chosen, folder)
+    print(f"{len(made)} tables of {', '.join([*chosen, 'published numbers'])}: {folder / 'tables'}")
+    own = folder == root() / "results"
+    for table in made:
+        if own and table.name == "laptop_headline":
+            print("README.md:", "results renewed" if table_files.update_readme(table) else "results up to date")
+    left_out = list(dict.fromkeys(note for table in made for note in table.left_out))
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    return 1 if left_out else 0
+
+
+def add_commands(commands) -> None:
+    """Add the book's commands to a group."""
+    example = "adlib run patchcore --data-root ~/mvtec_ad --category bottle --profile laptop --out out/bottle"
+    made = cli.command(commands, "run", run, example)
+    made.add_argument("method", help="method, for example patchcore")
+    made.add_argument("--data-root", metavar="DIR", help="folder that holds the category folders; none: demo data")
+    made.add_argument("--category", required=True, help="category, for example bottle")
+    made.add_argument("--dataset", help="layout or data set; default: by the name of the data root, else mvtec")
+    made.add_argument("--profile", default="smoke", help="smoke, laptop or paper")
+    made.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    made.add_argument("--out", required=True, metavar="DIR", help="where record, scores and executed notebook go")
+    made.add_argument("--force", action="store_true", help="run even where an up-to-date record is there")
+    made.add_argument("--no-story", action="store_true", help="numbers only: leave out the cells after the record")
+    made.add_argument("--keep-going", action="store_true", help="exit 0 though the story failed; story.json tells")
+    with_settings(made)
+
+    made = cli.command(commands, "notebook", notebook, "adlib notebook 03_evaluation --set seed=1 --out out/03.ipynb")
+    made.add_argument("name", help="notebook, for example 03_evaluation")
+    made.add_argument("--out", metavar="FILE", help="executed copy")
+    made.add_argument("--refresh", action="store_true", help="run with the defaults, in place")
+    with_settings(made)
+
+    made = cli.command(commands, "reproduce", reproduce, "adlib reproduce --profile laptop --data-root ~/data")
+    made.add_argument("--profile", default="smoke", help="smoke, laptop or paper")
+    made.add_argument("--data-root", metavar="DIR", help="folder that holds data sets")
+    made.add_argument("--cores", type=int, help="cores to use; default all")
+
+    made = cli.command(commands, "site", site, "adlib site --profile laptop --out build/site")
+    made.add_argument("--profile", default="smoke", help="whose executed notebooks are taken: smoke, laptop or paper")
+    made.add_argument("--out", metavar="DIR", help="folder of the site; default build/site")
+
+    made = cli.command(commands, "student", student, "adlib student course/ 10_patchcore 16_glass")
+    made.add_argument("out", metavar="DIR", help="folder for the copies")
+    made.add_argument("names", nargs="*", metavar="NOTEBOOK", help="default: all that have exercises")
+    made.add_argument("--force", action="store_true", help="replace copies that are there")
+
+    made = cli.command(commands, "tables", tables, "adlib tables --profile laptop")
+    made.add_argument("--profile", help="one profile; default all that have records")
+    made.add_argument("--results", metavar="DIR", help="folder that holds runs/; default results/")

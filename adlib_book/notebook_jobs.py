@@ -1,0 +1,464 @@
+"""The batch: which notebooks a profile runs on which data, and how one notebook is run.
+
+Snakemake does the scheduling (see the Snakefile); this module says what there is to do and runs one thing.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nbformat
+
+from adlib import methods, profiles
+from adlib.errors import InputError, suggest
+from adlib.paths import atomic_path, results_dir, root
+from adlib.settings import build
+from adlib_book import teaching
+from adlib_book.cells import notebook_path
+
+# Modules that load torch are imported where they are needed: a notebook has its own kernel to load it.
+
+# The notebook that runs each method.
+METHOD_NOTEBOOKS = {
+    "patchcore": "10_patchcore",
+    "glass": "16_glass",
+    "few_shot": "11_few_shot",
+    "padim": "11a_padim",
+    "spade": "11b_spade",
+    "ulsad": "14_ulsad",
+    "dfr": "14b_dfr",
+    "contrastive": "12_contrastive",
+    "unified": "13_unified",
+    "pagmfr": "15_pagmfr",
+    "draem": "15a_draem",
+}
+# Notebooks that tell a story on the demo data: a batch of the smoke profile runs them once.
+SINGLE_NOTEBOOKS = ("00_start_here", "01_data", "02_pseudo_anomalies", "03_evaluation")
+# Studies, with the methods they fit: a batch runs each once, on the demo data or on the first category that it found.
+STUDY_NOTEBOOKS = {
+    "20_patchcore_paper": ("patchcore",),
+    "21_backbones": ("patchcore",),
+    "22_pretrainings": ("patchcore",),
+    "23_scorers": ("patchcore",),
+    "24_ulsad_ablations": ("ulsad",),
+    "25_pagmfr_ablations": ("pagmfr",),
+    "26_synthesis_families": ("glass", "contrastive", "pagmfr"),
+    "27_robustness": ("patchcore", "padim", "dfr"),
+    "28_training_data": ("patchcore",),
+    "92_protocol_audit": tuple(METHOD_NOTEBOOKS),
+}
+# The files that measure in a study, beside the methods; a change there runs the study again.
+STUDY = "adlib_book/studies/__init__.py"
+CURVES = "adlib_book/learning_curves.py"
+STUDY_FILES = {
+    "24_ulsad_ablations": [CURVES, "adlib/evaluation/by_defect_kind.py", STUDY],
+    "92_protocol_audit": ["adlib_book/studies/audit.py", CURVES],
+}
+# Committed results that a notebook of the batch shows beside its own: patterns below `results`. A change there runs it
+# again. Every study also shows the CSV of its laptop profile.
+LAPTOP_RECORDS = "runs/laptop/*/*/record.json"
+SHOWN_RESULTS = {
+    "24_ulsad_ablations": ("studies/ulsad_*.csv", "runs/laptop/ulsad/*/record.json"),
+    "25_pagmfr_ablations": (
+        *("studies/pagmfr_remedies.csv", "runs/laptop/pagmfr/*/record.json", "runs/laptop/draem/*/record.json"),
+    ),
+    "92_protocol_audit": ("studies/audit_laptop.csv",),
+    "90_tables": (LAPTOP_RECORDS,),
+    "91_figures": (LAPTOP_RECORDS,),
+}
+SHOW_PUBLISHED = ("20_patchcore_paper", "21_backbones", "22_pretrainings", "90_tables")
+# Notebooks that read run records and fit nothing, with their modules: they come last, and again when a record changed.
+TABLES_NOTEBOOK = "90_tables"
+TABLES_MODULES = ("tables", "table_files", "published_tables", "published", "ranks")
+RECORD_NOTEBOOKS = {
+    TABLES_NOTEBOOK: [f"adlib_book/{name}.py" for name in TABLES_MODULES],
+    "91_figures": ["adlib/figures.py"],
+}
+# Profiles of long runs: their batch tells each method's story once, of its first run.
+ONE_STORY = ("paper",)
+GOES_ON = "raises-exception"  # the tag of a cell whose error does not stop a run, as nbclient understands it
+TYPES = {"str": str, "int": int, "float": (float, int), "bool": bool, "dict": dict, "list": list}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method notebook on one category of one data set."""
+
+    profile: str
+    method: str
+    dataset: str
+    data_root: str
+    category: str
+    seed: int
+    story: bool = True
+
+    @property
+    def folder(self) -> str:
+        """Folder of the run below `results/runs`."""
+        return f"{self.profile}/{self.method}/{self.dataset}-{self.category}-seed{self.seed}"
+
+    def command(self, out: str) -> list[str]:
+        """The `adlib run` command line of this job."""
+        place = ["--data-root", self.data_root] if self.data_root else []
+        chosen = ["--dataset", self.dataset, "--category", self.category, "--profile", self.profile]
+        # Snakemake deletes what a failed job has written: a failed story must not look like one.
+        told = ["--keep-going"] if self.story else ["--no-story"]
+        return ["run", self.method, *place, *chosen, "--seed", str(self.seed), *told, "--out", out]
+
+
+def plan(profile: str, data_root: str = "") -> list[Job]:
+    """List the method runs of a profile: on what is found below `data_root`, or else on the profile's own data sets."""
+    from adlib import datasets
+
+    settings = profiles.load(profile)
+    if data_root and settings["discover"]:
+        found = [(name, str(path), categories) for name, _, path, categories in datasets.discover(data_root)]
+        if not found:
+            raise InputError(
+                f"data root {data_root} holds no known data set; expected folders like mvtec_ad/<category>/train/good "
+                "(see: adlib data list)"
+            )
+    else:
+        found = []
+        for name, chosen in settings["datasets"].items():
+            categories = chosen.get("categories", "all")
+            found.append((name, "", datasets.categories(name, None) if categories == "all" else categories))
+    if not found:
+        raise InputError(f"profile {profile!r} needs data: give --data-root DIR (make: DATA=DIR)")
+    jobs = [
+        Job(profile, method, name, path, category, seed)
+        for method in settings["methods"]
+        for name, path, categories in found
+        for category in categories
+        if category in settings["only"].get(method, categories)
+        for seed in settings["seeds"]
+    ]
+    if profile in ONE_STORY:
+        first = {job.method: job for job in reversed(jobs)}.values()
+        jobs = [replace(job, story=job in first) for job in jobs]
+    return jobs
+
+
+def check_parameters(notebook: Path, parameters: dict) -> None:
+    """Refuse parameters that the notebook does not declare, or of another type, before any kernel starts."""
+    from papermill import inspect_notebook
+
+    declared = inspect_notebook(str(notebook))
+    for name, value in parameters.items():
+        if name not in declared:
+            raise InputError(
+                f"parameter {name!r} is unknown to {notebook.name}{suggest(name, declared)}; "
+                f"it takes: {', '.join(declared)}"
+            )
+        expected = TYPES.get(declared[name]["inferred_type_name"].split("[")[0])
+        wrong = expected and not isinstance(value, expected)
+        if wrong or (isinstance(value, bool) and expected in (int, (float, int))):
+            kind = declared[name]["inferred_type_name"]
+            raise InputError(f"parameter {name!r} of {notebook.name} must be {kind}, got {value!r}")
+
+
+def run_notebook(name: str, output, parameters: dict, story: bool = True, figures=None) -> dict:
+    """Execute a notebook with papermill and keep the executed copy at `output`.
+
+    In a method's notebook the cell tagged `record` ends the result, and what comes after it is the story. An error in
+    the story, or a kernel that dies there, is returned: the record is written, and the other cells still run. A
+    notebook that fails before is kept beside `output` as `failed-<name>`, with the error in it; an earlier `output`
+    stays.
+
+    Args:
+        story: False leaves out what comes after the record.
+        figures: folder for figures; default `results/figures/<profile>`. `$ADLIB_FIGURES` goes before both.
+
+    Returns:
+        what `story.json` holds: status ("complete", "skipped" or "failed"), cell (its number in the executed copy;
+        None where the kernel died), error and notebook.
+
+    Raises:
+        InputError: a parameter is unknown or wrong, or the notebook itself refused its input.
+        NotebookError: a cell failed or the kernel died.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    notebook, output = notebook_path(name), Path(output)
+    check_parameters(notebook, parameters)
+    figures = figures or results_dir() / "figures" / parameters.get("profile", "smoke")
+    failed = output.with_name(f"failed-{notebook.name}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    told = {"status": "complete" if story else "skipped", "cell": None, "error": None, "notebook": notebook.name}
+    try:
+        with atomic_path(output) as temporary:
+            try:
+                _execute(notebook, temporary, parameters, story, figures)
+            except BaseException as error:
+                known = isinstance(error, papermill.PapermillExecutionError | DeadKernelError)
+                failure = _story_failure(temporary) if known else None
+                if failure is None:
+                    if temporary.stat().st_size:
+                        os.replace(temporary, failed)
+                    raise
+                told |= failure
+        failed.unlink(missing_ok=True)
+    except papermill.PapermillExecutionError as error:
+        if error.ename == "InputError":
+            raise InputError(error.evalue) from None
+        where = f"cell {error.exec_count} of {notebook.name} failed: {error.ename}: {error.evalue}"
+        raise NotebookError(f"{where}; see {failed}") from None
+    except DeadKernelError:
+        raise NotebookError(
+            f"the kernel of {notebook.name} died, most often for lack of memory; see {failed} for how far it came"
+        ) from None
+    return told
+
+
+def _execute(notebook: Path, output: Path, parameters: dict, story: bool, figures) -> None:
+    """Let papermill run a copy in which errors of the story stop nothing."""
+    import papermill
+
+    book = nbformat.read(notebook, as_version=4)
+    result, rest = _parts(book)
+    for cell in rest:
+        cell.metadata["tags"] = [*cell.metadata.get("tags", []), GOES_ON]
+    book.cells = result + rest if story else result
+    place = os.environ.get("ADLIB_FIGURES")
+    os.environ["ADLIB_FIGURES"] = place or str(figures)  # the kernel inherits it
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = os.path.join(folder, notebook.name)
+            nbformat.write(book, copy)
+            bar = sys.stderr.isatty()
+            papermill.execute_notebook(
+                copy, str(output), parameters, kernel_name="python3", progress_bar=bar, cwd=str(root())
+            )
+    finally:
+        del os.environ["ADLIB_FIGURES"]
+        if place:
+            os.environ["ADLIB_FIGURES"] = place
+
+
+def _parts(book) -> tuple[list, list]:
+    """Return the cells of a notebook up to the one tagged `record` (all where there is none), and the others."""
+    end = next((i for i, cell in enumerate(book.cells) if "record" in cell.metadata.get("tags", [])), len(book.cells))
+    return book.cells[: end + 1], book.cells[end + 1 :]
+
+
+def _story_failure(executed: Path) -> dict | None:
+    """Return the first failure behind the record, and take papermill's marks out of the file; None: it came before."""
+    from papermill.execute import remove_error_markers
+
+    book = remove_error_markers(nbformat.read(executed, as_version=4))
+    story = [cell for cell in _parts(book)[1] if cell.cell_type == "code"]
+    if not any(cell.metadata.papermill.start_time for cell in story):
+        return None
+    nbformat.write(book, executed)
+    for cell in story:
+        for output in cell.outputs:
+            if output.output_type == "error":
+                error = f"{output.ename}: {output.evalue}"
+                return {"status": "failed", "cell": cell.execution_count, "error": error}
+    return {"status": "failed", "error": "the kernel died"}
+
+
+def story_line(story: dict) -> str:
+    """Say which cell of a story failed and why."""
+    where = f"cell {story['cell']} of " if story["cell"] else ""
+    return f"story failed: {where}{story['notebook']}: {story['error']}"
+
+
+def refresh(name: str) -> Path:
+    """Run a notebook with its own defaults and put the result in its place, without the traces of papermill.
+
+    This is how the committed copies are made, and the figures: the defaults are the smoke profile, so nbval compares
+    like with like.
+
+    Raises:
+        NotebookError: a cell failed, in the story too; the committed copy stays.
+    """
+    notebook = notebook_path(name)
+    with atomic_path(notebook) as temporary:
+        story = run_notebook(name, temporary, {}, figures=root() / "figures")
+        if story["status"] == "failed":
+            os.replace(temporary, failed := notebook.with_name(f"failed-{notebook.name}"))
+            raise NotebookError(f"{story_line(story)}; see {failed}")
+        book = nbformat.read(temporary, as_version=4)
+        book.metadata.pop("papermill", None)
+        book.cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+        for cell in book.cells:
+            for key in ("papermill", "execution"):
+                cell.metadata.pop(key, None)
+            cell.metadata["tags"] = [tag for tag in cell.metadata.tags if tag != GOES_ON]
+        teaching.fold_solutions(book)
+        kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+        book.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+        nbformat.write(book, temporary)
+    return notebook
+
+
+class NotebookError(RuntimeError):
+    """A notebook stopped on an error of its own; the executed part is kept."""
+
+
+def run_method(
+    method, *, data_root, dataset, category, profile, seed, overrides, out, force=False, story=True
+) -> tuple[str, dict]:
+    """Run a method's notebook on one category; skip it where the record at `out` is of the same content.
+
+    A record whose story failed or was left out is not up to date for a run that asks for the story.
+
+    Returns:
+        "done" or "up to date"; and what `story.json` holds, beside the record.
+    """
+    from adlib import datasets, runs
+
+    settings = profiles.method_settings(profile, method, overrides)
+    table = datasets.load(dataset, data_root or None, category)
+    settings = profiles.shaped(method, settings, table.image_path[(table.split == "train") & (table.label == 0)])
+    out = Path(out)
+    if not force:
+        with contextlib.suppress(InputError):
+            cls = methods.get(method)
+            values = settings | ({"seed": seed} if "seed" in cls.Settings.__dataclass_fields__ else {})
+            wanted = runs.content_hash(method, build(cls.Settings, values), seed, table)
+            told = read_story(out)
+            if runs.read_record(out)["content_hash"] == wanted and (told["status"] == "complete" or not story):
+                for name in ("record.json", "scores.csv"):
+                    (out / name).touch()  # Snakemake compares times
+                return "up to date", told
+    parameters = {
+        "profile": profile,
+        "dataset": dataset,
+        "data_root": str(Path(data_root).resolve()) if data_root else "",
+        "category": category,
+        "seed": seed,
+        "settings": overrides,
+        "out_dir": str(out.resolve()),
+    }
+    told = run_notebook(METHOD_NOTEBOOKS[method], out / "notebook.ipynb", parameters, story)
+    with atomic_path(out / "story.json") as temporary:
+        temporary.write_text(json.dumps(told, indent=2) + "\n")
+    return "done", told
+
+
+def read_story(out) -> dict:
+    """Read the `story.json` of a run; records that are older than stories with a status count as complete."""
+    try:
+        return json.loads((Path(out) / "story.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return {"status": "complete"}
+
+
+def reproduce(profile: str, data_root: str = "", cores: int | None = None) -> int:
+    """Run a profile's batch with Snakemake and say where the results are.
+
+    Returns:
+        exit code: 0, or 1 where a notebook or a story failed (the others still ran).
+    """
+    jobs = plan(profile, data_root)
+    data_root = str(Path(data_root).resolve()) if data_root else ""
+    with _only_batch():
+        arguments = ["--snakefile", str(root() / "Snakefile"), "--directory", str(root()), "--nolock"]
+        arguments += ["--cores", str(cores or os.cpu_count()), "--keep-going", "--rerun-incomplete", "--quiet", "rules"]
+        arguments += ["--config", f"profile={profile}", f"data_root={data_root}"]
+        before = _times(jobs, profile, data_root)
+        finished = subprocess.run([sys.executable, "-m", "snakemake", *arguments], check=False)
+        failed = sorted(results_dir().glob(f"runs/{profile}/*/*/failed-*.ipynb"))
+        failed += sorted(results_dir().glob(f"notebooks/{profile}/failed-*.ipynb"))
+        if finished.returncode and failed:
+            # The tables are still worth having: they say what is missing.
+            tables = {"profile": profile, "data_root": data_root}
+            run_notebook(TABLES_NOTEBOOK, results_dir() / "notebooks" / profile / f"{TABLES_NOTEBOOK}.ipynb", tables)
+    for notebook in failed:
+        print(f"failed: {_last_error(notebook)} ({notebook})", file=sys.stderr)
+    folders = [results_dir() / "runs" / job.folder for job in jobs]
+    lost = {folder: told for folder in folders if (told := read_story(folder))["status"] == "failed"}
+    for folder, told in lost.items():
+        print(f"{story_line(told)} ({folder / 'notebook.ipynb'})", file=sys.stderr)
+    if finished.returncode:
+        return 1
+    if not lost and _times(jobs, profile, data_root) == before:
+        print(f"Nothing to do: all results of profile {profile!r} are up to date.")
+    print(f"tables     {results_dir() / 'tables'}")
+    print(f"figures    {os.environ.get('ADLIB_FIGURES') or results_dir() / 'figures' / profile}")
+    print(f"notebooks  {results_dir() / 'notebooks' / profile}")
+    print(f"records    {results_dir() / 'runs' / profile}")
+    return 1 if lost else 0
+
+
+def outputs(names, profile: str) -> list[str]:
+    """Return the executed copies that a batch leaves of those notebooks of `names` that exist."""
+    folder = results_dir() / "notebooks" / profile
+    return [str(folder / f"{name}.ipynb") for name in names if (root() / "notebooks" / f"{name}.ipynb").is_file()]
+
+
+def once_outputs(profile: str, data_root: str = "") -> list[str]:
+    """Return the executed copies of all notebooks that a batch runs once.
+
+    Studies measure localisation too: without a data root, other profiles run on data that have no masks, and no study.
+    """
+    stories = SINGLE_NOTEBOOKS if profile == "smoke" else ()
+    studies = STUDY_NOTEBOOKS if profile == "smoke" or data_root else ()
+    return outputs([*stories, *studies, *RECORD_NOTEBOOKS], profile)
+
+
+def study_files(name: str) -> list[str]:
+    """Return the files that measure in a study."""
+    return STUDY_FILES.get(name, [STUDY])
+
+
+def shown_results(name: str) -> list[str]:
+    """Return the committed results and published numbers that a notebook shows beside its own."""
+    patterns = [f"studies/{name}_laptop.csv", *SHOWN_RESULTS.get(name, ())]
+    found = [file for pattern in patterns for file in results_dir().glob(pattern)]
+    published = sorted((root() / "adlib_book" / "reported").glob("*.csv")) if name in SHOW_PUBLISHED else []
+    return [str(file) for file in (*sorted(found), *published)]
+
+
+def study_command(name: str, profile: str, jobs: list[Job], data_root: str, out: str) -> list[str]:
+    """The `adlib notebook` command line of a study: its own defaults on demo data, else on what the batch runs on.
+
+    A study that takes a category gets the first one; the others choose below the data root of the batch themselves.
+    """
+    parameters = {"profile": profile}
+    if profile != "smoke":
+        cells = nbformat.read(notebook_path(name), as_version=4).cells
+        declared = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+        place = {key: getattr(jobs[0], key) for key in ("dataset", "data_root", "category")}
+        parameters |= place if "\ncategory:" in declared else {"data_root": data_root}
+    # JSON is YAML with quotes: a category called 01 stays text.
+    pairs = [f"{key}={json.dumps(value)}" for key, value in parameters.items()]
+    return ["notebook", name, *(part for pair in pairs for part in ("--set", pair)), "--out", out]
+
+
+@contextlib.contextmanager
+def _only_batch():
+    """Hold a lock on the results folder; the system lets go of it when the process ends, however it ends."""
+    results_dir().mkdir(parents=True, exist_ok=True)
+    with open(results_dir() / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another batch is running in {results_dir()}; wait for it, or use another folder: ADLIB_RESULTS=DIR"
+            ) from None
+        yield
+
+
+def _times(jobs: list[Job], profile: str, data_root: str) -> dict:
+    files = [results_dir() / "runs" / job.folder / "record.json" for job in jobs]
+    files += [Path(name) for name in once_outputs(profile, data_root)]
+    return {str(file): file.stat().st_mtime_ns if file.exists() else None for file in files}
+
+
+def _last_error(notebook: Path) -> str:
+    with contextlib.suppress(json.JSONDecodeError, OSError, nbformat.ValidationError):
+        for cell in reversed(nbformat.read(notebook, as_version=4).cells):
+            for output in cell.get("outputs", []):
+                if output.output_type == "error":
+                    return f"{output.ename}: {output.evalue}"
+    return "the kernel died"

@@ -1,0 +1,296 @@
+"""All tables in four forms, and the block of results in the README: what `adlib tables` writes.
+
+Every form is made from the same `Table`: CSV with one row a number, Markdown, an HTML page and LaTeX. A cell of the
+last three links to the record of its run, relative to the file; the CSV names the run. The same records give the same
+bytes.
+"""
+
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+from adlib.errors import InputError
+from adlib.paths import atomic_path, results_dir, root
+from adlib_book import published_tables, tables
+from adlib_book.tables import Table
+
+# Best three. Colours as papers print them; bold, underline and italic say the same without colour.
+HTML_STYLES = {
+    1: "color: #c00000; font-weight: bold;",
+    2: "color: #007000; text-decoration: underline;",
+    3: "color: #0000c0; font-style: italic;",
+}
+LATEX_STYLES = {  # Styler's notation for commands around a cell
+    1: "color:{red}; bfseries:;",
+    2: "color:{green!50!black}; underline:--rwrap;",
+    3: "color:{blue}; itshape:;",
+}
+MARKDOWN_STYLES = {1: "**{}**", 2: "<u>{}</u>", 3: "*{}*"}
+LONG = 40  # rows from which a LaTeX table breaks across pages
+# Links of LaTeX cells: \adlibrun{run}{cell} and \adlibseed{run}{seed1}, made by the document. A table that is input
+# into another document, where the way to the records is not known, prints the cell alone.
+LATEX_PLAIN = r"\providecommand{\adlibrun}[2]{#2}\providecommand{\adlibseed}[2]{}"
+LATEX_LINKS = (
+    r"\newcommand{\adlibrun}[2]{\href{run:../runs/#1/record.json}{#2}}",
+    r"\newcommand{\adlibseed}[2]{ {\scriptsize\adlibrun{#1}{#2}}}",
+)
+STYLESHEET = """
+body { font-family: sans-serif; margin: 2em; }
+table { border-collapse: collapse; }
+caption { text-align: left; font-weight: bold; padding-bottom: .5em; }
+th, td { padding: .25em .6em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
+td a { color: inherit; text-decoration: inherit; }
+td a:hover { background: #eee; }
+li { color: #555; font-size: small; }
+"""
+START, END = "<!-- results -->", "<!-- /results -->"
+
+
+def build(profile: str, results=None) -> list[Table]:
+    """Build all tables of a profile's records; only the coverage where there is none.
+
+    Args:
+        profile: its name.
+        results: the folder that holds `runs`; default the results folder.
+
+    Raises:
+        InputError: unknown profile, or the folder does not exist.
+    """
+    records = tables.read(profile, results)
+    made = [tables.coverage(records, profile)]
+    if len(records.table) == 0:
+        return made
+    cells = tables.make_cells(records)
+    made += [tables.headline(records, cells, profile), tables.overview(records, cells, profile)]
+    made += tables.by_category_all(records, cells, profile)
+    return [
+        *made,
+        tables.logical_structural(records, profile),
+        published_tables.beside_published(records, cells, profile),
+    ]
+
+
+def profiles_at_hand(results=None) -> list[str]:
+    """Return the profiles that have records below `results`."""
+    folder = Path(results) if results else results_dir()
+    return sorted({file.relative_to(folder / "runs").parts[0] for file in folder.glob("runs/*/*/*/record.json")})
+
+
+def write_all(profiles: list[str] | None = None, results=None) -> list[Table]:
+    """Build and write the tables of profiles (default: all at hand) and of the published numbers.
+
+    Returns:
+        the tables, in the order they were written to `<results>/tables`.
+    """
+    folder = Path(results) if results else results_dir()
+    made, asked = [], profiles if profiles is not None else profiles_at_hand(folder)
+    for profile in asked:
+        group = build(profile, folder)
+        _write_text(folder / "tables" / f"{profile}_all.tex", document(group))
+        made += group
+    group = published_tables.build()
+    _write_text(folder / "tables" / "published_all.tex", document(group))
+    made += group
+    kept = {file.name for table in made for file in write(table, folder)}
+    known = [*profiles_at_hand(folder), "published"]
+    for file in (folder / "tables").iterdir():  # a table whose last record went away goes with it
+        owner = max((name for name in known if file.name.startswith(f"{name}_")), key=len, default="")
+        if owner in (*asked, "published") and file.name not in kept and not file.stem.endswith("_all"):
+            file.unlink()
+    return made
+
+
+def write(table: Table, results=None) -> list[Path]:
+    """Write one table to `<results>/tables/<name>` as CSV, Markdown, HTML and LaTeX."""
+    folder = (Path(results) if results else results_dir()) / "tables"
+    texts = {
+        "csv": table.data.to_csv(index=False),
+        "md": markdown(table) + _markdown_notes(table),
+        "html": html(table),
+        "tex": latex(table),
+    }
+    for suffix, text in texts.items():
+        _write_text(folder / f"{table.name}.{suffix}", text)
+    return [folder / f"{table.name}.{suffix}" for suffix in texts]
+
+
+def update_readme(table: Table, file=None) -> bool:
+    """Put a table (the headline) between the two marks of the README; return whether the file changed.
+
+    Raises:
+        InputError: the marks are not there.
+    """
+    file = Path(file) if file else root() / "README.md"
+    text = file.read_text()
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise InputError(f"{file}: expected the lines {START} and {END}; the results go between them")
+    audit = "figures/92_protocol_audit.png"
+    picture = (
+        f"\n![Points that habits of evaluation add on the same maps]({audit})\n" if (root() / audit).is_file() else ""
+    )
+    block = f"{START}\n\n{markdown(table, 'results/runs')}{_markdown_notes(table)}{picture}\n{END}"
+    if before + block + after == text:
+        return False
+    _write_text(file, before + block + after)
+    return True
+
+
+def _markdown_notes(table: Table) -> str:
+    """The footnotes; Markdown has no colours."""
+    plain = tables.BEST_THREE.replace("red (", "").replace("green (", "").replace("blue (", "").replace(")", "")
+    return "".join(f"\n{note.replace(tables.BEST_THREE, plain)}\n" for note in table.footnotes)
+
+
+# -- forms ------------------------------------------------------------------------------------------------------------
+
+
+def markdown(table: Table, runs: str = "../runs") -> str:
+    """A Markdown table; `runs` is the way from the file to the folder of runs."""
+    frame = _with_index(table.text)
+    cells = [list(map(_markdown_text, row)) for row in frame.itertuples(index=False)]
+    extra = len(frame.columns) - len(table.text.columns)  # columns that the index made
+    for i, row in enumerate(cells):
+        for j in range(extra, len(row)):
+            rank = 0 if table.ranks is None else int(table.ranks.iat[i, j - extra])
+            links = [] if table.runs is None else table.runs.iat[i, j - extra]
+            if row[j] and links:
+                row[j] = f"[{row[j]}]({runs}/{links[0]}/record.json)"
+            row[j] = MARKDOWN_STYLES.get(rank, "{}").format(row[j])
+            if len(links) > 1:
+                row[j] += " " + " ".join(f"[{_seed(link)}]({runs}/{link}/record.json)" for link in links[1:])
+    right = [j >= extra and _numeric(frame.iloc[:, j]) for j in range(len(frame.columns))]
+    lines = ["| " + " | ".join(_markdown_text(str(name)) for name in frame.columns) + " |"]
+    lines.append("| " + " | ".join("---:" if r else "---" for r in right) + " |")
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)]) + "\n"
+
+
+def html(table: Table) -> str:
+    """An HTML page with one table (class `adlib`) whose cells link to their runs, and its notes."""
+    notes = "".join(f"<li>{escape(note)}</li>\n" for note in table.footnotes)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(table.title)}</title>\n'
+        f"<style>{STYLESHEET}</style>\n</head>\n<body>\n{html_table(table)}\n<ul>\n{notes}</ul>\n</body>\n</html>\n"
+    )
+
+
+def html_table(table: Table, runs: str = "../runs") -> str:
+    """The table alone, for a page or a notebook; without links where `runs` is ""."""
+    text = table.text.map(escape)
+    if table.runs is not None and runs:
+        for i in range(len(text)):
+            for j in range(len(text.columns)):
+                links = table.runs.iat[i, j]
+                if text.iat[i, j] and links:
+                    first, *rest = [f'<a href="{runs}/{escape(link)}/record.json">' for link in links]
+                    more = [f"{tag}{_seed(link)}</a>" for tag, link in zip(rest, links[1:], strict=True)]
+                    text.iat[i, j] = " ".join([f"{first}{text.iat[i, j]}</a>", *more])
+    styler = _styler(table, text, HTML_STYLES).set_caption(escape(table.title))
+    styler = styler.hide(axis="index", names=not isinstance(table.text.index, pd.RangeIndex))
+    return styler.to_html(table_uuid=table.name, table_attributes='class="adlib"')
+
+
+def latex(table: Table) -> str:
+    """A LaTeX tabular (longtable where it is long), for a document that loads booktabs, xcolor and longtable.
+
+    Cells link to their runs where the document defines the commands of `LATEX_LINKS`.
+    """
+    text = table.text.map(_latex_text)
+    linked = table.runs is not None and table.runs.map(bool).to_numpy().any()
+    if linked:
+        for i in range(len(text)):
+            for j in range(len(text.columns)):
+                links = [_latex_link(run) for run in table.runs.iat[i, j]]
+                if text.iat[i, j] and links:
+                    more = [rf"\adlibseed{{{link}}}{{{_seed(link)}}}" for link in links[1:]]
+                    text.iat[i, j] = rf"\adlibrun{{{links[0]}}}{{{text.iat[i, j]}}}" + "".join(more)
+    text.columns = [_latex_text(str(name)) for name in text.columns]
+    text.index = text.index if isinstance(text.index, pd.RangeIndex) else [_latex_text(str(n)) for n in text.index]
+    styler = _styler(table, text, LATEX_STYLES)
+    widths = ["l"] if not isinstance(text.index, pd.RangeIndex) else []
+    for j in range(len(text.columns)):
+        longest = table.text.iloc[:, j].str.len().max() if len(text) else 0
+        widths.append("p{5cm}" if longest > 40 else "r" if _numeric(table.text.iloc[:, j]) else "l")
+    if isinstance(text.index, pd.RangeIndex):
+        styler = styler.hide(axis="index")
+    environment = "longtable" if len(text) > LONG else None
+    caption = _latex_text(table.title) if environment else None
+    made = styler.to_latex(hrules=True, column_format="".join(widths), environment=environment, caption=caption)
+    return f"{LATEX_PLAIN}\n{made}" if linked else made
+
+
+def document(made: list[Table]) -> str:
+    """A LaTeX document that inputs the given tables, for `pdflatex` in the folder of the tables.
+
+    Its links open the records beside that folder.
+    """
+    lines = [
+        r"\documentclass{article}",
+        r"\usepackage[utf8]{inputenc}",
+        r"\usepackage{booktabs,xcolor,graphicx,longtable}",
+        r"\usepackage[landscape,margin=1.5cm]{geometry}",
+        r"\usepackage[hidelinks]{hyperref}",
+        *LATEX_LINKS,
+        r"\begin{document}",
+    ]
+    for table in made:
+        if len(table.text) > LONG:
+            lines += [r"{\scriptsize\setlength{\tabcolsep}{3pt}", rf"\input{{{table.name}.tex}}", "}", ""]
+        else:
+            lines += [
+                r"\begin{table}[p]\centering",
+                rf"\caption{{{_latex_text(table.title)}}}",
+                rf"\resizebox{{\ifdim\width>\linewidth\linewidth\else\width\fi}}{{!}}{{\input{{{table.name}.tex}}}}",
+                *(rf"\par\smallskip{{\footnotesize {_latex_text(note)}}}" for note in table.footnotes),
+                r"\end{table}",
+                r"\clearpage",
+            ]
+    return "\n".join([*lines, r"\end{document}", ""])
+
+
+# -- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _styler(table: Table, text: pd.DataFrame, styles: dict):
+    styler = text.style
+    if table.ranks is None:
+        return styler
+    css = table.ranks.map(lambda rank: styles.get(rank, "")).to_numpy()
+    return styler.apply(lambda _: css, axis=None)
+
+
+def _with_index(text: pd.DataFrame) -> pd.DataFrame:
+    return text if isinstance(text.index, pd.RangeIndex) else text.reset_index()
+
+
+def _numeric(column: pd.Series) -> bool:
+    """Tell whether a printed column holds numbers (and marks): it is aligned to the right."""
+    return bool(column.map(lambda cell: cell == "" or cell[0].isdigit() or cell[0] in "+-–×").all())
+
+
+def _markdown_text(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _latex_text(text: str) -> str:
+    for character in "&%$#_{}":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("~", r"\textasciitilde{}").replace("×", r"$\times$").replace("±", r"$\pm$")
+
+
+def _latex_link(run: str) -> str:
+    """Mask the signs that would end a command; the others may stand in an address as they are."""
+    for character in "#%":
+        run = run.replace(character, f"\\{character}")
+    return run
+
+
+def _seed(run: str) -> str:
+    return run.rpartition("-")[2]  # seed1
+
+
+def _write_text(file: Path, text: str) -> None:
+    with atomic_path(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")

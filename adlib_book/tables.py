@@ -1,0 +1,582 @@
+"""Tables from run records and published numbers, and from nothing else.
+
+    records -> cells: mean over seeds, deviation, interval -> tables -> files (`table_files`)
+
+A cell without a record stays visibly empty, a damaged record leaves a mark, and only what was measured alike shares a
+column: records of another backbone, image size, resize, evaluation resolution or number of shots, and those whose step
+was chosen on the test set, get a column of their own.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from adlib import profiles, runs
+from adlib.datasets.catalogue import DATASETS
+from adlib.errors import InputError
+from adlib.evaluation import metrics
+from adlib.methods import METHODS
+from adlib.paths import results_dir
+from adlib.synthesis.pagmfr import category_kind
+from adlib_book.ranks import average_ranks
+
+METRICS = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1_max": "image F1-max",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pixel_f1_max": "pixel F1-max",
+    "aupro_30": "AUPRO@0.3",
+    "aupro_05": "AUPRO@0.05",
+}
+MAIN_METRICS = ("image_auroc", "pixel_auroc", "aupro_30")
+PAPER_DATASETS = ("mvtec_ad", "visa", "mpdd", "btad", "mvtec_loco", "wfdd", "mad_sys")
+HONEST = ("none", "last", "synthetic")  # selections that never look at test images
+SHOTS = {"few_shot": "k", "unified": "k"}  # methods that see only so many normal images, and the setting that says so
+NO_RECORD, DAMAGED = "–", "×"
+BEST_THREE = "red (bold), green (underlined), blue (italic)"
+LEGEND = (
+    f"Percent. Best three of a row: {BEST_THREE}; equal values share a rank.",
+    f"Mean over seeds ± standard deviation. {NO_RECORD}: no record. {DAMAGED}: a record is damaged. "
+    "Empty: the data do not define it.",
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table, before it is written.
+
+    Attributes:
+        name: stem of the files.
+        title: one line.
+        text: the printed cells; rows and columns as printed.
+        data: the same numbers for machines, one row a number (the CSV).
+        ranks: 1, 2, 3 where a cell is among the best three, else 0; None without ranks.
+        runs: run folders of each cell, relative to `results/runs`; None without links.
+        notes: what must be read with it.
+        left_out: one line a record that could not be used, and why.
+    """
+
+    name: str
+    title: str
+    text: pd.DataFrame
+    data: pd.DataFrame
+    ranks: pd.DataFrame | None = None
+    runs: pd.DataFrame | None = None
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def footnotes(self) -> list[str]:
+        """Notes and left-out records, as they stand below a printed table."""
+        return [*self.notes, *(f"Left out: {line}." for line in self.left_out)]
+
+
+class KindCell(NamedTuple):
+    """A number of one kind of anomaly: what a row of `make_cells` says of it."""
+
+    mean: float
+    sd: float
+    values: dict
+    seeds: list
+    runs: list
+
+
+@dataclass
+class Records:
+    """Records of one profile, sorted into columns that may be compared.
+
+    Attributes:
+        table: one row a run, as `runs.collect`, with `column`: the method, and what sets its protocol apart.
+        damaged: (dataset, category, method) of the records that could not be used.
+        left_out: one line a record that was left out, and why.
+        protocol: what all plain columns share, in words.
+        remarks: one line a cell whose seeds were run with different settings.
+        folder: the folder that holds `runs`.
+    """
+
+    table: pd.DataFrame
+    damaged: list
+    left_out: list
+    protocol: str
+    remarks: list
+    folder: Path
+
+
+def read(profile: str, results=None) -> Records:
+    """Read the records of a profile below `results` (default: the results folder) and check that they compare.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
+    folder = Path(results) if results else results_dir()
+    if not folder.is_dir():
+        raise InputError(
+            f"results folder {folder} does not exist; expected one that holds runs/<profile>/<method>/<run>"
+        )
+    found, lines = runs.collect(folder / "runs")
+    good = set(found.run) if len(found) else set()
+    places = sorted((folder / "runs" / profile).rglob("record.json"))
+    bad = [file.parent for file in places if file.parent.relative_to(folder / "runs").as_posix() not in good]
+    damaged = [_place(path) for path in bad]
+    # Without the folder in front: a table must not name places on one machine.
+    left_out = [line.replace(f"{folder}/", "") for line in lines if any(f"{path}/" in line for path in bad)]
+    table = found[found.profile == profile].reset_index(drop=True) if len(found) else found
+    if len(table):
+        table, other = _same_data(table)
+        left_out += other
+        table, shared = _columns(table)
+    else:
+        shared = "no records"
+    return Records(table, damaged, left_out, shared, _mixed_settings(table), folder)
+
+
+# -- records ----------------------------------------------------------------------------------------------------------
+
+
+def _place(folder: Path) -> tuple[str, str, str]:
+    """results/runs/<profile>/<method>/<dataset>-<category>-seed<k> -> (dataset, category, method)."""
+    dataset, _, rest = folder.name.partition("-")
+    return dataset, rest.rpartition("-seed")[0], folder.parent.name
+
+
+def _same_data(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Keep, for every category, the records made on the same images; name the others."""
+    keep, lines = np.ones(len(table), bool), []
+    for (dataset, category), group in table.groupby(["dataset", "category"]):
+        counts = Counter(group.table_hash)
+        usual = max(counts, key=lambda value: (counts[value], value))
+        for i in group.index[group.table_hash != usual]:
+            keep[i] = False
+            lines.append(f"{table.run[i]} was made on other images of {dataset}/{category} than most; run it again")
+    return table[keep].reset_index(drop=True), lines
+
+
+def _mixed_settings(table: pd.DataFrame) -> list[str]:
+    """Name the cells whose records differ in more than the seed: their deviation is not that of the seed alone."""
+    lines = []
+    for place, group in table.groupby(["dataset", "category", "column"]) if len(table) else ():
+        settings = [{k: v for k, v in parameters.items() if k != "seed"} for parameters in group.parameters]
+        names = sorted({k for one in settings for k in one if any(one[k] != other.get(k) for other in settings)})
+        if names:
+            lines.append(f"{place[0]} / {place[1]}, {place[2]}: the seeds differ in {', '.join(names)} too.")
+    return lines
+
+
+def _columns(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Add `column`: the method's name, and in brackets what sets a record's protocol apart from the common one."""
+    facts = [_protocol(row) for row in table.itertuples()]
+    common = {}
+    for name in ("backbone", "size", "resize", "resolution"):
+        counts = Counter(fact[name] for fact in facts if fact[name])
+        common[name] = counts.most_common(1)[0][0] if counts else ""
+    selections = {}
+    for method, fact in zip(table.method, facts, strict=True):
+        selections.setdefault(method, set()).add(fact["selection"])
+    columns = []
+    for method, fact in zip(table.method, facts, strict=True):
+        parts = [fact["shots"]] if fact["shots"] else []
+        parts += [fact[name] for name, usual in common.items() if fact[name] and fact[name] != usual]
+        if fact["selection"] not in HONEST:
+            parts.append("oracle: step chosen on the test set")
+        elif len(selections[method]) > 1:
+            parts.append(f"step: {fact['selection']}")
+        columns.append(f"{method} ({', '.join(parts)})" if parts else method)
+    where = "network input size" if common["resolution"] == "input" else f"{common['resolution']} size"
+    if any("side" in protocol for protocol in table.protocol):
+        common["size"] += " (images that are not square: about as many pixels, or twice as many, in their shape)"
+    shared = f"{common['size']}, {common['resize']}, maps and masks compared at {where}, no step chosen on test images"
+    shared = f"features of {common['backbone']}, {shared}" if common["backbone"] else shared
+    return table.assign(column=columns), shared
+
+
+def _protocol(row) -> dict[str, str]:
+    size = row.protocol.get("side", row.protocol.get("image_size"))  # a size in the images' shape is set beside squares
+    size = size if isinstance(size, list) else [size, size]
+    shots = row.parameters.get(SHOTS[row.method]) if row.method in SHOTS else None
+    return {
+        "backbone": str(row.parameters.get("backbone") or ""),  # some methods have none
+        "size": f"{size[0]} px" if size[0] == size[-1] else f"{size[0]} x {size[-1]} px",
+        "resize": str(row.parameters.get("resize", "?")),
+        "resolution": str(row.protocol.get("resolution", "?")),
+        "selection": str(row.protocol.get("selection", "?")),
+        "shots": f"{shots} shots" if shots else "",
+    }
+
+
+def make_cells(records: Records) -> pd.DataFrame:
+    """One row a number: dataset, category, column, metric, mean over seeds, deviation, interval, seeds, runs.
+
+    `values` holds percent by seed. The interval (image AUROC only) is the 95 % bootstrap over images of the mean over
+    the seeds: all seeds see the same resample.
+    """
+    rows = []
+    for (dataset, category, column), group in records.table.groupby(["dataset", "category", "column"], sort=True):
+        low, high = _interval(records, group)
+        for metric in METRICS:
+            values = {seed: 100 * v for seed, v in zip(group.seed, group[metric], strict=True) if _known(v)}
+            array = np.array(list(values.values()))
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "category": category,
+                    "column": column,
+                    "method": group.method.iloc[0],
+                    "metric": metric,
+                    "mean": array.mean() if len(array) else np.nan,
+                    "sd": array.std(ddof=1) if len(array) > 1 else np.nan,
+                    "low": low if metric == "image_auroc" else np.nan,
+                    "high": high if metric == "image_auroc" else np.nan,
+                    "values": values,
+                    "seeds": sorted(group.seed),
+                    "runs": list(group.run),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _interval(records: Records, group: pd.DataFrame) -> tuple[float, float]:
+    """95 % bootstrap interval in percent of a cell's image AUROC, from the scores.csv of its runs; NaN without."""
+    wins, labels = [], None
+    for run, stored in zip(group.run, group.image_auroc, strict=True):
+        if not _known(stored):
+            return np.nan, np.nan
+        try:
+            table = pd.read_csv(records.folder / "runs" / run / "scores.csv").sort_values("image_path")
+            labels, pairs = table.label.to_numpy(), pair_wins(table.label.to_numpy(), table.score.to_numpy(np.float64))
+            if not abs(pairs.mean() - stored) < 1e-4:  # scores are stored with six digits
+                raise ValueError("they do not give the image AUROC of the record")
+        except (OSError, ValueError, KeyError, AttributeError, pd.errors.ParserError) as error:
+            reason = "it is missing" if isinstance(error, OSError) else str(error).splitlines()[0]
+            records.left_out.append(f"no interval from runs/{run}/scores.csv: {reason}")
+            return np.nan, np.nan
+        wins.append(pairs)
+    if len({pairs.shape for pairs in wins}) > 1:
+        return np.nan, np.nan
+    pairs = np.mean(wins, axis=0)  # the mean over seeds of AUROC is the AUROC of the mean wins
+    bad, good = labels == 1, labels == 0
+
+    def resampled(index: np.ndarray) -> float:
+        times = np.bincount(index, minlength=len(labels))
+        return times[bad] @ pairs @ times[good] / pairs.size
+
+    rng = np.random.default_rng(0)
+    low, high = metrics.bootstrap_interval(resampled, np.arange(len(labels)), labels=labels, rng=rng)
+    return 100 * low, 100 * high
+
+
+def pair_wins(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """For every pair of an anomalous and a normal image: 1 where the anomalous one scores higher, 1/2 for a tie.
+
+    The mean is the image AUROC, and reweighting rows and columns is that of a resample.
+
+    Returns:
+        float64 (n_anomalous, n_normal).
+    """
+    bad, good = scores[labels == 1][:, None], scores[labels == 0][None]
+    return (bad > good) + 0.5 * (bad == good)
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def by_category(records: Records, cells: pd.DataFrame, profile: str, dataset: str, metric: str) -> Table:
+    """Methods in columns, categories in rows, and the means over textures, objects and all categories at hand.
+
+    A mean is over categories, never over group means, and a method that lacks one of the rows has none: it would be
+    compared over other categories than its neighbour. The last row holds average ranks (`adlib_book.ranks`) among the
+    methods that have every category, where there are two of both.
+    """
+    part = cells[(cells.dataset == dataset) & (cells.metric == metric)]
+    entry = DATASETS.get(dataset)
+    known = entry.categories if entry else ()
+    damaged = {(category, method) for place, category, method in records.damaged if place == dataset}
+    recorded = _ordered(set(part.category), known)
+    categories = _ordered({*recorded, *(category for category, _ in damaged)}, known)
+    columns = _ordered({*part.column, *(method for _, method in damaged)}, METHODS)
+    found = {(row.category, row.column): row for row in part.itertuples()}
+    groups = {}
+    for kind, label in (("texture", "textures"), ("object", "objects"), (None, "all")):
+        members = [c for c in recorded if kind in (None, category_kind(dataset, c))]
+        of = sum(kind in (None, category_kind(dataset, c)) for c in known) or len(recorded)
+        if members and of > 1:
+            groups[f"mean of {label} ({len(members)} of {of})"] = members
+    for label, members in groups.items():
+        for column in columns:
+            row = mean_over([found.get((category, column)) for category in members])
+            if row is not None:
+                found[label, column] = row
+    rows = [*categories, *groups]
+    value = pd.DataFrame({c: [getattr(found.get((r, c)), "mean", np.nan) for r in rows] for c in columns}, index=rows)
+    text = pd.DataFrame({c: [cell_text(found.get((r, c))) for r in rows] for c in columns}, index=rows)
+    links = pd.DataFrame({c: [getattr(found.get((r, c)), "runs", []) for r in rows] for c in columns}, index=rows)
+    for place in damaged:
+        text.loc[place] = f"{text.loc[place].removesuffix(NO_RECORD)} {DAMAGED}".strip()
+    order = rank(value)
+    complete = value.loc[recorded].dropna(axis=1)
+    complete = complete.drop(columns=[column for column in complete if _oracle(column)])
+    if min(complete.shape) > 1:
+        label, average = f"average rank ({len(recorded)} categories)", average_ranks(complete.round(2)).average
+        text.loc[label] = average.map("{:.2f}".format).reindex(columns).fillna(NO_RECORD)
+        order.loc[label], links.loc[label] = 0, pd.Series({column: [] for column in columns})
+    for frame in (value, text, links):
+        frame.index.name = dataset
+    absent = [category for category in known if category not in recorded]
+    notes = [*LEGEND, f"Protocol: {records.protocol}."]
+    notes += [f"No record at all: {', '.join(absent)}."] if absent else []
+    notes += [line for line in records.remarks if line.startswith(f"{dataset} / ")]
+    data = _tidy(part, recorded, columns)
+    title = f"{METRICS[metric]}, {dataset}, profile {profile}"
+    return Table(
+        f"{profile}_{dataset}_{metric}", title, text, data, order, links, tuple(notes), tuple(records.left_out)
+    )
+
+
+def by_category_all(records: Records, cells: pd.DataFrame, profile: str) -> list[Table]:
+    """One table a data set and main metric, where the data define it."""
+    found = cells[cells.metric.isin(MAIN_METRICS) & cells["mean"].notna()]
+    return [
+        by_category(records, cells, profile, dataset, metric)
+        for dataset in _ordered(set(found.dataset), DATASETS)
+        for metric in MAIN_METRICS
+        if ((found.dataset == dataset) & (found.metric == metric)).any()
+    ]
+
+
+def headline(records: Records, cells: pd.DataFrame, profile: str) -> Table:
+    """The table of the README: one row a data set, category and method."""
+    wanted = {
+        "image_auroc": "image AUROC",
+        "pixel_auroc": "pixel AUROC",
+        "aupro_30": "AUPRO@0.3",
+        "aupro_05": "AUPRO@0.05",
+    }
+    return _rows_by_run(records, cells, f"{profile}_headline", f"Results, profile {profile}", wanted, memory=False)
+
+
+def overview(records: Records, cells: pd.DataFrame, profile: str) -> Table:
+    """All metrics, one row a data set, category and method."""
+    return _rows_by_run(records, cells, f"{profile}_overview", f"All metrics, profile {profile}", METRICS, memory=True)
+
+
+def _rows_by_run(records, cells, name, title, wanted, memory) -> Table:
+    text, ranks, links, data = [], [], [], []
+    for (dataset, category), part in cells.groupby(["dataset", "category"], sort=False):
+        columns = _ordered(set(part.column), METHODS)
+        found = {(row.column, row.metric): row for row in part.itertuples()}
+        value = pd.DataFrame({m: [found[c, m].mean for c in columns] for m in wanted}, index=columns)
+        order = rank(value.T).T
+        for column in columns:
+            group = records.table[
+                (records.table.dataset == dataset)
+                & (records.table.category == category)
+                & (records.table.column == column)
+            ]
+            first = found[column, "image_auroc"]
+            costs = {"seeds": str(len(group)), "fit s": _whole(group.fit_s.mean())}
+            costs["ms / image"] = _whole(group.score_ms_per_image.mean())
+            if memory:
+                costs["training images"] = str(group.n_images.iloc[0]["train"])
+                costs["peak MiB"] = _whole(group.peak_memory_mib.max())
+            interval = "" if np.isnan(first.low) else f"{first.low:.1f} to {first.high:.1f}"
+            cells_of = {wanted[m]: cell_text(found[column, m]) for m in wanted}
+            key = {"data": dataset if category == dataset else f"{dataset} / {category}", "method": column}
+            printed = key | {"image AUROC": cells_of.pop("image AUROC"), "95 % interval": interval} | cells_of | costs
+            text.append(printed)
+            ranks.append({wanted[m]: order.loc[column, m] for m in wanted})
+            links.append({"method": first.runs})
+            plain = {wanted[m]: round(found[column, m].mean, 2) for m in wanted}
+            data.append(key | plain | {"95 % low": round(first.low, 2), "95 % high": round(first.high, 2)} | costs)
+    text = pd.DataFrame(text)
+    ranks = pd.DataFrame(ranks).reindex(columns=text.columns).fillna(0).astype(int)
+    links = pd.DataFrame(links).reindex(columns=text.columns)
+    links = links.map(lambda value: value if isinstance(value, list) else [])
+    notes = (
+        LEGEND[0].replace("of a row", "of a category"),
+        LEGEND[1],
+        f"Protocol: {records.protocol}; all test images counted, masks true where half a pixel is covered, AUPRO "
+        "exact, 8-connected regions. Interval: bootstrap over test images. Times on the record's own device.",
+        *(
+            f"{DAMAGED} {dataset} / {category}, {method}: damaged record"
+            for dataset, category, method in records.damaged
+        ),
+        *records.remarks,
+    )
+    return Table(name, title, text, pd.DataFrame(data), ranks, links, notes, tuple(records.left_out))
+
+
+def coverage(records: Records, profile: str) -> Table:
+    """Which categories of which data set have a record, for every method of the profile: what is missing is said."""
+    settings = profiles.load(profile)
+    table = records.table
+    here = set(table.dataset) if len(table) else set()
+    datasets = [*settings["datasets"], *(PAPER_DATASETS if settings["discover"] else ())]
+    datasets = _ordered(here | set(datasets), DATASETS)
+    methods = [m for m in METHODS if m in settings["methods"] or (len(table) and m in set(table.method))]
+    rows, data = {}, []
+    for dataset in datasets:
+        known = DATASETS[dataset].categories if dataset in DATASETS else ()
+        rows[dataset] = {}
+        for method in methods:
+            own = table[(table.dataset == dataset) & (table.method == method)] if len(table) else table
+            have = set(own.category) if len(own) else set()
+            wanted = [c for c in known if c in settings["only"].get(method, known)] or sorted(have)
+            seeds = sorted({len(group) for _, group in own.groupby("category")}) if len(own) else []
+            some = f", {'-'.join(map(str, seeds))} seeds" if seeds not in ([], [1]) else ""
+            broken = sum(place[::2] == (dataset, method) for place in records.damaged)
+            marked = f" {DAMAGED}" + (f" {broken}" if broken > 1 else "") if broken else ""
+            rows[dataset][method] = (f"{len(have)} of {len(wanted)}{some}" if have else NO_RECORD) + marked
+            missing_here = [c for c in wanted if c not in have]
+            data.append(
+                {"dataset": dataset, "method": method, "recorded": len(have), "categories": len(wanted)}
+                | {"missing": " ".join(missing_here)}
+            )
+    text = pd.DataFrame.from_dict(rows, orient="index", columns=methods)
+    text.index.name = "categories with a record"
+    title = f"What is there and what is missing, profile {profile}"
+    notes = (
+        f"{NO_RECORD}: no record of that method on that data set. Methods that run on some categories only are counted "
+        f"on those. {DAMAGED}: a record is damaged.",
+    )
+    return Table(f"{profile}_coverage", title, text, pd.DataFrame(data), notes=notes, left_out=tuple(records.left_out))
+
+
+def logical_structural(records: Records, profile: str) -> Table:
+    """Image AUROC and sPRO up to 5 % false positives for logical and structural anomalies, and the mean of both.
+
+    Where a method has every category of a data set of several, further rows hold the means over the categories.
+    """
+    kinds = ("logical", "structural", "mean")
+    labels = {"image_auroc": "image AUROC", "spro_05": "sPRO@0.05"}
+    measures = {(key, kind): f"{label}, {kind}" for key, label in labels.items() for kind in kinds}
+    both = records.table[records.table.by_kind.notna()] if len(records.table) else records.table
+    cells = {}  # (dataset, category, column) -> label -> cell
+    for place, group in both.groupby(["dataset", "category", "column"]) if len(both) else ():
+        cells[place] = {label: _kind_cell(group, *measure) for measure, label in measures.items()}
+    for dataset, column in dict.fromkeys((dataset, column) for dataset, _, column in cells):
+        known = DATASETS[dataset].categories if dataset in DATASETS else ()
+        members = [cells.get((dataset, category, column)) for category in known]
+        if len(members) > 1 and all(members):
+            averages = {label: mean_over([member[label] for member in members]) for label in measures.values()}
+            cells[dataset, f"mean of {len(members)}", column] = averages
+    text, ranks, links, data = [], [], [], []
+    for dataset, category in dict.fromkeys(place[:2] for place in cells):
+        found = {column: row for (*place, column), row in cells.items() if place == [dataset, category]}
+        means = {
+            column: [getattr(row[label], "mean", np.nan) for label in measures.values()]
+            for column, row in found.items()
+        }
+        order = rank(pd.DataFrame(means, index=list(measures.values()))).T
+        for column, row in found.items():
+            line = {"data": f"{dataset} / {category}", "method": column}
+            line |= {label: cell_text(cell) if cell else "" for label, cell in row.items()}
+            run = next((cell.runs for cell in row.values() if cell), [])
+            seeds = next((cell.seeds for cell in row.values() if cell), [])
+            text.append(line)
+            ranks.append(dict(order.loc[column]))
+            links.append({"method": run})
+            data.append(line | {"seeds": len(seeds)})
+    columns = ["data", "method", *measures.values()]
+    notes = [LEGEND[0].replace("of a row", "of a category"), "Each kind against all good images; the mean is that of "
+             "the two kinds, whatever their numbers."]  # fmt: skip
+    if not text:
+        notes = ["No record of this profile holds anomalies of both kinds (MVTec LOCO AD does)."]
+    frame = pd.DataFrame(text, columns=columns)
+    return Table(
+        f"{profile}_logical_structural",
+        f"Logical and structural anomalies, profile {profile}",
+        frame,
+        pd.DataFrame(data, columns=[*columns, "seeds"]),
+        pd.DataFrame(ranks, columns=columns).fillna(0).astype(int),
+        pd.DataFrame(links, columns=columns).map(lambda value: value if isinstance(value, list) else []),
+        tuple(notes),
+        tuple(records.left_out),
+    )
+
+
+def _kind_cell(group: pd.DataFrame, key: str, kind: str):
+    """Cell of one metric of one kind of anomaly over the seeds of a group; None where it is not defined."""
+    values = {
+        seed: 100 * found[kind][key]
+        for seed, found in zip(group.seed, group.by_kind, strict=True)
+        if _known(found[kind][key])
+    }
+    if not values:
+        return None
+    array = np.array(list(values.values()))
+    deviation = array.std(ddof=1) if len(array) > 1 else np.nan
+    return KindCell(array.mean(), deviation, values, sorted(group.seed), list(group.run))
+
+
+# -- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def rank(values: pd.DataFrame) -> pd.DataFrame:
+    """Rank 1 to 3 within each row (0 elsewhere); equal at two decimals is equal; oracle columns have no rank."""
+    fair = values.drop(columns=[c for c in values.columns if _oracle(c)])
+    ranks = fair.astype(float).round(2).rank(axis=1, ascending=False, method="min")
+    return ranks.where(ranks <= 3, 0).fillna(0).astype(int).reindex(columns=values.columns, fill_value=0)
+
+
+def _oracle(column) -> bool:
+    """Tell whether a column's step was chosen on the test set: it is shown, but takes part in no ranking."""
+    return "oracle" in str(column)
+
+
+def missing(records: pd.DataFrame, expected: list[dict]) -> list[str]:
+    """Name the expected runs (dicts with profile, method, dataset, category, seed) that have no record."""
+    keys = ["profile", "method", "dataset", "category", "seed"]
+    present = set(map(tuple, records[keys].to_numpy())) if len(records) else set()
+    return ["/".join(str(run[k]) for k in keys) for run in expected if tuple(run[k] for k in keys) not in present]
+
+
+def _whole(value) -> str:
+    return f"{value:.0f}" if _known(value) else ""
+
+
+def _known(value) -> bool:
+    return value is not None and not pd.isna(value)
+
+
+def cell_text(cell) -> str:
+    """Print a cell: mean and deviation, a dash where there is no record, nothing where the data define no value."""
+    if cell is None:
+        return NO_RECORD
+    if np.isnan(cell.mean):
+        return ""
+    return f"{cell.mean:.2f}" + ("" if np.isnan(cell.sd) else f" ± {cell.sd:.2f}")
+
+
+def mean_over(cells: list):
+    """Return the mean of cells over categories, with the deviation of that mean where all have the same seeds.
+
+    None where a cell is missing or undefined.
+    """
+    if any(cell is None or np.isnan(cell.mean) for cell in cells):
+        return None
+    seeds = {tuple(cell.values) for cell in cells}
+    sd = np.nan
+    if len(seeds) == 1 and len(next(iter(seeds))) > 1:
+        sd = np.std([np.mean([cell.values[seed] for cell in cells]) for seed in next(iter(seeds))], ddof=1)
+    return cells[0]._replace(mean=float(np.mean([cell.mean for cell in cells])), sd=float(sd), runs=[])
+
+
+def _tidy(part: pd.DataFrame, categories: list, columns: list) -> pd.DataFrame:
+    """The numbers of a table, one row each, in the order of rows and columns."""
+    order = part.sort_values(
+        ["category", "column"],
+        key=lambda names: names.map((categories if names.name == "category" else columns).index),
+    )
+    tidy = order[["dataset", "category", "column", "metric", "mean", "sd", "low", "high"]].round(2)
+    return tidy.assign(seeds=[" ".join(map(str, s)) for s in order.seeds], runs=[" ".join(r) for r in order.runs])
+
+
+def _ordered(names, order) -> list:
+    """Sort names: those of `order` first and in its order, by their first word, then the others by name."""
+    order = list(order)
+    return sorted(names, key=lambda n: (order.index(w) if (w := n.split(" ")[0]) in order else len(order), n))
