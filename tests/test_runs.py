@@ -350,10 +350,6 @@ def test_a_study_imports_the_modules_that_renew_it(name):
     assert all((notebook_jobs.root() / file).is_file() for file in files)
     lines = re.findall(r"^from adlib\S* import (.*)$", code, re.MULTILINE)
     imported = {name for line in lines for name in line.split(", ")}
-        file
-        for _, names in re.findall(r"^from (adlib\S*) import (.*)$", code, re.MULTILINE)
-        for file in names.split(", ")
-    }
     measuring = {"studies", "audit", "learning_curves", "by_defect_kind"}
     assert {Path(file).parent.name if "__init__" in file else Path(file).stem for file in files} == imported & measuring
 
