@@ -12,7 +12,6 @@ back with `dtype={"category": str, "defect": str}`, or "01" becomes 1.
 {'test': 62, 'train': 40}
 """
 
-from adlib.datasets.auxiliary import foreground_masks, texture_sources
 from adlib.datasets.download import get, listing
 from adlib.datasets.folder import load_folder
 from adlib.datasets.loading import LAYOUTS, categories, discover, guess_dataset, load
@@ -26,7 +25,6 @@ __all__ = [
     "check",
     "check_training_table",
     "discover",
-    "foreground_masks",
     "get",
     "guess_dataset",
     "hold_out",
@@ -36,5 +34,4 @@ __all__ = [
     "masks",
     "missing_for_evaluation",
     "table_hash",
-    "texture_sources",
 ]

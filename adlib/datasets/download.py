@@ -36,31 +36,25 @@ def listing(data_root=None) -> pd.DataFrame:
         for entry in catalogue.DATASETS.values()
     ]
     if data_root.is_dir():
-        for name, layout, _, categories in loading.discover(data_root):
+        for name, layout, _, names in loading.discover(data_root):
             if name not in catalogue.DATASETS:
-                rows.append((name, layout, "?", "?", _count(categories)))
+                rows.append((name, layout, "?", "?", _count(names)))
     return pd.DataFrame(rows, columns=["name", "layout", "licence", "size", "present"])
 
 
-def _count(categories: list[str]) -> str:
-    return f"{len(categories)} categor{'y' if len(categories) == 1 else 'ies'}"
+def _count(names: list[str]) -> str:
+    return f"{len(names)} categor{'y' if len(names) == 1 else 'ies'}"
 
 
 def _presence(entry: catalogue.DataSet, data_root: Path) -> str:
     folder = data_root / entry.name
     if entry.layout == "elpv":
         return "no" if elpv.package_folder() is None else "package"
-    if entry.layout == "demo":
-        return "yes" if (folder / demo.STAMP).is_file() else "no"
-    if not folder.is_dir():
-        return "no"
-    if entry.layout == "textures":
-        return "yes" if next(folder.rglob("*.jpg"), None) else "no"
-    try:
-        _, root = loading.locate(entry.name, folder)
-        return _count(loading.categories(entry.name, root)) if loading.categories(entry.name, root) else "no"
-    except InputError:
-        return "no"
+    if entry.layout in ("demo", "textures"):
+        there = folder.glob(demo.STAMP if entry.layout == "demo" else "**/*.jpg")
+        return "yes" if next(there, None) else "no"
+    names = loading.categories(entry.name, folder) if folder.is_dir() else []
+    return _count(names) if names else "no"
 
 
 def get(name: str, root=None) -> Path | None:
@@ -208,12 +202,9 @@ def unpack(archive: Path, folder: Path) -> Path:
     try:
         content = temporary / "content"
         content.mkdir()
-        if zipfile.is_zipfile(archive):
-            _unpack_zip(archive, content)
-        elif tarfile.is_tarfile(archive):
-            _unpack_tar(archive, content)
-        else:
+        if not zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):
             raise InputError(f"{archive}: neither a tar nor a zip archive; download it again")
+        _extract(archive, content)
         while len(inner := subfolders(content)) == 1 and not any(f.is_file() for f in content.iterdir()):
             content = inner[0]
         if folder.is_dir() and not any(folder.iterdir()):
@@ -226,27 +217,19 @@ def unpack(archive: Path, folder: Path) -> Path:
     return folder
 
 
-def _refuse_escape(archive: Path, name: str) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
-        raise InputError(f"{archive}: {name!r} leads out of the archive; do not use this file")
-
-
-def _unpack_tar(archive: Path, folder: Path) -> None:
-    safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # from Python 3.11.4
-    with tarfile.open(archive) as tar:
-        for member in tqdm(tar, desc=f"unpack {archive.name}", unit=" files", disable=None, leave=False):
-            _refuse_escape(archive, member.name)
-            if not (member.isreg() or member.isdir()):
-                raise InputError(f"{archive}: {member.name!r} is a link or a device; do not use this file")
-            tar.extract(member, folder, **safe)
-
-
-def _unpack_zip(archive: Path, folder: Path) -> None:
-    with zipfile.ZipFile(archive) as zipped:
-        for info in tqdm(zipped.infolist(), desc=f"unpack {archive.name}", unit=" files", disable=None, leave=False):
-            _refuse_escape(archive, info.filename)
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise InputError(f"{archive}: {info.filename!r} is a link or a device; do not use this file")
-            zipped.extract(info, folder)
+def _extract(archive: Path, folder: Path) -> None:
+    """Extract an archive member by member; the standard filter repairs some of what is refused here."""
+    is_zip, safe = zipfile.is_zipfile(archive), {}
+    if not is_zip and hasattr(tarfile, "data_filter"):  # from Python 3.11.4
+        safe = {"filter": "data"}
+    with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as opened:
+        members = opened.infolist() if is_zip else opened
+        for member in tqdm(members, desc=f"unpack {archive.name}", unit=" files", disable=None, leave=False):
+            name = member.filename if is_zip else member.name
+            path = PurePosixPath(name.replace("\\", "/"))
+            if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
+                raise InputError(f"{archive}: {name!r} leads out of the archive; do not use this file")
+            kind = stat.S_IFMT(member.external_attr >> 16) if is_zip else 0
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or not (is_zip or member.isreg() or member.isdir()):
+                raise InputError(f"{archive}: {name!r} is a link or a device; do not use this file")
+            opened.extract(member, folder, **safe)

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from adlib.datasets.table import MASK_THRESHOLD, sample
-from adlib.errors import InputError, suggest
-
-__all__ = ["CATEGORIES", "MASK_THRESHOLD", "categories", "mask_files", "package_folder", "rows"]
+from adlib.datasets.table import sample, unknown_category
+from adlib.errors import InputError
 
 CATEGORIES = ("mono", "poly")
-NAMES = {0: "good", 1: "possible", 2: "likely", 3: "certain"}  # by three times the probability
+DEFECTS = {0: "good", 1: "possible", 2: "likely", 3: "certain"}  # by three times the probability
+TRAIN_SHARE = 0.8  # of the normal cells
 
 
 def package_folder() -> Path | None:
@@ -32,39 +31,27 @@ def categories(root=None) -> list[str]:
     return list(CATEGORIES)
 
 
-def rows(root=None, category="mono", train_share=0.8, seed=0, possible=False) -> list[tuple]:
-    """Return the rows of a kind of cells.
-
-    Args:
-        root: not used; the images lie in the package and have no masks.
-        category: "mono" or "poly".
-        train_share: share of the normal cells that train.
-        seed: which ones.
-        possible: keep the cells of probability 1/3, as anomalous test images of defect "possible".
-    """
+def rows(root=None, category="mono") -> list[tuple]:
+    """Return the rows of a kind of cells; `root` is not used, the images lie in the package."""
     if category not in CATEGORIES:
-        raise InputError(f"category {category!r} is not in elpv{suggest(category, CATEGORIES)}; there are: mono, poly")
+        raise unknown_category(category, "elpv", CATEGORIES)
     folder = package_folder()
     if folder is None:
         raise InputError("data set 'elpv' needs its package: pip install elpv-dataset")
     # The package's own load_dataset() reads every image and drops the file names; the table needs only the names.
     try:
         lines = [line.split() for line in (folder / "labels.csv").read_text(encoding="utf-8").splitlines() if line]
-        cells = [(folder / name, NAMES[round(3 * float(p))]) for name, p, kind in lines if kind == category]
+        cells = [(folder / name, DEFECTS[round(3 * float(p))]) for name, p, kind in lines if kind == category]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder / 'labels.csv'}: not as expected ({error}); install elpv-dataset again") from None
-    normal = [image for image, kind in cells if kind == "good"]
-    train = np.zeros(len(normal), dtype=bool)
-    train[np.random.default_rng(seed).permutation(len(normal))[: round(train_share * len(normal))]] = True
-    found = [
-        sample(image, None, "good", "train", category) for image, chosen in zip(normal, train, strict=True) if chosen
-    ]
-    found += [
-        sample(image, None, "good", "test", category) for image, chosen in zip(normal, train, strict=True) if not chosen
-    ]
-    for wanted in ("possible", "likely", "certain") if possible else ("likely", "certain"):
-        found += [sample(image, None, kind, "test", category) for image, kind in cells if kind == wanted]
-    return found
+    normal = [image for image, defect in cells if defect == "good"]
+    order, n_train = np.random.default_rng(0).permutation(len(normal)), round(TRAIN_SHARE * len(normal))
+    rows = []
+    for split, numbers in (("train", order[:n_train]), ("test", order[n_train:])):
+        rows += [sample(normal[i], None, "good", split, category) for i in sorted(numbers)]
+    for wanted in ("likely", "certain"):
+        rows += [sample(image, None, defect, "test", category) for image, defect in cells if defect == wanted]
+    return rows
 
 
 def mask_files(root=None, category="mono") -> list[Path]:

@@ -3,10 +3,9 @@
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from adlib.datasets.table import MASK_THRESHOLD, existing_folder, make_table, refuse_misnamed, sample
+from adlib.datasets.table import MASK_THRESHOLD, existing_folder, make_table, refuse_misnamed, sample, seeded_share
 from adlib.errors import InputError
 from adlib.images import list_images
 
@@ -40,8 +39,8 @@ def load_folder(
     """
     if masks is not None and bad is None:
         raise InputError(f"masks {masks} are given without bad images; name their folder (bad=...)")
-    given = {"good": good, "bad": bad, "masks": masks, "test_good": test_good}
-    folders = {name: existing_folder(path, f"{name} folder") for name, path in given.items() if path is not None}
+    folders = {"good": good, "bad": bad, "masks": masks, "test_good": test_good}
+    folders = {name: existing_folder(path, f"{name} folder") for name, path in folders.items() if path is not None}
     for name, folder in folders.items():
         for other, inside in folders.items():
             if name != other and (folder == inside or folder in inside.parents):
@@ -54,7 +53,12 @@ def load_folder(
     category = category or folders["good"].name
     train, test = files["good"], files.get("test_good", [])
     if bad is not None and test_good is None:
-        train, test = _divide(train, test_share, seed, folders["good"])
+        if not 0 < test_share < 1:
+            raise InputError(f"test_share {test_share!r} must lie between 0 and 1")
+        if len(train) < 2:
+            raise InputError(f"good folder {folders['good']} holds 1 image; at least 2 are needed to train and to test")
+        held = seeded_share(len(train), test_share, seed)
+        train, test = ([image for image, of_test in zip(train, held, strict=True) if of_test == k] for k in (0, 1))
     rows = [sample(image, None, "good", "train", category) for image in train]
     rows += [sample(image, None, "good", "test", category) for image in test]
     by_stem = defaultdict(list)
@@ -72,22 +76,12 @@ def load_folder(
     return make_table(rows, "folder", mask_threshold)
 
 
-def _divide(images: list[Path], share: float, seed: int, folder: Path) -> tuple[list[Path], list[Path]]:
-    if not 0 < share < 1:
-        raise InputError(f"test_share {share!r} must lie between 0 and 1")
-    if len(images) < 2:
-        raise InputError(f"good folder {folder} holds 1 image; at least 2 are needed to train and to test")
-    count = min(max(1, round(share * len(images))), len(images) - 1)
-    chosen = set(np.random.default_rng(seed).choice(len(images), count, replace=False).tolist())
-    return [f for i, f in enumerate(images) if i not in chosen], [images[i] for i in sorted(chosen)]
-
-
 def _mask_of(image: Path, folder: Path, by_stem: dict[str, list[Path]], repeated: Counter) -> Path | None:
     """Return the mask of an image, given by its path within the folder of bad images; None where it has none."""
-    named = by_stem.get(image.stem.removesuffix("_mask"), [])
-    beside = [mask for mask in named if mask.relative_to(folder).parent == image.parent]
-    found = beside or (named if repeated[image.stem] == 1 else [])
-    if len(found) > 1:
-        seen = ", ".join(map(str, found[:2]))
-        raise InputError(f"bad image {image}: {len(found)} masks of this name ({seen}) in {folder}; expected one")
-    return found[0] if found else None
+    namesakes = by_stem.get(image.stem.removesuffix("_mask"), [])
+    beside = [mask for mask in namesakes if mask.relative_to(folder).parent == image.parent]
+    masks = beside or (namesakes if repeated[image.stem] == 1 else [])
+    if len(masks) > 1:
+        two = ", ".join(map(str, masks[:2]))
+        raise InputError(f"bad image {image}: {len(masks)} masks of this name ({two}) in {folder}; expected one")
+    return masks[0] if masks else None

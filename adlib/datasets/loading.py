@@ -5,56 +5,61 @@ from pathlib import Path
 
 import pandas as pd
 
-from adlib.datasets import btad, catalogue, demo, elpv, loco, mad, mvtec, mvtec3d, visa
-from adlib.datasets.table import existing_folder, make_table, refuse_misnamed, subfolders
+from adlib.datasets import catalogue, demo, elpv, layouts, mad
+from adlib.datasets.table import MASK_THRESHOLD, existing_folder, make_table, refuse_misnamed, subfolders
 from adlib.errors import InputError, suggest
 from adlib.paths import data_dir
 
-# Each layout is a module with categories(root), rows(root, category), mask_files(root, category) and
-# MASK_THRESHOLD. They stand in the order in which an unknown folder is tried: the general layout comes last.
+# Each has categories(root), rows(root, category) and mask_files(root, category): a `Layout`, or a module where patterns
+# of paths do not say it. They stand in the order in which an unknown folder is tried: the general layout comes last.
 LAYOUTS = {
-    "mvtec3d": mvtec3d,
-    "loco": loco,
-    "visa": visa,
-    "btad": btad,
-    "mvtec": mvtec,
+    "mvtec3d": layouts.MVTEC_3D,
+    "loco": layouts.LOCO,
+    "visa": layouts.VISA,
+    "btad": layouts.BTAD,
+    "mvtec": layouts.MVTEC,
     "demo": demo,
     "elpv": elpv,
 }
 
 
-def load(layout: str, root=None, category: str | None = None) -> pd.DataFrame:
+def load(dataset: str, root=None, category: str | None = None) -> pd.DataFrame:
     """Return the sample table of a data set.
 
     Args:
-        layout: a data set ("mvtec_ad", "visa", ...: see `catalogue`), a layout (a key of `LAYOUTS`), or the name of
+        dataset: a data set ("mvtec_ad", "visa", ...: see `catalogue`), a layout (a key of `LAYOUTS`), or the name of
             the folder `root` itself where that holds data of your own in one of the layouts.
         root: the folder that holds the category folders; also accepted are the category folder itself and a folder
             that holds the data set under its name. Default `data/<data set>`; "elpv" lies in its package.
         category: one category; None for all of them, one after the other.
 
     Returns:
-        the table, in an order that depends on names only, with a RangeIndex and `attrs` = {"dataset": layout}.
+        the table, in an order that depends on names only, with a RangeIndex and `attrs` = {"dataset": dataset}.
 
     Raises:
         InputError: unknown data set or category, missing or empty folder, a mask and an image that miss each other.
     """
-    module, root = locate(layout, root)
-    chosen = [category] if category is not None else module.categories(root)
-    if not chosen:
-        raise InputError(f"data root {root} holds no category of the layout of {layout!r}; see: adlib data list")
+    layout, root = locate(dataset, root)
+    names = [category] if category is not None else layout.categories(root)
+    if not names:
+        raise InputError(f"data root {root} holds no category of the layout of {dataset!r}; see: adlib data list")
     rows = []
-    for name in chosen:
-        found = module.rows(root, name)
-        refuse_misnamed(found, module.mask_files(root, name))
-        rows += found
-    return make_table(rows, layout, module.MASK_THRESHOLD)
+    for name in names:
+        of_category = layout.rows(root, name)
+        refuse_misnamed(of_category, layout.mask_files(root, name))
+        rows += of_category
+    return make_table(rows, dataset, mask_threshold(layout))
 
 
-def categories(layout: str, root=None) -> list[str]:
+def mask_threshold(layout) -> int:
+    """Return the grey value above which a mask pixel of a layout is true."""
+    return layout.mask_threshold if isinstance(layout, layouts.Layout) else MASK_THRESHOLD
+
+
+def categories(dataset: str, root=None) -> list[str]:
     """Return the names of the categories that are there, sorted; arguments as in `load`."""
-    module, root = locate(layout, root)
-    return module.categories(root)
+    layout, root = locate(dataset, root)
+    return layout.categories(root)
 
 
 def discover(root) -> list[tuple[str, str, Path, list[str]]]:
@@ -67,94 +72,78 @@ def discover(root) -> list[tuple[str, str, Path, list[str]]]:
         catalogue, the data set is called by its folder.
     """
     root = existing_folder(root)
-    found = []
-    for folder in (root, *subfolders(root)):
-        layout = _recognise(folder)
-        if layout is None:
-            continue
-        module = LAYOUTS[layout]
-        if folder == root and module.is_category(folder):
-            return [(folder.parent.name, layout, folder.parent, [folder.name])]
-        if folder == root:
-            return [(folder.name, layout, folder, _trainable(module, folder))]
-        if not module.is_category(folder):  # a category needs its data set's folder around it
-            found.append((folder.name, layout, folder, _trainable(module, folder)))
-    return [entry for entry in found if entry[3]]
+    name = _recognise(root)
+    if name is not None and LAYOUTS[name].is_category(root):
+        return [(root.parent.name, name, root.parent, [root.name])]
+    entries = []
+    for folder in [root] if name is not None else subfolders(root):
+        name = _recognise(folder)
+        # A category needs its data set's folder around it.
+        if name is not None and not LAYOUTS[name].is_category(folder):
+            entries.append((folder.name, name, folder, LAYOUTS[name].trainable(folder)))
+    return entries
 
 
 def guess_dataset(root) -> str:
     """Return the name of the one data set below `root`, for a user who gave only a folder."""
     if name := mad.name_of(existing_folder(root)):
         return name
-    found = discover(root)
-    if not found:
+    names = [name for name, *_ in discover(root)]
+    if not names:
+        expected = Path(root) / "<category>/train/good"
+        raise InputError(f"data root {root} holds no known layout; expected e.g. {expected}")
+    if len(names) > 1:
         raise InputError(
-            f"data root {root} holds no known layout; expected e.g. {Path(root) / '<category>/train/good'}"
-        )
-    if len(found) > 1:
-        raise InputError(
-            f"data root {root} holds several data sets ({', '.join(name for name, *_ in found)}); "
+            f"data root {root} holds several data sets ({', '.join(names)}); "
             "name one of them (--dataset) or give its own folder"
         )
-    return found[0][0]
+    return names[0]
 
 
 def _recognise(folder: Path) -> str | None:
-    for layout, module in LAYOUTS.items():
-        # Demo and ELPV need no folder; the prepared form of VisA is left to the MVTec layout, which it is.
-        if layout in ("demo", "elpv") or (layout == "visa" and not _is_raw_visa(folder)):
-            continue
-        if _trainable(module, folder):
-            return layout
-    return None
+    """Return the layout of the categories in a folder that can be trained on; demo and ELPV need no folder."""
+    named = ((name, layout) for name, layout in LAYOUTS.items() if isinstance(layout, layouts.Layout))
+    return next((name for name, layout in named if layout.trainable(folder)), None)
 
 
-def _is_raw_visa(folder: Path) -> bool:
-    return any(map(visa.is_category, (folder, *subfolders(folder))))
-
-
-def _trainable(module, root: Path) -> list[str]:
-    names = module.categories(root)
-    return [name for name in names if module is not mvtec or mvtec.is_trainable(root, name)]
-
-
-def _module(layout: str):
-    if layout in mad.NAMES:
+def _layout(dataset: str):
+    if dataset in mad.NAMES:
         return mad
-    entry = catalogue.DATASETS.get(layout)
-    name = entry.layout if entry is not None else layout
+    entry = catalogue.DATASETS.get(dataset)
+    name = entry.layout if entry is not None else dataset
     if name in LAYOUTS:
         return LAYOUTS[name]
     if entry is not None:
-        raise InputError(f"{layout!r} holds textures, not images to inspect; see: datasets.texture_sources(root)")
-    known = [*LAYOUTS, *(name for name, entry in catalogue.DATASETS.items() if entry.layout in LAYOUTS)]
-    raise InputError(
-        f"data set {layout!r} is unknown{suggest(layout, known)}; choose one of {', '.join(sorted(set(known)))}"
-    )
+        raise InputError(f"{dataset!r} holds textures, not images to inspect; give its folder as textures=")
+    names = sorted({*LAYOUTS, *(name for name, entry in catalogue.DATASETS.items() if entry.layout in LAYOUTS)})
+    raise InputError(f"data set {dataset!r} is unknown{suggest(dataset, names)}; choose one of {', '.join(names)}")
 
 
-def locate(layout: str, root) -> tuple:
-    """Return the layout module and the folder of the category folders."""
-    if root is not None and layout not in LAYOUTS and layout not in catalogue.DATASETS:
+def locate(dataset: str, root) -> tuple:
+    """Return the layout and the folder of the category folders."""
+    if root is not None and dataset not in LAYOUTS and dataset not in catalogue.DATASETS:
         folder = existing_folder(root)
-        for own in (folder, folder.parent, folder / layout):  # own data, called by the name of its folder
-            if own.name == layout and (found := _recognise(own)):
-                return LAYOUTS[found], own
-    module = _module(layout)
-    if layout == "elpv":
-        return module, None
-    if layout == "demo":
+        for own in (folder, folder.parent, folder / dataset):  # own data, called by the name of its folder
+            if own.name == dataset and (name := _recognise(own)):
+                return LAYOUTS[name], own
+    layout = _layout(dataset)
+    if dataset == "elpv":
+        return layout, None
+    if dataset == "demo":
         root = Path(os.path.abspath(root)) if root is not None else data_dir() / "demo"
-        return module, root / "demo" if (root / "demo" / demo.STAMP).is_file() else root
+        return layout, root / "demo" if (root / "demo" / demo.STAMP).is_file() else root
     if root is None:
-        if layout not in catalogue.DATASETS:
-            raise InputError(f"layout {layout!r} needs a data root: name the folder of the category folders")
-        root = data_dir() / layout
+        if dataset not in catalogue.DATASETS:
+            raise InputError(f"layout {dataset!r} needs a data root: name the folder of the category folders")
+        root = data_dir() / dataset
         if not root.is_dir():
             raise InputError(
-                f"data set {layout!r} is not in {root}; give its data root or see: adlib data get {layout}"
+                f"data set {dataset!r} is not in {root}; give its data root or see: adlib data get {dataset}"
             )
-    root = existing_folder(root)
-    if not module.categories(root) and module.categories(root / layout):
-        root = root / layout
-    return module, root
+    root, prepared = existing_folder(root), layouts.VISA_PREPARED
+    forms = [(layout, ""), (prepared, "1cls"), (prepared, "")] if layout is layouts.VISA else [(layout, "")]
+    for place in (root, root / dataset):
+        for form, inside in forms:
+            if form.categories(place / inside):
+                return form, place / inside
+    return layout, root

@@ -1,9 +1,4 @@
-"""The MVTec LOCO AD layout: logical and structural anomalies, one mask file for each region of an image.
-
-    <root>/<category>/{train,validation}/good/000.png
-    <root>/<category>/test/{good,logical_anomalies,structural_anomalies}/000.png
-    <root>/<category>/ground_truth/<kind>/000/{000,001,...}.png
-    <root>/<category>/defects_config.json
+"""The regions of MVTec LOCO AD: one mask file each; a `defects_config.json` in each category tells their kinds.
 
 `mask_path` is the *folder* of an image's regions: `images.read_mask` gives their union, `regions` keeps them apart as
 the saturated overlap (sPRO) needs them. Summing or uniting the files first would merge regions that touch.
@@ -15,47 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from adlib.datasets.table import category_folder, sample, subfolders
 from adlib.errors import InputError
 from adlib.images import list_images, read_image
 
-MASK_THRESHOLD = 0
-KINDS = ("logical_anomalies", "structural_anomalies")
-
-
-def is_category(folder: Path) -> bool:
-    """Tell whether a folder is a category: it has train/good and a test folder of one of the two kinds."""
-    return (folder / "train" / "good").is_dir() and any((folder / "test" / kind).is_dir() for kind in KINDS)
-
-
-def categories(root: Path) -> list[str]:
-    """Return the names of the category folders in `root`; of `root` alone where it is one itself."""
-    if is_category(root):
-        return [root.name]
-    return [folder.name for folder in subfolders(root) if is_category(folder)]
-
-
-def rows(root: Path, category: str) -> list[tuple]:
-    """Return the rows of a category."""
-    folder = category_folder(root, category, categories(root), is_category)
-    found = []
-    for split in ("train", "validation", "test"):
-        for image in list_images(folder / split / "good"):
-            found.append(sample(image, None, "good", split, category))
-    for kind in KINDS:
-        for image in list_images(folder / "test" / kind):
-            mask = folder / "ground_truth" / kind / image.stem
-            found.append(sample(image, mask if list_images(mask) else None, kind, "test", category))
-    if not found:
-        raise InputError(f"category folder {folder} holds no image; expected files in {folder / 'train' / 'good'}")
-    return found
-
-
-def mask_files(root: Path, category: str) -> list[Path]:
-    """Return the mask folder of every defective image, whether or not the image is there."""
-    folder = category_folder(root, category, categories(root), is_category)
-    masks = [mask for kind in KINDS for mask in subfolders(folder / "ground_truth" / kind)]
-    return [mask for mask in masks if list_images(mask)]
+FIELDS = ("defect_name", "pixel_value", "saturation_threshold", "relative_saturation")
 
 
 def read_config(defects_config) -> dict[int, dict]:
@@ -75,19 +33,18 @@ def read_config(defects_config) -> dict[int, dict]:
         raise InputError(f"{defects_config}: not JSON ({error})") from None
     config = {}
     for entry in entries if isinstance(entries, list) else [entries]:
-        for key in ("defect_name", "pixel_value", "saturation_threshold", "relative_saturation"):
+        for key in FIELDS:
             if not isinstance(entry, dict) or key not in entry:
                 raise InputError(f"{defects_config}: an entry has no {key!r}; got {entry!r}")
         _check_entry(entry, defects_config)
-        if entry["pixel_value"] in config:
+        if config.setdefault(entry["pixel_value"], entry) is not entry:
             raise InputError(f"{defects_config}: pixel value {entry['pixel_value']} stands there twice")
-        config[entry["pixel_value"]] = entry
     return config
 
 
 def _check_entry(entry: dict, source) -> None:
     """Refuse values of an entry that say nothing; JSON knows NaN, and true is a number to Python."""
-    value, threshold, relative = (entry[k] for k in ("pixel_value", "saturation_threshold", "relative_saturation"))
+    value, threshold, relative = (entry[key] for key in FIELDS[1:])
     if type(value) is not int or not 0 < value < 256:
         raise InputError(f"{source}: pixel_value {value!r} must be a grey value from 1 to 255")
     if not isinstance(relative, bool):
@@ -121,7 +78,7 @@ def regions(mask, defects_config) -> list[tuple[np.ndarray, int, str]]:
     files = list_images(mask) if mask.is_dir() else [mask]
     if not files:
         raise InputError(f"{mask}: no mask file; expected one for each region of the image")
-    found = []
+    annotations = []
     for file in files:
         pixels = read_image(file).max(axis=2)
         values = np.unique(pixels[pixels > 0]).tolist()
@@ -132,5 +89,5 @@ def regions(mask, defects_config) -> list[tuple[np.ndarray, int, str]]:
         entry, region = config[values[0]], pixels > 0
         area, threshold = int(region.sum()), entry["saturation_threshold"]
         saturation = math.floor(threshold * area) if entry["relative_saturation"] else min(int(threshold), area)
-        found.append((region, max(1, saturation), entry["defect_name"]))
-    return found
+        annotations.append((region, max(1, saturation), entry["defect_name"]))
+    return annotations

@@ -11,13 +11,10 @@ it lies in `mvtec_ad` beside the root, beside the folder of the parts, or in `da
 import re
 from pathlib import Path
 
-from adlib.datasets import mvtec
-from adlib.datasets.mvtec import MASK_THRESHOLD, is_category
-from adlib.datasets.table import category_folder, sample, subfolders
+from adlib.datasets.layouts import MVTEC
+from adlib.datasets.table import sample, subfolders, unknown_category
 from adlib.images import list_images
 from adlib.paths import data_dir
-
-__all__ = ["MASK_THRESHOLD", "NAMES", "categories", "is_category", "mask_files", "name_of", "rows"]
 
 NAMES = ("mad_man", "mad_sys")
 TRAINED_ON = "mvtec_ad"
@@ -26,43 +23,39 @@ PART = re.compile(r"Person_[1-5]|Beta_0\.[1357]")  # Beta_0.9 is released too, b
 
 def name_of(root: Path) -> str | None:
     """Return "mad_man" or "mad_sys" where `root` or the folder above it is called so ("MAD-man" too), else None."""
-    for folder in (root, root.parent):
-        name = folder.name.lower().replace("-", "_")
-        if name in NAMES and categories(root):
-            return name
-    return None
+    names = [folder.name.lower().replace("-", "_") for folder in (root, root.parent)]
+    return next((name for name in names if name in NAMES and categories(root)), None)
 
 
 def categories(root: Path) -> list[str]:
     """Return the names of the categories of all parts, sorted."""
-    return sorted({name for part in _parts(root) for name in mvtec.categories(part)})
+    return sorted({name for part in _parts(root) for name in MVTEC.categories(part)})
 
 
 def rows(root: Path, category: str) -> list[tuple]:
     """Return the rows of a category: training images, then the test images of each part."""
-    parts = _parts_with(root, category)
-    found = [(part, row) for part in parts for row in mvtec.rows(part, category)]
-    test = [(part, row) for part, row in found if row[4] == "test"]
-    own = [row for _, row in found if row[4] == "train"]
-    if len(parts) > 1:
-        test = [(part, (*row[:3], f"{part.name}/{row[3]}" if row[2] else row[3], *row[4:])) for part, row in test]
-    return (own or _training_rows(root, category)) + [row for _, row in test]
+    train, test, parts = [], [], _parts_with(root, category)
+    for part in parts:
+        for image, mask, label, defect, split, name in MVTEC.rows(part, category):
+            defect = f"{part.name}/{defect}" if label and len(parts) > 1 else defect
+            (train if split == "train" else test).append((image, mask, label, defect, split, name))
+    return (train or _training_rows(root, category)) + test
 
 
 def mask_files(root: Path, category: str) -> list[Path]:
     """Return every mask file of a category."""
-    return [file for part in _parts_with(root, category) for file in mvtec.mask_files(part, category)]
+    return [file for part in _parts_with(root, category) for file in MVTEC.mask_files(part, category)]
 
 
 def _parts(root: Path) -> list[Path]:
-    if mvtec.categories(root):
-        return [root]
-    return [folder for folder in subfolders(root) if PART.fullmatch(folder.name)]
+    return [root] if MVTEC.categories(root) else [f for f in subfolders(root) if PART.fullmatch(f.name)]
 
 
 def _parts_with(root: Path, category: str) -> list[Path]:
-    parts = [part for part in _parts(root) if category in mvtec.categories(part)]
-    return parts or [category_folder(root, category, categories(root), is_category)]  # says what is there
+    parts = [part for part in _parts(root) if category in MVTEC.categories(part)]
+    if not parts:
+        raise unknown_category(category, root, categories(root))
+    return parts
 
 
 def _training_rows(root: Path, category: str) -> list[tuple]:

@@ -59,36 +59,10 @@ def subfolders(folder) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.is_dir() and f.name[0] != "." and f.name != "__MACOSX")
 
 
-def category_folder(root: Path, category: str, known: list[str], is_category) -> Path:
-    """Return the folder of a category; `root` may be the category folder itself.
-
-    Args:
-        root: the folder that holds the category folders.
-        category: the name asked for.
-        known: categories that are there, for the error message.
-        is_category: function that tells whether a path is a category folder of this layout.
-    """
-    if is_category(root / category):
-        return root / category
-    if root.name == category and is_category(root):
-        return root
-    if not known:
-        raise InputError(f"data root {root} holds no category of this layout; expected e.g. {root / category}")
-    raise InputError(f"category {category!r} is not in {root}{suggest(category, known)}; there are: {', '.join(known)}")
-
-
-def masks_by_stem(folder) -> dict[str, Path]:
-    """Return the mask files of a folder by the stem of their image: "000" for both 000.png and 000_mask.png."""
-    return {file.stem.removesuffix("_mask"): file for file in list_images(folder)}
-
-
-def find_mask(masks: dict[str, Path], image: Path) -> Path | None:
-    """Return an image's mask by name, None where there is none.
-
-    Pairing by sorted position, as some loaders do, shifts every later mask when one file is missing.
-    """
-    # A stem that itself ends in "_mask" is found under its shortened name.
-    return masks.get(image.stem) or masks.get(image.stem.removesuffix("_mask"))
+def unknown_category(category: str, where, names) -> InputError:
+    """Return the error of a category that is not among the `names` of those in a data set or its folder."""
+    there = ", ".join(names) or "none of this layout"
+    return InputError(f"category {category!r} is not in {where}{suggest(category, names)}; there are: {there}")
 
 
 def refuse_misnamed(rows: list[tuple], mask_files) -> None:
@@ -120,10 +94,16 @@ def hold_out(table: pd.DataFrame, share: float = 0.15, seed: int = 0) -> tuple[p
     normal = table[(table.split == "train") & (table.label == 0)]
     if len(normal) < 2:
         raise InputError(f"{len(normal)} normal training images: at least 2 are needed to hold one out")
-    count = min(max(1, round(share * len(normal))), len(normal) - 1)
-    held = np.zeros(len(normal), dtype=bool)
-    held[np.random.default_rng(seed).choice(len(normal), count, replace=False)] = True
+    held = seeded_share(len(normal), share, seed)
     return normal[~held].reset_index(drop=True), normal[held].reset_index(drop=True)
+
+
+def seeded_share(n: int, share: float, seed: int) -> np.ndarray:
+    """Draw a share of `n` >= 2 rows, at least one and not all: bool (n,)."""
+    drawn = np.zeros(n, dtype=bool)
+    count = min(max(1, round(share * n)), n - 1)
+    drawn[np.random.default_rng(seed).choice(n, count, replace=False)] = True
+    return drawn
 
 
 def file_hash(path) -> str:

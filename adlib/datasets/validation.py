@@ -9,7 +9,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from adlib.datasets import catalogue, loading, mad
-from adlib.datasets.table import COLUMNS, file_hash, make_table, masks, subfolders
+from adlib.datasets.table import file_hash, make_table, masks, subfolders
 from adlib.errors import InputError
 from adlib.images import image_shape, list_images, read_image, read_mask
 
@@ -29,7 +29,7 @@ class Problem:
         return f"{self.kind} ({self.count}): {'; '.join(self.examples)}{more}"
 
 
-def check(layout: str, root=None, category: str | None = None) -> list[Problem]:
+def check(dataset: str, root=None, category: str | None = None) -> list[Problem]:
     """Read every file of a data set and name what is wrong.
 
     Looked for: empty categories, what `missing_for_evaluation` tells of each, counts other than published, defective
@@ -37,7 +37,7 @@ def check(layout: str, root=None, category: str | None = None) -> list[Problem]:
     their image, black, nearly white or of values below the threshold, and the same image (by content) in two splits.
 
     Args:
-        layout, root, category: as in `datasets.load`.
+        dataset, root, category: as in `datasets.load`.
 
     Returns:
         the problems, an empty list when there is none; each has a count and its first examples.
@@ -45,31 +45,31 @@ def check(layout: str, root=None, category: str | None = None) -> list[Problem]:
     Raises:
         InputError: there is no such data set, root or category.
     """
-    module, root = loading.locate(layout, root)
-    names = [category] if category is not None else module.categories(root)
-    found = defaultdict(list)
+    layout, root = loading.locate(dataset, root)
+    names = [category] if category is not None else layout.categories(root)
+    problems = defaultdict(list)
     if category is None and root is not None:
-        found["empty category"] = [str(f) for f in subfolders(root) if f.name not in names and not any(f.rglob("*.*"))]
-    if not names and not found["empty category"]:
-        raise InputError(f"data root {root} holds no category of the layout of {layout!r}; see: adlib data list")
+        empty = [f for f in subfolders(root) if f.name not in names and not any(f.rglob("*.*"))]
+        problems["empty category"] = list(map(str, empty))
+    if not names and not problems["empty category"]:
+        raise InputError(f"data root {root} holds no category of the layout of {dataset!r}; see: adlib data list")
     for name in names:
         try:
-            found_rows = module.rows(root, name)
+            table = make_table(layout.rows(root, name), dataset, loading.mask_threshold(layout))
         except InputError as error:
-            if name not in module.categories(root):
+            if name not in layout.categories(root):
                 raise
-            found["unusable category"].append(str(error))
+            problems["unusable category"].append(str(error))
             continue
-        rows = [dict(zip(COLUMNS, row, strict=True)) for row in found_rows]
-        _check_counts(layout, name, rows, found)
-        for line in _missing_images(make_table(found_rows, layout)):
+        _check_counts(dataset, name, table, problems)
+        for line in _missing_images(table):
             kind, meaning = line.split(": ")
-            if kind != "no normal training image" or layout not in mad.NAMES:  # these hold test images only
-                found[kind].append(f"{name}: {meaning}")
-        _check_pairs(module.mask_files(root, name), rows, layout, found)
-        _check_files(rows, module.MASK_THRESHOLD, found)
-        _check_duplicates(rows, found)
-    return [Problem(kind, len(items), tuple(items[:EXAMPLES])) for kind, items in found.items() if items]
+            if kind != "no normal training image" or dataset not in mad.NAMES:  # these hold test images only
+                problems[kind].append(f"{name}: {meaning}")
+        _check_pairs(layout.mask_files(root, name), table, dataset, problems)
+        _check_files(table, name, problems)
+        _check_duplicates(table, problems)
+    return [Problem(kind, len(items), tuple(items[:EXAMPLES])) for kind, items in problems.items() if items]
 
 
 def missing_for_evaluation(table: pd.DataFrame) -> list[str]:
@@ -84,12 +84,13 @@ def missing_for_evaluation(table: pd.DataFrame) -> list[str]:
     Raises:
         InputError: a mask of a test image cannot be used (`masks`), or is of another size than its image.
     """
-    bad, found = table[(table.split == "test") & (table.label == 1)], []
+    bad, black, without = table[(table.split == "test") & (table.label == 1)], 0, 0
     for image, file, mask in zip(bad.image_path, bad.mask_path, masks(bad), strict=True):
         if mask is not None and mask.shape != (shape := image_shape(image)):
             raise InputError(f"{file}: mask is {mask.shape}, its image is {shape}; sizes must agree")
-        found.append(None if mask is None else bool(mask.any()))
-    lines, without, black = _missing_images(table), found.count(None), found.count(False)
+        without += mask is None
+        black += mask is not None and not mask.any()
+    lines = _missing_images(table)
     if without == len(bad) > 0:
         lines.append("no masks of defective images: pixel metrics are undefined")
     elif without:
@@ -116,66 +117,62 @@ def _missing_images(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _check_counts(layout: str, category: str, rows: list[dict], found) -> None:
-    train = sum(row["split"] == "train" for row in rows)
-    normal = sum(row["split"] == "test" and row["label"] == 0 for row in rows)
-    anomalous = sum(row["split"] == "test" and row["label"] == 1 for row in rows)
-    entry = catalogue.DATASETS.get(layout)
+def _check_counts(dataset: str, category: str, table: pd.DataFrame, problems) -> None:
+    entry, test = catalogue.DATASETS.get(dataset), table[table.split == "test"]
     published = entry.counts.get(category) if entry else None
-    if published and published != (train, normal, anomalous):
-        found["counts differ from the published ones"].append(
-            f"{category}: train, test normal, test anomalous {train}, {normal}, {anomalous} "
+    counts = int((table.split == "train").sum()), int((test.label == 0).sum()), int((test.label == 1).sum())
+    if published and published != counts:
+        problems["counts differ from the published ones"].append(
+            f"{category}: train, test normal, test anomalous {', '.join(map(str, counts))} "
             f"instead of {', '.join(map(str, published))}"
         )
 
 
-def _check_pairs(mask_files: list[Path], rows: list[dict], layout: str, found) -> None:
-    paired = {row["mask_path"] for row in rows}
+def _check_pairs(mask_files: list[Path], table: pd.DataFrame, dataset: str, problems) -> None:
+    paired = set(table.mask_path)
     unused = [mask for mask in mask_files if str(mask) not in paired]
-    without = [Path(row["image_path"]) for row in rows if row["label"] == 1 and row["mask_path"] is None]
-    for image in without if layout != "elpv" else []:
+    without = table.image_path[(table.label == 1) & table.mask_path.isna()]
+    for image in map(Path, without if dataset != "elpv" else ()):
         # A near name in the folder of the same kind is most likely a misnamed mask.
         same_kind = {mask.stem.removesuffix("_mask"): mask for mask in unused if mask.parent.name == image.parent.name}
         near = difflib.get_close_matches(image.stem, same_kind, n=1, cutoff=0.6)
         if near:
             unused.remove(same_kind[near[0]])
-            found["mask is not named like its image"].append(f"{image} and {same_kind[near[0]]}")
+            problems["mask is not named like its image"].append(f"{image} and {same_kind[near[0]]}")
         else:
-            found["defective image without mask"].append(str(image))
-    found["mask without image"].extend(map(str, unused))
+            problems["defective image without mask"].append(str(image))
+    problems["mask without image"].extend(map(str, unused))
 
 
-def _check_files(rows: list[dict], threshold: int, found) -> None:
-    for row in tqdm(rows, desc=f"check {rows[0]['category']}", disable=None, leave=False):
+def _check_files(table: pd.DataFrame, category: str, problems) -> None:
+    rows = zip(table.image_path, table.mask_path, table.mask_threshold, strict=True)
+    for image, mask_path, threshold in tqdm(rows, f"check {category}", len(table), disable=None, leave=False):
         try:
-            size = read_image(row["image_path"]).shape[:2]
+            size = read_image(image).shape[:2]
         except InputError as error:
-            found["unreadable image"].append(str(error))
+            problems["unreadable image"].append(str(error))
             size = None
-        if row["mask_path"] is None:
+        if mask_path is None:
             continue
-        mask_path = Path(row["mask_path"])
-        parts = list_images(mask_path) if mask_path.is_dir() else [mask_path]
+        parts = list_images(mask_path) if Path(mask_path).is_dir() else [mask_path]
         try:
             regions = [read_mask(part, threshold) for part in parts]
         except InputError as error:
-            found["unusable mask"].append(str(error))
+            problems["unusable mask"].append(str(error))
             continue
         for part, mask in zip(parts, regions, strict=True):
             if size is not None and mask.shape != size:
-                found["mask and image differ in size"].append(
-                    f"{part} is {mask.shape[1]} x {mask.shape[0]}, {row['image_path']} is {size[1]} x {size[0]}"
+                problems["mask and image differ in size"].append(
+                    f"{part} is {mask.shape[1]} x {mask.shape[0]}, {image} is {size[1]} x {size[0]}"
                 )
             if mask.mean() > 0.9:
-                found["mask covers more than nine tenths of its image (inverted?)"].append(str(part))
+                problems["mask covers more than nine tenths of its image (inverted?)"].append(str(part))
         if not any(mask.any() for mask in regions):
-            found["black mask of a defective image"].append(str(mask_path))
+            problems["black mask of a defective image"].append(mask_path)
 
 
-def _check_duplicates(rows: list[dict], found) -> None:
-    splits = defaultdict(dict)  # content -> split -> first image
-    for row in rows:
-        splits[file_hash(row["image_path"])].setdefault(row["split"], row["image_path"])
-    for images in splits.values():
-        if len(images) > 1:
-            found["same image in two splits"].append(" and ".join(images.values()))
+def _check_duplicates(table: pd.DataFrame, problems) -> None:
+    first = table.assign(content=[file_hash(path) for path in table.image_path]).drop_duplicates(["content", "split"])
+    for _, rows in first.groupby("content", sort=False):
+        if len(rows) > 1:
+            problems["same image in two splits"].append(" and ".join(rows.image_path))

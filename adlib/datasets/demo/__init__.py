@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from adlib.datasets import mvtec
-from adlib.datasets.demo import scenes as demo_scenes
-from adlib.errors import InputError, suggest
+from adlib.datasets.demo import scenes
+from adlib.datasets.layouts import MVTEC
+from adlib.datasets.table import unknown_category
+from adlib.errors import InputError
 from adlib.paths import data_dir
 
-MASK_THRESHOLD = mvtec.MASK_THRESHOLD
 VERSION = 2  # raise it when the same seed gives other bytes: trees of older versions are then made anew
 STAMP = "demo.json"
 TRAIN, TEST_GOOD, TEST_BAD, PER_DEFECT = 40, 30, 32, 8  # images of a category; the tests make smaller trees
@@ -46,20 +46,19 @@ SATURATION = {"misplaced": 0.5}
 
 def categories(root: Path | None = None) -> list[str]:
     """Return the names of the demo categories; nothing is generated for it."""
-    return sorted(demo_scenes.DEFECTS)
+    return sorted(scenes.DEFECTS)
 
 
 def rows(root: Path, category: str) -> list[tuple]:
     """Return the rows of a demo category, generating the data set where it is not there yet."""
     if category not in categories():  # before the work of generating
-        known = ", ".join(categories())
-        raise InputError(f"category {category!r} is not in demo{suggest(category, categories())}; there are: {known}")
-    return mvtec.rows(generate(root), category)
+        raise unknown_category(category, "demo", categories())
+    return MVTEC.rows(generate(root), category)
 
 
 def mask_files(root: Path, category: str) -> list[Path]:
     """Return every mask file of a demo category."""
-    return mvtec.mask_files(generate(root), category)
+    return MVTEC.mask_files(generate(root), category)
 
 
 def generate(root=None, seed: int | None = None) -> Path:
@@ -114,17 +113,17 @@ def _is_current(root: Path, seed: int | None) -> bool:
 
 def _write(root: Path, seed: int) -> None:
     for number, category in enumerate(categories()):
-        kinds = demo_scenes.DEFECTS[category]
+        kinds = scenes.DEFECTS[category]
         for split, count in (("train", TRAIN), ("test", TEST_GOOD)):
             for i in range(count):
-                image, _ = demo_scenes.scene(category, split, np.random.default_rng([seed, number, split == "test", i]))
+                image, _ = scenes.scene(category, split, np.random.default_rng([seed, number, split == "test", i]))
                 _save(root / category / split / "good" / f"{i:03d}.png", image)
         for k, kind in enumerate(kinds):
             # Eight of each where there are four kinds, six where there are five.
             for i, strength in enumerate(np.linspace(0.15, 1.0, min(PER_DEFECT, TEST_BAD // len(kinds)))):
                 place = [seed, number, 2 + k, i]
                 scene_rng, defect_rng = np.random.default_rng([*place, 0]), np.random.default_rng([*place, 1])
-                image, mask = demo_scenes.scene(category, "test", scene_rng, kind, float(strength), defect_rng)
+                image, mask = scenes.scene(category, "test", scene_rng, kind, float(strength), defect_rng)
                 _save(root / category / "test" / kind / f"{i:03d}.png", image)
                 value = 255 - k if category == "tray" else 255
                 _save(root / category / "ground_truth" / kind / f"{i:03d}_mask.png", mask.astype(np.uint8) * value)
@@ -135,7 +134,7 @@ def _write(root: Path, seed: int) -> None:
             "saturation_threshold": SATURATION.get(kind, 1.0),
             "relative_saturation": True,
         }
-        for k, kind in enumerate(demo_scenes.DEFECTS["tray"])
+        for k, kind in enumerate(scenes.DEFECTS["tray"])
     ]
     (root / "tray" / "defects_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (root / STAMP).write_text(json.dumps({"seed": seed, "version": VERSION}) + "\n")
