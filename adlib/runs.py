@@ -29,7 +29,7 @@ from adlib import datasets, methods, profiles
 from adlib.errors import InputError
 from adlib.evaluation import Evaluation, at_threshold, evaluate, thresholds
 from adlib.images import backbones
-from adlib.images.memory import peak_memory_mib
+from adlib.images.features import peak_memory_mib
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import as_dict, build
 

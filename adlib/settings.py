@@ -54,6 +54,13 @@ ImageSize = Annotated[
 ]
 ResizeMode = Literal["stretch", "short_side", "letterbox", "aspect"]  # see adlib.images.Resize
 
+RENAMED = {
+    "max_steps": "steps",
+    "n_steps": "steps",
+    "lr": "learning_rate",
+    "lr_discriminator": "learning_rate_discriminator",
+}
+
 _WORDS = {bool: "be true or false", int: "be a whole number", float: "be a number", str: "be text", tuple: "be a list"}
 
 
@@ -94,6 +101,8 @@ def build(cls, values: dict | None = None, owner: str = ""):
     """
     fields = [field.name for field in dataclasses.fields(cls)]
     for name in values or {}:
+        if RENAMED.get(name) in fields:
+            raise InputError(f"parameter {name!r} of {owner or cls.__name__} is now called {RENAMED[name]!r}")
         if name not in fields:
             raise InputError(
                 f"parameter {name!r} is unknown to {owner or cls.__name__}{suggest(name, fields)}; known: "

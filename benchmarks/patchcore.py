@@ -174,7 +174,7 @@ if __name__ == "__main__":
         print(json.dumps(main(options.data_root, options.category), indent=2))
         sys.exit()
     from adlib import datasets
-    from adlib.images.memory import peak_memory_mib
+    from adlib.images.features import peak_memory_mib
 
     torch.set_num_threads(2)
     sample_table = datasets.load("mvtec", options.data_root, options.category)

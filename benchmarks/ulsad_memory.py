@@ -21,13 +21,13 @@ import pandas as pd
 import torch
 
 from adlib import datasets, images, methods, profiles
-from adlib.images.memory import peak_memory_mib
+from adlib.images.features import peak_memory_mib
 from adlib.paths import atomic_path, results_dir
 
 STEPS, N_SCORED = 8, 20
 VARIANTS = {
     "PatchCore, 10 %": ("patchcore", {"patch_size": 3, "coreset": 0.1, "sampler": "random", "max_rows": 10**7}),
-    "ULSAD": ("ulsad", {"n_steps": STEPS, "snapshot_every": 0, "validate_every": 0}),
+    "ULSAD": ("ulsad", {"steps": STEPS, "snapshot_every": 0, "validate_every": 0}),
 }
 
 

@@ -95,12 +95,12 @@ TINY = {"image_size": 64, "resize": "stretch", "scale": None, "backbone": "tf_ef
 # Settings that make each method small enough for a test, by method name.
 SMALL_SETTINGS = {
     "patchcore": TINY | {"pretrain_dim": None, "target_dim": None, "coreset": 0.25},
-    "glass": TINY | {"pretrain_dim": None, "target_dim": None, "hidden": 16, "batch_size": 2, "max_steps": 4},
+    "glass": TINY | {"pretrain_dim": None, "target_dim": None, "hidden": 16, "batch_size": 2, "steps": 4},
     "few_shot": TINY | {"k": 2},
     "padim": TINY | {"stages": [2], "d": 20, "hold_out": 0.34},
     "spade": TINY | {"stages": [2, 3], "hold_out": 0.34},
-    "ulsad": TINY | {"channels": 24, "n_steps": 2, "batch_size": 4, "whiten": "both", "position_wise": "on"},
-    "dfr": TINY | {"stages": [2, 3], "map_size": 32, "n_steps": 2},
+    "ulsad": TINY | {"channels": 24, "steps": 2, "batch_size": 4, "whiten": "both", "position_wise": "on"},
+    "dfr": TINY | {"stages": [2, 3], "map_size": 32, "steps": 2},
     "contrastive": TINY | {
         "stages": [2, 3], "width": 8, "dim": 8, "steps": 3, "episodes": 2, "n_normals": 4, "n_styles": 2,
         "hold_out": 0.34,
@@ -108,7 +108,7 @@ SMALL_SETTINGS = {
     "unified": TINY | {"k": 2, "width": 8},
     "pagmfr": TINY | {
         "stages": [1, 2], "width": 8, "bottleneck": 8, "blocks": 1, "fusion_width": 8, "image_stride": 2,
-        "batch_size": 4, "max_steps": 2, "hold_out": 0.34,
+        "batch_size": 4, "steps": 2, "hold_out": 0.34,
     },
-    "draem": {"image_size": 64, "width": 4, "width_discriminator": 4, "batch_size": 4, "max_steps": 2},
+    "draem": {"image_size": 64, "width": 4, "width_discriminator": 4, "batch_size": 4, "steps": 2},
 }  # fmt: skip

@@ -87,7 +87,7 @@ def test_unreadable_files_are_named_and_counted(parts, model, tmp_path, capsys):
 
 
 def test_a_training_that_breaks_down_is_one_line_and_exit_code_1(parts, tmp_path, capsys):
-    changes = ["image_size=64", "hidden=8", "batch_size=2", "max_steps=4", "lr=1.0e+30", "lr_discriminator=1.0e+30"]
+    changes = ["image_size=64", "hidden=8", "batch_size=2", "steps=4", "learning_rate=1.0e+30"]
     settings = [part for change in changes for part in ("--set", change)]
     code = adlib(
         "train", "-i", parts / "good", "-o", tmp_path / "m", "--method", "glass", "--profile", "smoke", *settings
@@ -100,7 +100,7 @@ def test_a_training_that_breaks_down_is_one_line_and_exit_code_1(parts, tmp_path
 
 
 def test_a_method_without_a_backbone_is_trained_too(parts, tmp_path, capsys):
-    changes = ["image_size=64", "width=4", "width_discriminator=4", "batch_size=4", "max_steps=2", "bank=4"]
+    changes = ["image_size=64", "width=4", "width_discriminator=4", "batch_size=4", "steps=2", "bank=4"]
     settings = [part for change in changes for part in ("--set", change)]
     out = tmp_path / "m"
     assert adlib("train", "-i", parts / "good", "-o", out, "--method", "draem", "--profile", "smoke", *settings) == 0

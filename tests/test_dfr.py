@@ -15,7 +15,7 @@ from adlib.errors import InputError
 from adlib.methods import dfr
 from adlib.methods.dfr import DFR
 
-SMALL = TINY | {"stages": [1, 2, 3], "map_size": 64, "n_steps": 3, "n_pca_images": 2}
+SMALL = TINY | {"stages": [1, 2, 3], "map_size": 64, "steps": 3, "n_pca_images": 2}
 
 
 # -- golden values ----------------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_vgg_layers_are_found_by_name():
 
 
 def test_the_loss_falls_and_the_threshold_lets_its_share_through(train):
-    method = DFR(**SMALL | {"n_steps": 60, "learning_rate": 1e-2, "threshold_images": "held_out"}).fit(train)
+    method = DFR(**SMALL | {"steps": 60, "learning_rate": 1e-2, "threshold_images": "held_out"}).fit(train)
     losses = method.history.losses.reconstruction
     assert losses.iloc[-5:].mean() < 0.7 * losses.iloc[:5].mean()
     maps = method._maps(method._held_out)

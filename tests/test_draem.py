@@ -9,7 +9,7 @@ from adlib.methods import draem
 from adlib.methods.draem import DRAEM, HourGlass
 
 SMALL = {
-    "image_size": 64, "resize": "stretch", "width": 4, "width_discriminator": 4, "batch_size": 4, "max_steps": 3,
+    "image_size": 64, "resize": "stretch", "width": 4, "width_discriminator": 4, "batch_size": 4, "steps": 3,
     "hold_out": 0.34, "families": ["cutpaste"],
 }  # fmt: skip
 
@@ -51,7 +51,7 @@ def test_losses_by_hand():
 
 
 def test_it_trains_on_pixels_in_zero_to_one(train):
-    method = DRAEM(**SMALL | {"max_steps": 25, "lr": 3e-3, "bank": 12})
+    method = DRAEM(**SMALL | {"steps": 25, "learning_rate": 3e-3, "bank": 12})
     seen = []
     losses = method.losses
     method.losses = lambda modules, batch, step: seen.append(batch["image"]) or losses(modules, batch, step)

@@ -109,7 +109,7 @@ def test_running_statistics_went_through_all_passes(step):
 
 
 def test_optimisers_move_the_weights_as_the_original_ones(step):
-    for optimizer in glass.optimizers(step.network, lr=1e-4, lr_discriminator=2e-4):
+    for optimizer in glass.optimizers(step.network, 1e-4, 2e-4):
         optimizer.step()
     for theirs, ours in NAMES.items():
         if "running" in theirs or "num_batches" in theirs or theirs in NO_GRADIENT or theirs == "A_bias":
@@ -358,7 +358,7 @@ def test_several_processes_can_share_a_step(train, tmp_path):
 
 
 def test_averaged_weights_are_the_running_mean_of_the_snapshots(train):
-    method = glass.Glass(**TINY | {"average": 0.5, "snapshot_every": 1, "max_steps": 3}).fit(train)
+    method = glass.Glass(**TINY | {"average": 0.5, "snapshot_every": 1, "steps": 3}).fit(train)
     states = [s["network"]["adaptor.weight"] for _, s in method.history.snapshots]
     first = glass.Glass(**TINY).prepare(train).network.adaptor.weight.detach()
     mean = first.lerp(states[0], 1 - 1 / 11)  # step 1 of step / (step + 10)
@@ -521,7 +521,7 @@ def named(table, dataset, category):
     ],
 )
 def test_paper_enlarges_two_categories_before_the_crop(train, tmp_path, dataset, category, scale):
-    settings = TINY | {"resize": "short_side", "scale": "paper", "max_steps": 1}
+    settings = TINY | {"resize": "short_side", "scale": "paper", "steps": 1}
     method = glass.Glass(**settings).fit(named(train, dataset, category))
     assert method.resize.scale == scale
     assert method.resize.hw == (64, 64)
@@ -588,7 +588,7 @@ def test_foregrounds_from_files_are_obeyed(train, tmp_path):
         ({"textures": "/no/such/folder"}, "no such folder"),
         ({"image_size": (64,)}, r"image_size \[64\] must be one number, or height and width"),
         ({"image_size": (64, 0)}, r"image_size \[64, 0\] must be one number, or height and width"),
-        ({"lr": -1}, "lr -1 must not be negative"),
+        ({"learning_rate": -1}, "learning_rate -1 must not be negative"),
         ({"scale": "papr"}, "did you mean 'paper'"),
         ({"epoch": 3}, "did you mean 'epochs'"),
     ],

@@ -5,10 +5,10 @@ import sys
 
 import numpy as np
 
-from adlib.images.memory import allocate, is_out_of_memory, peak_memory_mib
+from adlib.images.features import allocate, is_out_of_memory, peak_memory_mib
 
 PROGRAM = """
-from adlib.images.memory import peak_memory_mib
+from adlib.images.features import peak_memory_mib
 before = peak_memory_mib()
 held = bytearray(200 * 2**20)
 print(peak_memory_mib() - before)
@@ -22,7 +22,7 @@ def test_an_allocation_raises_the_peak_by_its_size():
 
 def test_a_child_does_not_inherit_the_memory_of_its_parent():
     held = bytearray(600 * 2**20)
-    program = "from adlib.images.memory import peak_memory_mib; print(peak_memory_mib())"
+    program = "from adlib.images.features import peak_memory_mib; print(peak_memory_mib())"
     child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     own = peak_memory_mib()
     assert own > len(held) / 2**20

@@ -24,7 +24,7 @@ from adlib_book.studies import pagmfr_readme as readme
 
 SMALL = TINY | {
     "stages": [1, 2], "width": 8, "bottleneck": 8, "blocks": 1, "fusion_width": 8, "image_stride": 2, "batch_size": 4,
-    "max_steps": 3, "hold_out": 0.34, "selection": "last", "kind": "texture",
+    "steps": 3, "hold_out": 0.34, "selection": "last", "kind": "texture",
 }  # fmt: skip
 
 
@@ -249,7 +249,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_for_less_memory(encoder
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_a_batch_in_parts_equals_the_batch_exactly_with_group_normalisation(train, norm):
-    settings = SMALL | {"norm": norm, "batch_size": 32, "max_steps": 2, "lr": 1e-3}
+    settings = SMALL | {"norm": norm, "batch_size": 32, "steps": 2, "learning_rate": 1e-3}
     results = []
     for accumulate in (1, 4):
         method = PAGMFR(**settings | {"accumulate": accumulate}).fit(train)
@@ -284,8 +284,8 @@ def test_sixty_steps_on_eight_images_halve_the_reconstruction_loss(tmp_path):
         path = write_image(tmp_path / f"{i}.png", base.clip(0, 255).astype(np.uint8))
         rows.append({"image_path": path, "mask_path": None, "label": 0, "defect": "good", "split": "train"})
     table = pd.DataFrame(rows).assign(category="ramp")
-    settings = SMALL | {"bank": 16, "max_steps": 60, "batch_size": 8, "rotate": 0.0}
-    losses = PAGMFR(**settings | {"lr": 5e-3}).fit(table.iloc[:6], table.iloc[6:]).history.losses
+    settings = SMALL | {"bank": 16, "steps": 60, "batch_size": 8, "rotate": 0.0}
+    losses = PAGMFR(**settings | {"learning_rate": 5e-3}).fit(table.iloc[:6], table.iloc[6:]).history.losses
     rebuilt = losses.features + losses.image + losses.ssim
     assert rebuilt.iloc[-5:].mean() < 0.5 * rebuilt.iloc[0]
 
@@ -477,8 +477,8 @@ def test_a_loader_of_the_wrong_kind_is_one_line(small_tree, encoder, call):
         call(small_model(encoder), train)
     with pytest.raises(InputError, match=r"^loader gives no training pairs; make it by .*train=True"):
         readme.train_pagmfr(small_model(encoder), test, epochs=1)
-    with pytest.raises(InputError, match=r"^lr -1 must be a positive number"):
-        readme.train_pagmfr(small_model(encoder), train, epochs=1, lr=-1)
+    with pytest.raises(InputError, match=r"^rate -1 must be a positive number"):
+        readme.train_pagmfr(small_model(encoder), train, epochs=1, rate=-1)
 
 
 def test_table_one_is_as_printed_and_its_flags_are_seen():
@@ -575,8 +575,8 @@ def test_images_that_cannot_be_scored(train, encoder):
 
 
 def test_max_steps_one_is_one_step_and_none_is_all_epochs(train):
-    assert len(PAGMFR(**SMALL | {"max_steps": 1}).fit(train).history.losses) == 1
-    method = PAGMFR(**SMALL | {"max_steps": None, "epochs": 2, "batch_size": 3}).fit(train)
+    assert len(PAGMFR(**SMALL | {"steps": 1}).fit(train).history.losses) == 1
+    method = PAGMFR(**SMALL | {"steps": None, "epochs": 2, "batch_size": 3}).fit(train)
     assert len(method.history.losses) == 4  # two epochs of four images, in batches of three
 
 

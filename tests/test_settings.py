@@ -69,14 +69,20 @@ def test_what_is_refused_is_said_in_one_line(values, message):
                 make(**values)
 
 
+def test_an_old_name_says_the_new_one():
+    with pytest.raises(InputError, match=r"^parameter 'lr' of glass is now called 'learning_rate'$"):
+        build(methods.get("glass").Settings, {"lr": 0.1}, owner="glass")
+
+
 # Settings that may be 0, negative, an empty list, and so on; "method.name" where methods differ.
 ZERO = [
     "anchor", "area", "average", "bank", "beta", "beta_mean", "beta_std", "bias", "blocks", "calibration_weight",
     "clean", "context", "contrastive_weight", "detection", "direction", "direction_global", "dropout", "gamma",
     "gate_share", "image_stage", "image_weight", "jitter", "log_every", "max_memory", "n_ascent", "n_calibration",
     "noise", "p", "pos_weight", "probability", "radius", "rotate", "seed", "shrink", "sigma", "snapshot_every",
-    "step_size", "swap", "validate_every", "warm_up", "weight_decay", "workers", "glass.lr", "glass.lr_discriminator",
-    "ulsad.hidden", "few_shot.learning_rate", "unified.learning_rate",
+    "step_size", "swap", "validate_every", "warm_up", "weight_decay", "workers",
+    "learning_rate_discriminator", "glass.learning_rate", "few_shot.learning_rate", "unified.learning_rate",
+    "ulsad.hidden",
 ]  # fmt: skip
 NEGATIVE = ["bias"]
 EMPTY = ["family_weights", "contrastive.families"]

@@ -38,6 +38,20 @@ def batch_of(size, seed=0):
     return make_batch
 
 
+@dataclass(frozen=True)
+class Options(training.Options):
+    batch_size: int = 8
+    accumulate: int = 1
+
+
+def train(modules, optimizers, make_batch, losses, n_steps, **arguments):
+    """`training.train` with the options among the arguments."""
+    options = {key: arguments.pop(key) for key in list(arguments) if key in training.Options.__dataclass_fields__}
+    if "checkpoint" in options:
+        options["checkpoint"] = str(options["checkpoint"])
+    return training.train(modules, optimizers, make_batch, losses, n_steps, Options(**options), **arguments)
+
+
 def run(model, optimizer, schedulers, n_steps, **options):
     def losses(modules, batch, _step):
         return {
@@ -45,7 +59,7 @@ def run(model, optimizer, schedulers, n_steps, **options):
             "_size": torch.tensor(float(len(batch[0]))),
         }
 
-    return training.train(
+    return train(
         {"model": model},
         [optimizer],
         options.pop("make_batch", batch_of(8)),
@@ -170,7 +184,7 @@ def test_a_nan_gradient_stops_before_it_reaches_weights_or_checkpoint(tmp_path, 
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     options = {"seed": 0, "checkpoint": file, "checkpoint_every": 1} | options
     with pytest.raises(training.TrainingError, match=r"gradient became nan at step 3.*step 2 is kept"):
-        training.train({"model": model}, [optimizer], lambda step: torch.ones(4, 2), losses, 5, **options)
+        train({"model": model}, [optimizer], lambda step: torch.ones(4, 2), losses, 5, **options)
     kept = torch.load(file, weights_only=True)
     assert all(torch.isfinite(w).all() for w in kept["modules"]["model"].values())
     assert torch.isfinite(model.weight).all()
@@ -283,14 +297,13 @@ def test_running_out_of_memory_is_one_line_that_names_the_knobs(tmp_path, error,
 
     options = {"checkpoint": tmp_path / "c.pt", "checkpoint_every": 1, "validate_every": 1, "progress": "x"}
     with pytest.raises(training.TrainingError) as caught:
-        training.train(
+        train(
             {"model": model},
             [optimizer],
             make_batch,
             losses,
             5,
             validate=lambda: full("validation", full.step) or {"score": 0.0},
-            knobs=("accumulate", "batch_size"),
             **options,
         )
     assert str(caught.value) == (
@@ -406,11 +419,11 @@ def test_pinning_reaches_every_tensor_of_a_batch(monkeypatch):
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     file = tmp_path / "c.pt"
-    training.check_checkpoint(file, {"width": 4, "max_steps": 10})
+    training.check_checkpoint(file, {"width": 4, "steps": 10})
     file.touch()
-    training.check_checkpoint(file, {"width": 4, "max_steps": 20})  # longer is allowed
+    training.check_checkpoint(file, {"width": 4, "steps": 20})  # longer is allowed
     with pytest.raises(InputError, match="was made with width 4, these settings say 8"):
-        training.check_checkpoint(file, {"width": 8, "max_steps": 20})
+        training.check_checkpoint(file, {"width": 8, "steps": 20})
 
 
 WORKER = """

@@ -20,7 +20,7 @@ from adlib.methods.ulsad import ulsad
 from adlib.methods.ulsad.ulsad import ULSAD, ULSADSettings
 from adlib.paths import results_dir
 
-SMALL = TINY | {"channels": 24, "n_steps": 3, "batch_size": 4}
+SMALL = TINY | {"channels": 24, "steps": 3, "batch_size": 4}
 
 
 def fill(net) -> None:
@@ -284,14 +284,14 @@ def fitted(train):
 
 
 def test_every_loss_falls(train):
-    method = ULSAD(**SMALL | {"n_steps": 40, "learning_rate": 2e-3, "final_relu": False}).fit(train)
+    method = ULSAD(**SMALL | {"steps": 40, "learning_rate": 2e-3, "final_relu": False}).fit(train)
     losses = method.history.losses
     for name in ("local", "attention", "local_global"):
         assert losses[name].iloc[-5:].mean() < losses[name].iloc[:5].mean(), name
 
 
 def test_ablations_leave_out_their_terms(train):
-    method = ULSAD(**SMALL | {"attention_loss": False, "local_global_loss": False, "n_steps": 1}).fit(train)
+    method = ULSAD(**SMALL | {"attention_loss": False, "local_global_loss": False, "steps": 1}).fit(train)
     assert set(method.history.losses) == {"step", "local", "total", "learning_rate"}
 
 
@@ -303,7 +303,7 @@ def test_maps_are_the_branches_and_their_fusion(fitted, small_table):
 
 
 def test_whitening_the_global_residual_leaves_the_local_map_alone(train):
-    method = ULSAD(**SMALL | {"n_steps": 1}).fit(train)
+    method = ULSAD(**SMALL | {"steps": 1}).fit(train)
     plain = method._small(*method._held_out)
     method.settings = dataclasses.replace(method.settings, whiten="global", global_residual="features", area=1.0)
     method.calibrate()
@@ -329,7 +329,7 @@ def test_auto_takes_the_reading_that_tells_held_out_pseudo_anomalies_best(train,
 
 
 def test_the_global_branch_may_learn_in_every_other_step(train):
-    losses = ULSAD(**SMALL | {"n_steps": 4, "global_every": 2}).fit(train).history.losses
+    losses = ULSAD(**SMALL | {"steps": 4, "global_every": 2}).fit(train).history.losses
     assert losses.local.notna().all()
     for name in ("attention", "local_global"):
         assert losses[name].notna().tolist() == [True, False, True, False]
@@ -340,16 +340,16 @@ def test_a_falling_rate_belongs_to_the_number_of_steps(train, tmp_path):
     rates = ULSAD(**settings).fit(train).history.losses.learning_rate
     assert rates.is_monotonic_decreasing
     assert rates.iloc[-1] < rates.iloc[0]
-    for longer in ({"n_steps": 8}, {"n_steps": None, "epochs": 8}):  # also where epochs say it
-        with pytest.raises(InputError, match="made with n_steps 3, these settings say 8"):
+    for longer in ({"steps": 8}, {"steps": None, "epochs": 8}):  # also where epochs say it
+        with pytest.raises(InputError, match="made with number of steps 3, these settings say 8"):
             ULSAD(**settings | longer).fit(train)
-    ULSAD(**settings | {"schedule": "constant", "checkpoint": str(tmp_path / "other.pt"), "n_steps": 1}).fit(train)
+    ULSAD(**settings | {"schedule": "constant", "checkpoint": str(tmp_path / "other.pt"), "steps": 1}).fit(train)
     ULSAD(**settings | {"schedule": "constant", "checkpoint": str(tmp_path / "other.pt")}).fit(train)  # longer
 
 
 def test_flat_normal_maps_give_finite_scores(train):
     """Networks that reproduce nothing and features that never vary: no quantile has a span, and nothing becomes NaN."""
-    method = ULSAD(**SMALL | {"n_steps": 1}).fit(train)
+    method = ULSAD(**SMALL | {"steps": 1}).fit(train)
     features, pictures = method._held_out
     method._held_out = np.zeros_like(features), np.zeros_like(pictures)
     method.calibrate()
@@ -405,9 +405,9 @@ def test_every_change_of_the_study_changes_something():
 
 def test_two_images_to_train_on_are_enough_and_a_lost_held_out_set_is_named(train, fitted, tmp_path):
     for share in (0.6, 0.99):
-        assert len(ULSAD(**SMALL | {"hold_out": share, "n_steps": 1}).fit(train).normal_scores) == 4
+        assert len(ULSAD(**SMALL | {"hold_out": share, "steps": 1}).fit(train).normal_scores) == 4
     # Without a held-out image, nothing is chosen: both maps, no level, quantiles of the training images.
-    few = ULSAD(**SMALL | {"maps": "auto", "position_wise": "auto", "n_steps": 1}).fit(train.iloc[:3])
+    few = ULSAD(**SMALL | {"maps": "auto", "position_wise": "auto", "steps": 1}).fit(train.iloc[:3])
     assert (few.chosen_maps, few.chosen_level, len(few.normal_scores)) == ("both", False, 0)
     assert (few.quantiles[:, 0] < few.quantiles[:, 1]).all()
     fitted.save(tmp_path)

@@ -6,15 +6,13 @@
     method.save("model/"); methods.load("model/")
 
 A method sees normal training images only; `datasets.check_training_table` refuses anything else. Thresholds, selection
-and quantiles come from normal images that it was not trained on; `split_normals` puts them aside.
+and quantiles come from normal images that it was not trained on; `normals.split_normals` puts them aside.
 """
 
 import importlib
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from adlib.errors import InputError, suggest
 
@@ -64,40 +62,3 @@ def load(path):
     from adlib.methods.storage import read_header
 
     return get(read_header(path)["method"]).load(path)
-
-
-def split_normals(table: pd.DataFrame, settings, validation=None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split normal images into (train, held out): to fit on, and to set thresholds and judge training by.
-
-    `validation`, where given, is held out and `table` trained on. Else `settings.hold_out` of the table, at least two
-    images (a threshold needs two) and at most all but two. Of fewer than four images none: a fit needs them more.
-
-    Raises:
-        InputError: an anomalous or a test image in either table.
-    """
-    from adlib.datasets import check_training_table, hold_out  # they load torch
-
-    check_training_table(table)
-    if validation is not None:
-        check_training_table(validation, "the validation table")
-        return table, validation
-    if len(table) < 4:
-        return table, table.iloc[:0]
-    least = 2 / len(table)
-    return hold_out(table, min(max(settings.hold_out, least), 1 - least), settings.seed)
-
-
-def without_selection(settings, held_out: pd.DataFrame):
-    """Settings of a training that keeps its last weights where nothing is held out to select others by."""
-    if len(held_out):
-        return settings
-    if settings.selection != "last":
-        print(f"selection {settings.selection!r} needs held-out normal images, and there are none: last", flush=True)
-    return replace(settings, selection="last", validate_every=0)
-
-
-def collect(found) -> tuple[np.ndarray, np.ndarray]:
-    """Image scores and map maxima, float32 (n,) each, of `Scores` of batches of normal images; empty of none."""
-    none = np.zeros(0, np.float32)
-    rows = [(none, none), *((scores.image, scores.map.max(axis=(1, 2))) for scores in found)]
-    return tuple(np.concatenate(part) for part in zip(*rows, strict=True))

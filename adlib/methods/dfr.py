@@ -24,16 +24,16 @@ from torch import nn
 from adlib import settings as S
 from adlib.errors import InputError
 from adlib.images import Batch, backbones, batches, to_tensor
-from adlib.images.memory import allocate
-from adlib.methods import Scores, split_normals, storage, training, without_selection
+from adlib.images.features import allocate
+from adlib.methods import Scores, storage, training
 from adlib.methods.few_shot.support_images import below, check_fingerprint, top_mean
+from adlib.methods.normals import split_normals, without_selection
 from adlib.methods.reconstruction import (
     epoch_rows,
     resize_of,
     synthetic_images,
     synthetic_score,
     to_grid,
-    train_options,
 )
 from adlib.settings import as_dict, build, choice
 
@@ -41,7 +41,7 @@ VGG_RELUS = tuple(f"relu{block}_{i}" for block, n in ((1, 2), (2, 2), (3, 4), (4
 
 
 @dataclass(frozen=True)
-class DFRSettings(S.Settings):
+class DFRSettings(training.Options):
     """Settings of DFR; defaults from the paper and its code."""
 
     backbone: str = "vgg19.tv_in1k"
@@ -61,20 +61,10 @@ class DFRSettings(S.Settings):
     learning_rate: S.Positive = 1e-4  # Adam
     batch_size: S.Count = 4  # images a step
     epochs: S.Count = 700  # passes over the training images
-    n_steps: S.Count | None = None  # optimiser steps, instead of epochs
     positive_share: S.Share = 0.005  # share of normal pixels that the segmentation threshold lets through
     image_score: Literal["max", "top"] = "max"  # max (paper), top (mean of the highest 1 % of the map)
     threshold_images: Literal["train", "held_out"] = "train"  # whose pixels; held_out, if any: not biased low
-    hold_out: S.Share = 0.15  # share of the training images for the image threshold and selection; at least 2 images
-    selection: Literal[training.SELECTIONS] = "last"  # last, synthetic (best on held-out pseudo-anomalies)
-    n_synthetic: S.AtLeast2 = 64  # at most so many held-out images, half of them damaged, for selection "synthetic"
-    validate_every: S.Whole = 0  # steps between two validations; 0: only at the end
-    snapshot_every: S.Whole = 0  # steps between two kept copies of the weights; 0 for none
-    checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
-    checkpoint_every: S.Count = 100  # steps
-    precision: Literal[training.PRECISIONS] = "no"  # mixed precision: no, bf16, fp16
     max_memory: S.NotNegative = 8.0  # GiB of cached features held in memory; more go to a memory-mapped temporary file
-    seed: S.Whole = 0  # initial weights, order of the images, held-out images
 
     def check(self):
         if not self.stride <= self.window <= self.map_size:
@@ -255,10 +245,10 @@ class DFR:
             raise InputError(f"features of backbone {s.backbone!r} contain NaN; check its weights and the images")
         self._held_out = self._features(held_out.image_path) if len(held_out) else features[:0]
         self.latent = s.latent or pca_width(features[: s.n_pca_images], s.variance)
-        synthetic = self._synthetic(held_out) if s.selection == "synthetic" or s.validate_every else None
+        synthetic = self._synthetic(held_out) if s.watched else None
         self._build(seed=s.seed)
         batch_size = min(s.batch_size, len(train))
-        n_steps = s.n_steps or s.epochs * max(1, len(train) // batch_size)
+        n_steps = s.steps or s.epochs * max(1, len(train) // batch_size)
 
         def compute_losses(modules, batch, _step):
             f = to_grid(batch, self.device)
@@ -270,9 +260,10 @@ class DFR:
             lambda step: features[epoch_rows(len(train), batch_size, s.seed, step)],
             compute_losses,
             n_steps,
+            s,
+            origin=training.origin(self, train, held_out),
             validate=(lambda: self._validate(synthetic)) if synthetic else None,
             progress="dfr",
-            **train_options(s, self.backbone, train, held_out, n_steps),
         )
         self._calibrate()
         shown = features if s.threshold_images == "train" or not len(held_out) else self._held_out

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from adlib import settings as S
-from adlib.datasets import table_hash
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, backbones, batches, to_tensor
 from adlib.images.colour import ssim_map
-from adlib.methods import Scores, collect, split_normals, storage, training, without_selection
+from adlib.methods import Scores, storage, training
 from adlib.methods.few_shot.support_images import below, check_queries
+from adlib.methods.normals import collect, split_normals, without_selection
 from adlib.methods.pagmfr.network import block
 from adlib.methods.pagmfr.pagmfr import image_scores
 from adlib.methods.pagmfr.training_pairs import Pairs, PairSettings
@@ -49,20 +49,8 @@ class DRAEMSettings(PairSettings):
     width: S.Count = 128  # channels of the reconstruction at full resolution
     width_discriminator: S.Count = 64  # of the discriminator
     gamma: S.NotNegative = 2.0  # focal loss
-    lr: S.Positive = 1e-4  # Adam
+    learning_rate: S.Positive = 1e-4  # Adam
     epochs: S.Count = 700  # passes over the training images; the rate falls to a fifth at 80 % and again at 90 %
-    max_steps: S.Count | None = None  # optimiser steps, instead of epochs
-    precision: Literal[training.PRECISIONS] = "no"  # mixed precision: no, bf16, fp16
-    pin_memory: bool = False  # page-locked batches for a GPU
-    workers: S.Whole = 1  # threads that prepare batches
-    hold_out: S.Share = 0.15  # share of the training images for the threshold and for selection; at least 2
-    selection: Literal[training.SELECTIONS] = "last"  # last, or synthetic (best on held-out pseudo-anomalies)
-    validate_every: S.Whole = 0  # steps between two looks at the held-out pseudo-anomalies; 0: only at the end
-    n_synthetic: S.AtLeast2 = 64  # at most so many held-out images, half of them damaged, for selection
-    snapshot_every: S.Whole = 0  # steps between two kept copies of the weights; 0 for none
-    log_every: S.Whole = 0  # steps between two rows of the gradient flow and of the memory; 0 for none
-    checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
-    checkpoint_every: S.Count = 100  # steps
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------
@@ -170,18 +158,14 @@ class DRAEM:
         started = time.perf_counter()
         table, held_out = split_normals(table, self.settings, validation)
         self.settings = s = without_selection(self.settings, held_out)
-        if s.checkpoint:
-            data = {"training images": table_hash(table), "validation images": table_hash(held_out)}
-            training.check_checkpoint(s.checkpoint, as_dict(s) | data)
         self._build()
         with self._memory_errors("before the first step"):
             self.pairs = Pairs(table, self.resize, s)
         print(f"DRAEM: {self.pairs.note}", flush=True)
-        wanted = s.selection == "synthetic" or s.validate_every
-        synthetic = synthetic_images(held_out, s, self.resize) if wanted else None
+        synthetic = synthetic_images(held_out, s, self.resize) if s.watched else None
         modules = {"reconstruction": self.reconstruction, "discriminator": self.discriminator}
-        optimizer = torch.optim.Adam([p for module in modules.values() for p in module.parameters()], s.lr)
-        n_steps = s.epochs * math.ceil(len(table) / s.batch_size) if s.max_steps is None else s.max_steps
+        optimizer = torch.optim.Adam([p for module in modules.values() for p in module.parameters()], s.learning_rate)
+        n_steps = s.epochs * math.ceil(len(table) / s.batch_size) if s.steps is None else s.steps
         falls = [round(0.8 * n_steps), round(0.9 * n_steps)]
         self.preparation_s = round(time.perf_counter() - started, 3)
         self.history = training.train(
@@ -190,20 +174,14 @@ class DRAEM:
             self.pairs.batch,
             self.losses,
             n_steps,
-            seed=s.seed,
+            s,
+            origin=training.origin(self, table, held_out),
             schedulers=[torch.optim.lr_scheduler.MultiStepLR(optimizer, falls, gamma=0.2)],
             validate=(lambda: self._validate(synthetic)) if synthetic else None,
-            validate_every=s.validate_every,
-            selection=s.selection,
-            snapshot_every=s.snapshot_every,
-            checkpoint=s.checkpoint or None,
-            checkpoint_every=s.checkpoint_every if s.checkpoint else 0,
-            precision=s.precision,
             accumulate=s.accumulate,
             workers=s.workers,
             pin_memory=s.pin_memory,
             log_every=s.log_every,
-            knobs=training.memory_knobs(s),
             progress="DRAEM",
         )
         self._held_out = held_out

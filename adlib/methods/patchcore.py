@@ -24,7 +24,7 @@ from adlib import settings as S
 from adlib.datasets import check_training_table
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, backbones, batches, neighbours, patches
-from adlib.images.memory import allocate
+from adlib.images.features import allocate
 from adlib.methods import Scores, storage
 from adlib.methods.few_shot.support_images import check_fingerprint
 from adlib.settings import as_dict, build

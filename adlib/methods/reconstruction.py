@@ -3,11 +3,9 @@
 import numpy as np
 import torch
 
-from adlib.datasets import table_hash
 from adlib.evaluation import metrics
 from adlib.images import Resize
 from adlib.methods import training
-from adlib.settings import as_dict
 from adlib.synthesis import SyntheticSplit
 
 
@@ -22,26 +20,6 @@ def epoch_rows(n_images: int, batch_size: int, seed: int, step: int) -> np.ndarr
     epoch, place = divmod(step, max(1, n_images // batch_size))
     order = training.step_generator(seed, epoch).permutation(n_images)
     return order[place * batch_size : (place + 1) * batch_size]
-
-
-def train_options(settings, backbone, train, held_out, n_steps: int) -> dict:
-    """What a method hands to `training.train` as it is.
-
-    Refuses to resume from a checkpoint of other settings, other backbone weights or other images. A run at a constant
-    rate may go on longer than its checkpoint was meant to.
-    """
-    s = settings
-    if s.checkpoint:
-        facts = {key: value for key, value in as_dict(s).items() if key != "n_steps"}
-        if getattr(s, "schedule", "constant") != "constant":  # the rate at a step depends on the number of steps
-            facts["n_steps"] = n_steps
-        facts["backbone weights"] = backbone.fingerprint
-        facts["training images"], facts["validation images"] = table_hash(train), table_hash(held_out)
-        training.check_checkpoint(s.checkpoint, facts)
-    names = ("seed", "selection", "validate_every", "snapshot_every", "precision")
-    options = {name: getattr(s, name) for name in names}
-    every = s.checkpoint_every if s.checkpoint else 0
-    return options | {"checkpoint": s.checkpoint or None, "checkpoint_every": every}
 
 
 def synthetic_images(held_out, settings, resize) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

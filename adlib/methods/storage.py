@@ -1,9 +1,18 @@
-"""Fitted methods on disk: one folder with `model.json` (readable) and `model.safetensors` (arrays, no pickle)."""
+"""Fitted methods on disk: one folder with `model.json` (readable) and `model.safetensors` (arrays, no pickle).
+
+A method declares what it consists of once fitted, and both directions follow from that:
+
+    KEPT = storage.Kept(modules=("network",), facts=("shape",))
+    save, load = storage.save, classmethod(storage.load)
+"""
 
 import contextlib
+import hashlib
 import json
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -11,6 +20,88 @@ from safetensors.torch import load_file, save_file
 import adlib
 from adlib.errors import InputError
 from adlib.paths import atomic_path
+from adlib.settings import as_dict
+
+FORMAT = 2  # of the folder; 1 had no number
+
+
+class Kept(NamedTuple):
+    """The attributes that a fitted method consists of, by what they are.
+
+    Attributes:
+        modules: networks. `method.build_networks()` makes them, from settings and facts, before their weights are read.
+        tensors: tensors, read onto the method's device.
+        arrays: numpy arrays; of every method the scores and map maxima of normal images, which thresholds are made of.
+        facts: numbers, texts, lists of them: they stand readable in `model.json`. Tuples are read as tuples.
+    """
+
+    modules: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+    arrays: tuple[str, ...] = ("normal_scores", "normal_map_maxima")
+    facts: tuple[str, ...] = ()
+
+
+def check_fitted(method) -> None:
+    """Refuse a method that lacks anything that `fit` or `load` makes."""
+    for name in (*method.KEPT.modules, *method.KEPT.tensors, *method.KEPT.arrays, *method.KEPT.facts):
+        if not hasattr(method, name):
+            raise InputError(f"this {method.name} is not fitted; call fit(table) first")
+
+
+def save(method, path) -> Path:
+    """Write a fitted method to the folder `path`."""
+    check_fitted(method)
+    kept = method.KEPT
+    tensors = {name: getattr(method, name) for name in kept.tensors}
+    tensors |= {name: torch.from_numpy(np.ascontiguousarray(getattr(method, name))) for name in kept.arrays}
+    for name in kept.modules:
+        tensors |= {f"{name}.{key}": value for key, value in getattr(method, name).state_dict().items()}
+    facts = {name: getattr(method, name) for name in kept.facts}
+    return save_model(path, method.name, as_dict(method.settings), tensors, **_fingerprint(method), **facts)
+
+
+def load(cls, path):
+    """Read a fitted method from the folder that `save` wrote.
+
+    Raises:
+        InputError: the folder is no model, is damaged or older, or belongs to other weights of the backbone.
+    """
+    header, tensors = read_model(path)
+    with parts_of(path):
+        method = cls(**header["settings"])
+        for name, value in _fingerprint(method).items():
+            if header.get(name) != value:
+                raise InputError(
+                    f"{path} was made with other weights of backbone {method.backbone.name!r} than those found here; "
+                    "use the same weights or fit again"
+                )
+        kept = cls.KEPT
+        for name in kept.facts:
+            setattr(method, name, _tuples(header[name]))
+        for name in kept.tensors:
+            setattr(method, name, tensors[name].to(method.device))
+        for name in kept.arrays:
+            setattr(method, name, tensors[name].numpy())
+        if kept.modules:
+            method.build_networks()
+        for name in kept.modules:
+            getattr(method, name).load_state_dict(below(f"{name}.", tensors))
+            getattr(method, name).eval()
+    return method
+
+
+def _fingerprint(method) -> dict:
+    backbone = getattr(method, "backbone", None)  # DRAEM has none
+    return {} if backbone is None else {"backbone_fingerprint": backbone.fingerprint}
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def below(prefix: str, tensors: dict) -> dict:
+    """Return the entries whose names start with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def save_model(path, method: str, settings: dict, tensors: dict[str, torch.Tensor], **facts) -> Path:
@@ -18,8 +109,9 @@ def save_model(path, method: str, settings: dict, tensors: dict[str, torch.Tenso
     path = Path(path)
     if path.is_file():
         raise InputError(f"model folder {path} is a file; give a folder")
-    header = {"adlib": adlib.__version__, "method": method, "settings": settings, **facts}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"format": FORMAT, "adlib": adlib.__version__, "method": method, "settings": settings}
+    header |= {"tensors_digest": digest(tensors), **facts}
     with atomic_path(path / "model.safetensors") as temporary:
         save_file(tensors, temporary)
     # The description goes last: a folder without it is not a model.
@@ -36,6 +128,9 @@ def read_header(path) -> dict:
     try:
         header = json.loads(file.read_text())
         header["method"], header["settings"]
+        if header.get("format") != FORMAT:
+            again = f"adlib train --method {header['method']} -i GOOD_DIR -o {path}"
+            raise InputError(f"{file} is of another version of adlib ({header.get('adlib')}); train it again: {again}")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise InputError(f"{file} is damaged: expected the JSON description of a model; train it again") from None
     return header
@@ -46,9 +141,22 @@ def read_model(path) -> tuple[dict, dict[str, torch.Tensor]]:
     header = read_header(path)
     file = Path(path) / "model.safetensors"
     try:
-        return header, load_file(file)
+        tensors = load_file(file)
     except (FileNotFoundError, SafetensorError, OSError):
         raise InputError(f"{file} is missing or damaged; train the model again") from None
+    if header.get("tensors_digest") != digest(tensors):
+        raise InputError(f"{file} is not the one that model.json describes; train the model again")
+    return header, tensors
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """Return a hash of names, types, shapes and values."""
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        array = tensors[name]
+        total.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+        total.update(array.contiguous().view(torch.uint8).numpy().data if array.numel() else b"")
+    return total.hexdigest()
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -29,10 +30,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
+from adlib import settings as S
+from adlib.datasets import table_hash
 from adlib.errors import InputError
-from adlib.images.memory import is_out_of_memory, peak_memory_mib
+from adlib.images.features import is_out_of_memory, peak_memory_mib
 from adlib.paths import atomic_path
-from adlib.settings import choice
+from adlib.settings import as_dict
 
 SELECTIONS = ("last", "synthetic")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -119,9 +122,37 @@ def warm_up_cosine(optimizer, n_steps: int, warm_up: float = 0.0, lowest: float 
 
 # Settings that may change between two parts of one run; all others make another run.
 FREE_SETTINGS = (
-    "epochs", "max_steps", "checkpoint", "checkpoint_every", "max_memory", "workers", "pin_memory", "checkpointing",
+    "epochs", "steps", "checkpoint", "checkpoint_every", "max_memory", "workers", "pin_memory", "checkpointing",
     "log_every",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options(S.Settings):
+    """What every trained method lets a user choose, under the same names; its settings extend this class."""
+
+    steps: S.Count | None = None  # optimiser steps; None: as many as the epochs have
+    learning_rate: S.Positive = 1e-4
+    hold_out: S.Share = 0.15  # share of the training images kept for thresholds and selection; at least two images
+    selection: Literal[SELECTIONS] = "last"  # last, or synthetic: the step that the judge rates best
+    n_synthetic: S.AtLeast2 = 64  # at most so many held-out images, half of them damaged, that the judge looks at
+    validate_every: S.Whole = 0  # steps between two looks of the judge; 0: only at the end
+    snapshot_every: S.Whole = 0  # steps between two kept copies of the weights, for learning curves; 0: none
+    checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "": none
+    checkpoint_every: S.Count = 100  # steps
+    precision: Literal[PRECISIONS] = "no"  # mixed precision
+    seed: S.Whole = 0  # initial weights, order and choice of the images, everything else that is random
+
+    @property
+    def watched(self) -> bool:
+        """Whether the judge is needed."""
+        return self.selection == "synthetic" or self.validate_every > 0
+
+
+def origin(method, train: pd.DataFrame, held_out: pd.DataFrame) -> dict:
+    """What a checkpoint belongs to beside the settings: weights of the backbone, images."""
+    facts = {"training images": table_hash(train), "validation images": table_hash(held_out)}
+    return facts | ({"backbone weights": method.backbone.fingerprint} if hasattr(method, "backbone") else {})
 
 
 def check_checkpoint(checkpoint: str | Path, settings: dict) -> None:
@@ -209,22 +240,16 @@ def train(
     make_batch: Callable[[int], object],
     compute_losses: Callable[[dict[str, nn.Module], object, int], dict[str, torch.Tensor]],
     n_steps: int,
+    options: Options,
     *,
-    seed: int = 0,
+    origin: dict | None = None,
     schedulers: list | None = None,
     validate: Callable[[], dict[str, float]] | None = None,
-    validate_every: int = 0,
-    selection: str = "last",
-    snapshot_every: int = 0,
-    checkpoint: str | Path | None = None,
-    checkpoint_every: int = 0,
-    precision: str = "no",
     accumulate: int = 1,
     clip_norm: float | None = None,
     workers: int = 1,
     pin_memory: bool = False,
     log_every: int = 0,
-    knobs: tuple[str, ...] = ("batch_size", "image_size"),
     progress: str = "train",
 ) -> History:
     """Train `modules` in place for `n_steps` optimiser steps.
@@ -236,14 +261,11 @@ def train(
         compute_losses: (modules, batch, step) -> named loss terms, scalars; their sum is minimised. Keys that start
             with "_" are only recorded. The modules are passed in because several processes train wrapped ones.
         n_steps: optimiser steps; each takes `accumulate` micro-steps.
-        seed: seeds torch's global generator anew at each step (dropout, noise), so that resuming changes nothing.
+        options: the method's settings. The seed seeds torch's global generator anew at each step (dropout, noise), so
+            that resuming changes nothing.
+        origin: `origin(...)`; with it a checkpoint of other settings, weights or images is refused.
         schedulers: stepped once a step, after the optimisers.
         validate: called with the modules in evaluation mode; its value `score` (higher is better) decides `synthetic`.
-        validate_every: steps between validations; 0 for only one at the end.
-        selection: `last` or `synthetic`.
-        snapshot_every: keep the weights every so many steps, for curves; 0 for none.
-        checkpoint: file to resume from, if it is there, and to write every `checkpoint_every` steps.
-        precision: `no`, `bf16` or `fp16` (accelerate's mixed precision).
         accumulate: micro-batches a step; their mean gradient is that of one large batch.
         clip_norm: largest norm of the gradient of all modules together.
         workers: threads that prepare batches ahead.
@@ -251,134 +273,144 @@ def train(
             it does nothing.
         log_every: steps between two rows of the gradient flow and of the memory in the history; 0 for none (memory
             is also read at each validation).
-        knobs: what the method lets a user change where memory ran out, see `memory_knobs`.
         progress: label of the progress bar (only on a terminal).
 
     Raises:
-        InputError: selection without a validation, a checkpoint of other modules.
+        InputError: selection without a validation, a checkpoint of other modules, settings, weights or images.
         TrainingError: a loss or a gradient became NaN or infinite, or memory ran out.
     """
-    choice("selection", selection, SELECTIONS)
-    choice("precision", precision, PRECISIONS)
-    if selection == "synthetic" and validate is None:
+    if options.selection == "synthetic" and validate is None:
         raise InputError("selection 'synthetic' needs held-out pseudo-anomalies; give a validation table to fit")
     if accumulate < 1 or n_steps < 1:
         raise InputError(f"accumulate {accumulate} and the number of steps {n_steps} must both be at least 1")
+    checkpoint = _checkpoint_file(options.checkpoint) if options.checkpoint else None
+    if checkpoint and origin is not None:
+        # A constant rate may go on longer than its checkpoint was meant to; a schedule depends on the number of steps.
+        check_checkpoint(checkpoint, as_dict(options) | origin | ({"number of steps": n_steps} if schedulers else {}))
     # accelerate keeps one state a Python process and refuses another precision; the processes' group outlives it.
     AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = Accelerator(
-        mixed_precision=precision, gradient_accumulation_steps=accumulate, cpu=not torch.cuda.is_available()
+        mixed_precision=options.precision, gradient_accumulation_steps=accumulate, cpu=not torch.cuda.is_available()
     )
-    raw = modules
-    names = list(modules)
+    raw, names, schedulers = modules, list(modules), schedulers or []
     prepared = accelerator.prepare(*modules.values(), *optimizers)
     prepared = prepared if isinstance(prepared, tuple) else (prepared,)
     modules, optimizers = dict(zip(names, prepared[: len(names)], strict=True)), list(prepared[len(names) :])
-    schedulers = schedulers or []
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
 
     state = {"step": 0, "losses": [], "validation": [], "snapshots": [], "best": None, "gradients": [], "memory": []}
     state |= {"seconds": 0.0, "waiting": 0.0}
-    checkpoint = _checkpoint_file(checkpoint) if checkpoint else None
     if checkpoint and checkpoint.is_file():
         state = _restore(checkpoint, raw, optimizers, schedulers)
-
     saved = state["step"]
-    first, total = state["step"] * accumulate, n_steps * accumulate
     shard, n_shards = accelerator.process_index, accelerator.num_processes
-    pinned = pin_memory and torch.cuda.is_available()
 
     def prepare_batch(micro):
         batch = make_batch(micro * n_shards + shard)
-        return _pin(batch) if pinned else batch
+        return _pin(batch) if pin_memory and torch.cuda.is_available() else batch
 
-    stream = _prefetch(prepare_batch, range(first, total), workers)
-    # A resumed run counts the time of its earlier parts.
-    started, waiting = time.perf_counter() - state["seconds"], state["waiting"]
+    def next_batch():
+        before = time.perf_counter()
+        batch = next(stream)
+        state["waiting"] += time.perf_counter() - before
+        return batch
+
+    def step_once(step: int, logged: bool) -> dict:
+        """One optimiser step: `accumulate` batches forward and backward, then the update; its row of `losses`."""
+        # One process draws as ever; further ones draw their own dropout and noise.
+        words = [options.seed, step, shard] if shard else [options.seed, step]
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+        for module in modules.values():
+            module.train()
+        row = {"step": step + 1}
+        for _ in range(accumulate):
+            batch = next_batch()
+            with accelerator.accumulate(*modules.values()):
+                with accelerator.autocast():
+                    losses = compute_losses(modules, batch, step)
+                loss = sum(value for key, value in losses.items() if not key.startswith("_"))
+                values = _values({**losses, "total": loss}, accelerator)
+                if not np.isfinite(values["total"]):
+                    raise TrainingError(f"{progress}: the loss became {values['total']} {when}")
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    if logged:
+                        accelerator.unscale_gradients()
+                        state["gradients"] += _gradient_flow(raw, step + 1)
+                    if clip_norm is not None:
+                        norm = accelerator.clip_grad_norm_(parameters, clip_norm)
+                    else:
+                        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+                    # A finite loss may have a gradient that is not, and one step along it spoils all weights. With
+                    # float16 that happens now and then: the scaler leaves such a step out.
+                    if accelerator.scaler is None and not torch.isfinite(norm):
+                        raise TrainingError(f"{progress}: the gradient became {float(norm)} {when}")
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+            for key, value in values.items():
+                row[key] = row.get(key, 0.0) + value / accumulate
+        row["learning_rate"] = optimizers[0].param_groups[0]["lr"]
+        for scheduler in schedulers:
+            scheduler.step()
+        return row
+
+    def look_after(row: dict, logged: bool) -> None:
+        """What follows a step: its row, a validation, a snapshot, where it is their turn."""
+        done, every = row["step"], options.validate_every
+        state["losses"].append(row)
+        validated = bool(validate) and (done == n_steps or bool(every and done % every == 0))
+        if validated:
+            rating = _validate(validate, modules)
+            state["validation"].append({"step": done, "seconds": time.perf_counter() - started, **rating})
+            if state["best"] is None or rating["score"] > state["best"][1]:
+                state["best"] = [done, float(rating["score"]), _states(raw)]
+        if logged or validated:
+            state["memory"].append(_memory(done))
+        if options.snapshot_every and done % options.snapshot_every == 0:
+            state["snapshots"].append([done, _states(raw)])
+        state["step"] = done
+
+    stream = _prefetch(prepare_batch, range(state["step"] * accumulate, n_steps * accumulate), workers)
+    started = time.perf_counter() - state["seconds"]  # a resumed run counts the time of its earlier parts
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices), contextlib.closing(stream):
-        bar = tqdm(range(state["step"], n_steps), desc=progress, disable=None, unit="step", leave=False)
-        for step in bar:
-            # One process draws as ever; further ones draw their own dropout and noise.
-            words = [seed, step, shard] if shard else [seed, step]
-            torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
-            for module in modules.values():
-                module.train()
-            row, done = {"step": step + 1}, step + 1
+        for step in tqdm(range(state["step"], n_steps), desc=progress, disable=None, unit="step", leave=False):
+            done = step + 1
             logged = bool(log_every) and done % log_every == 0
-            kept = f"; the checkpoint of step {saved} is kept" if checkpoint and saved else ""
-            for _ in range(accumulate):
-                before = time.perf_counter()
-                with memory_errors(progress, f"at step {done}{kept}", knobs):
-                    batch = next(stream)
-                waiting += time.perf_counter() - before
-                with memory_errors(progress, f"at step {done}{kept}", knobs), accelerator.accumulate(*modules.values()):
-                    with accelerator.autocast():
-                        losses = compute_losses(modules, batch, step)
-                    loss = sum(value for key, value in losses.items() if not key.startswith("_"))
-                    values = _values({**losses, "total": loss}, accelerator)
-                    if not np.isfinite(values["total"]):
-                        raise TrainingError(f"{progress}: the loss became {values['total']} at step {done}{kept}")
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients:
-                        if logged:
-                            accelerator.unscale_gradients()
-                            state["gradients"] += _gradient_flow(raw, done)
-                        if clip_norm is not None:
-                            norm = accelerator.clip_grad_norm_(parameters, clip_norm)
-                        else:
-                            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-                        # A finite loss may have a gradient that is not, and one step along it spoils all weights. With
-                        # float16 that happens now and then: the scaler leaves such a step out.
-                        if accelerator.scaler is None and not torch.isfinite(norm):
-                            raise TrainingError(f"{progress}: the gradient became {float(norm)} at step {done}{kept}")
-                    for optimizer in optimizers:
-                        optimizer.step()
-                        optimizer.zero_grad(set_to_none=True)
-                for key, value in values.items():
-                    row[key] = row.get(key, 0.0) + value / accumulate
-            row["learning_rate"] = optimizers[0].param_groups[0]["lr"]
-            for scheduler in schedulers:
-                scheduler.step()
-            state["losses"].append(row)
-            validated = bool(validate) and (done == n_steps or bool(validate_every and done % validate_every == 0))
-            if validated:
-                with memory_errors(progress, f"at step {done}{kept}", knobs):
-                    found = _validate(validate, modules)
-                state["validation"].append({"step": done, "seconds": time.perf_counter() - started, **found})
-                if state["best"] is None or found["score"] > state["best"][1]:
-                    state["best"] = [done, float(found["score"]), _states(raw)]
-            if logged or validated:
-                state["memory"].append(_memory(done))
-            if snapshot_every and done % snapshot_every == 0:
-                state["snapshots"].append([done, _states(raw)])
-            state["step"] = done
-            if checkpoint and checkpoint_every and (done % checkpoint_every == 0 or done == n_steps):
+            when = f"at step {done}" + (f"; the checkpoint of step {saved} is kept" if checkpoint and saved else "")
+            with memory_errors(progress, when, memory_knobs(options)):
+                look_after(step_once(step, logged), logged)
+            if checkpoint and (done % options.checkpoint_every == 0 or done == n_steps):
                 if accelerator.is_main_process:
-                    state |= {"seconds": time.perf_counter() - started, "waiting": waiting}
+                    state["seconds"] = time.perf_counter() - started
                     _save(checkpoint, state, raw, optimizers, schedulers)
                 saved = done
-    if precision != "no":  # what accelerate put around the modules for mixed precision ends with the training
+    if options.precision != "no":  # what accelerate put around the modules for mixed precision ends with the training
         raw = {name: accelerator.unwrap_model(module, keep_fp32_wrapper=False) for name, module in modules.items()}
     for module in raw.values():
         module.eval()
+    return _history(state, raw, n_steps, options, time.perf_counter() - started)
+
+
+def _history(state: dict, modules, n_steps: int, options: Options, seconds: float) -> History:
+    """Put the selected weights in place and return what else the run leaves behind."""
     selected, snapshots = n_steps, dict(state["snapshots"])
-    if snapshot_every:
-        snapshots.setdefault(n_steps, _states(raw))
-    if selection == "synthetic":
+    if options.snapshot_every:
+        snapshots.setdefault(n_steps, _states(modules))
+    if options.selection == "synthetic":
         selected, _, best = state["best"]
-        for name, module in raw.items():
+        for name, module in modules.items():
             module.load_state_dict(best[name])
-    if snapshot_every:  # a curve goes through the weights that are kept
-        snapshots.setdefault(selected, _states(raw))
-    seconds = time.perf_counter() - started
+    if options.snapshot_every:  # a curve goes through the weights that are kept
+        snapshots.setdefault(selected, _states(modules))
     return History(
         pd.DataFrame(state["losses"]),
         pd.DataFrame(state["validation"]),
         sorted(snapshots.items()),
         selected,
         round(seconds, 3),
-        round(waiting / seconds, 4) if seconds else 0.0,
+        round(state["waiting"] / seconds, 4) if seconds else 0.0,
         pd.DataFrame(state["gradients"]),
         pd.DataFrame(state["memory"]),
     )

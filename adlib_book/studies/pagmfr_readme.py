@@ -103,7 +103,7 @@ def get_mvtec_dataloader(
     )  # the stream is shuffled
 
 
-def train_pagmfr(model: PAGMFRModel, loader: DataLoader, epochs: int = 600, lr: float = 1e-3, seed: int = 0):
+def train_pagmfr(model: PAGMFRModel, loader: DataLoader, epochs: int = 600, rate: float = 1e-3, seed: int = 0):
     """Train a model in the README's way (Adam, weight decay 1e-5, cosine) on all pairs of a loader; return the model.
 
     Pairs of later epochs are drawn anew. `PAGMFR` adds held-out images, selection and resuming.
@@ -111,13 +111,15 @@ def train_pagmfr(model: PAGMFRModel, loader: DataLoader, epochs: int = 600, lr: 
     pairs = getattr(getattr(loader, "dataset", None), "pairs", None)
     if not isinstance(pairs, Pairs):
         raise InputError("loader gives no training pairs; make it by get_mvtec_dataloader(..., train=True)")
-    if not (lr > 0 and math.isfinite(lr)) or epochs < 1:
-        raise InputError(f"lr {lr} must be a positive number and epochs {epochs} at least 1, for example 0.001 and 600")
+    if not (rate > 0 and math.isfinite(rate)) or epochs < 1:
+        raise InputError(
+            f"rate {rate} must be a positive number and epochs {epochs} at least 1, for example 0.001 and 600"
+        )
     device = next(model.parameters()).device
     normal = to_tensor(pairs.images[:64]).to(device)
     model.set_statistics(model.encode(normal), normal)
     trainable = model.trainable()
-    optimizer = torch.optim.Adam([p for m in trainable.values() for p in m.parameters()], lr, weight_decay=1e-5)
+    optimizer = torch.optim.Adam([p for m in trainable.values() for p in m.parameters()], rate, weight_decay=1e-5)
     n_steps = epochs * math.ceil(len(pairs.images) / pairs.settings.batch_size)
 
     training.train(
@@ -126,8 +128,8 @@ def train_pagmfr(model: PAGMFRModel, loader: DataLoader, epochs: int = 600, lr: 
         pairs.batch,
         lambda modules, batch, _step: losses(model, modules, batch),
         n_steps,
-        seed=seed,
-        schedulers=[training.warm_up_cosine(optimizer, n_steps, lowest=1e-6 / lr)],
+        training.Options(seed=seed),
+        schedulers=[training.warm_up_cosine(optimizer, n_steps, lowest=1e-6 / rate)],
         clip_norm=1.0,
         progress="PAGMFR",
     )

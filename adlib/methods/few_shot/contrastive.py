@@ -28,7 +28,7 @@ from adlib.errors import InputError
 from adlib.images import Batch, Resize, backbones, batches, clustering
 from adlib.images.clustering import ALGORITHMS
 from adlib.images.patches import to_rows
-from adlib.methods import Scores, collect, split_normals, storage, training, without_selection
+from adlib.methods import Scores, storage, training
 from adlib.methods.few_shot import episodic_training, losses
 from adlib.methods.few_shot.support_images import (
     below,
@@ -39,13 +39,14 @@ from adlib.methods.few_shot.support_images import (
     enlarge,
     read_images,
 )
+from adlib.methods.normals import collect, split_normals, without_selection
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.settings import as_dict, build
 from adlib.synthesis.registry import Families
 
 
 @dataclass(frozen=True)
-class ContrastiveSettings(S.Settings):
+class ContrastiveSettings(training.Options):
     """Settings; the loss and the clustering offer FOCAL's, the rest is ours."""
 
     backbone: str = "swin_tiny_patch4_window7_224.ms_in1k"
@@ -74,12 +75,8 @@ class ContrastiveSettings(S.Settings):
     families: Families = ()  # of adlib.synthesis that the training defects come from; () for a mix
     learning_rate: S.Positive = 1e-3
     weight_decay: S.NotNegative = 1e-4
-    hold_out: S.Share = 0.15  # share of the normals for validation, gate and threshold
     validate_every: S.Whole = 100  # steps
     selection: Literal[training.SELECTIONS] = "synthetic"  # synthetic: by cell AP + image AUROC of pseudo-anomalies
-    snapshot_every: S.Whole = 0  # steps; keeps weights for learning curves
-    checkpoint: str = ""  # file to resume training from, written every `checkpoint_every` steps; "" for none
-    checkpoint_every: S.Count = 100  # steps
     # Test.
     clustering: Literal[tuple(ALGORITHMS)] = "kmeans"  # FOCAL's code; see adlib.images.clustering.ALGORITHMS
     rule: Literal["reference", "minority", "border"] = "reference"  # the anomalous cluster; FOCAL: minority
@@ -88,7 +85,6 @@ class ContrastiveSettings(S.Settings):
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels
     n_calibration: S.Whole = 50  # at most so many held-out normals are scored for gate and threshold
     batch_size: S.Count = 8  # images a forward pass
-    seed: S.Whole = 0
 
 
 class Neck(nn.Module):
@@ -168,18 +164,14 @@ class Contrastive:
         checked = held_out if len(held_out) > 1 else train
         n_styles = max(4, s.n_styles // 3)
         validation_pool = episodic_training.build_pool(checked, cached, self.resize, s.seed + 1, n_styles=n_styles)
-        if s.checkpoint:
-            facts = {
-                "backbone weights": self.backbone.fingerprint,
-                "training images": episodic_training.fingerprints([pool]),
-            }
-            facts["validation images"] = episodic_training.fingerprints([validation_pool])
-            training.check_checkpoint(s.checkpoint, as_dict(s) | facts)
-        self._train(pool, episodic_training.fixed_episodes([validation_pool] if len(held_out) else [], (1,), s.seed))
+        origin = training.origin(self, train, held_out)
+        self._train(
+            pool, episodic_training.fixed_episodes([validation_pool] if len(held_out) else [], (1,), s.seed), origin
+        )
         self._calibrate(train, held_out.iloc[: s.n_calibration])
         return self
 
-    def _train(self, pool, fixed):
+    def _train(self, pool, fixed, origin):
         s = self.settings
 
         def make_batch(step):
@@ -196,14 +188,10 @@ class Contrastive:
             make_batch,
             self._losses,
             s.steps,
-            seed=s.seed,
+            s,
+            origin=origin,
             schedulers=[torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.steps)],
             validate=(lambda: self._validate(fixed)) if fixed else None,
-            validate_every=s.validate_every,
-            selection=s.selection,
-            snapshot_every=s.snapshot_every,
-            checkpoint=s.checkpoint or None,
-            checkpoint_every=s.checkpoint_every if s.checkpoint else 0,
             clip_norm=1.0,
             workers=0,
             progress="contrastive",

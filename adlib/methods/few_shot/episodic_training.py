@@ -10,7 +10,6 @@ several hosts. A style can then serve as a defect, or, in a *context swap*, be d
 support.
 """
 
-import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from adlib.datasets import check_training_table
+from adlib.datasets import check_training_table, table_hash
 from adlib.errors import InputError
 from adlib.images import Resize, read_image, to_tensor
 from adlib.methods.few_shot.support_images import jittered, top_mean
@@ -66,6 +65,7 @@ class Pool(NamedTuple):
         defective: (S, m, C, h, w), style by host; hosts: int64 (S, m), the normal image that was painted on.
         coverage: float32 (S, m, h, w) on the grid of the first stage.
         styles: name of each style.
+        source: `table_hash` of the images and everything else that the pool was made from.
     """
 
     category: str
@@ -75,6 +75,7 @@ class Pool(NamedTuple):
     hosts: np.ndarray
     coverage: torch.Tensor
     styles: tuple[str, ...]
+    source: str = ""
 
 
 class Episode(NamedTuple):
@@ -139,19 +140,8 @@ def build_pool(
     defective = [f.unflatten(0, (n_styles, n_hosts)) for f in _describe(to_tensor(painted), describe)]
     coverage = cell_coverage(masks, grid or tuple(normal[0].shape[2:])).unflatten(0, (n_styles, n_hosts))
     category = str(table.category.iloc[0])
-    return Pool(category, normal, augmented, defective, np.stack(hosts), coverage, tuple(styles))
-
-
-def fingerprints(pools) -> list[str]:
-    """What each pool holds, in a line: category, normal images, and a hash of who was painted on where.
-
-    Features are left out: they may differ in the last bits between machines on which the same run goes on.
-    """
-    found = []
-    for pool in pools:
-        painted = hashlib.blake2b(pool.hosts.astype("<i8").tobytes() + pool.coverage.numpy().tobytes(), digest_size=8)
-        found.append(f"{pool.category}, {len(pool.normal[0])} normal images, {painted.hexdigest()}")
-    return found
+    source = f"{category} {table_hash(table)} seed {seed}, {n_normals} normals, {n_styles} styles"
+    return Pool(category, normal, augmented, defective, np.stack(hosts), coverage, tuple(styles), source)
 
 
 def draw(

@@ -62,7 +62,7 @@ Shots = Annotated[tuple[S.Count, ...], S.Must(bool, "hold numbers of support ima
 
 
 @dataclass(frozen=True)
-class SupportSettings(S.Settings):
+class SupportSettings(training.Options):
     """What every support-conditioned method can set."""
 
     backbone: str = "swin_tiny_patch4_window7_224.ms_in1k"
@@ -82,7 +82,6 @@ class SupportSettings(S.Settings):
     n_calibration: S.Whole = 50  # at most so many held-out normals are scored for the threshold
     batch_size: S.Count = 8  # images a forward pass
     trained: str = ""  # file of trained weights (`save_trained`); "": none
-    seed: S.Whole = 0  # choice of the support, training
     # Training.
     hidden: S.Count = 128  # width of the projection's hidden layer
     steps: S.Count = 2000  # optimiser steps
@@ -100,8 +99,6 @@ class SupportSettings(S.Settings):
     contrastive_weight: S.NotNegative = 0.5
     validate_every: S.Whole = 100  # steps
     selection: Literal[training.SELECTIONS] = "synthetic"  # synthetic (pseudo-anomalies on held-out normals) or last
-    checkpoint: str = ""  # file to resume training from, written every `checkpoint_every` steps; "" for none
-    checkpoint_every: S.Count = 100  # steps
 
     def check(self):
         weights = self.layer_weights
@@ -347,13 +344,6 @@ class FewShot:
                     f"shots {s.shots}: category {pool.category!r} has {len(pool.normal[0])} normal images here, one of "
                     "them the query; lower shots or raise pool_normals"
                 )
-        if s.checkpoint:
-            facts = {
-                "backbone weights": self.backbone.fingerprint,
-                "training images": episodic_training.fingerprints(pools),
-            }
-            facts["validation images"] = episodic_training.fingerprints(validation_pools or [])
-            training.check_checkpoint(s.checkpoint, as_dict(s) | facts)
         grids = self.grids()
 
         def make_batch(step):
@@ -378,13 +368,14 @@ class FewShot:
             make_batch,
             compute_losses,
             s.steps,
-            seed=s.seed,
+            s,
+            origin={
+                "backbone weights": self.backbone.fingerprint,
+                "training images": [pool.source for pool in pools],
+                "validation images": [pool.source for pool in validation_pools or []],
+            },
             schedulers=[torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.steps)],
             validate=(lambda: episodic_training.validation_scores(fixed, self._episode_cells)) if fixed else None,
-            validate_every=s.validate_every,
-            selection=s.selection,
-            checkpoint=s.checkpoint or None,
-            checkpoint_every=s.checkpoint_every if s.checkpoint else 0,
             clip_norm=1.0,
             workers=0,
             progress=f"{self.name} episodes",

@@ -15,7 +15,7 @@ from torch import nn
 
 from adlib.errors import InputError
 from adlib.images import Resize, batches, read_image, to_tensor
-from adlib.methods import collect, split_normals
+from adlib.methods.normals import collect, split_normals
 from adlib.paths import atomic_path
 
 # Categories whose defects include a wrong orientation (MVTec AD): a turned support would declare it normal.

@@ -26,16 +26,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from adlib import datasets, synthesis
 from adlib import settings as S
+from adlib import synthesis
 from adlib.datasets import check_training_table
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, backbones, batches, patches, read_image, to_tensor
-from adlib.images.memory import allocate
-from adlib.methods import Scores, collect, split_normals, storage, training, without_selection
+from adlib.images.features import allocate
+from adlib.methods import Scores, storage, training
 from adlib.methods.few_shot.support_images import check_fingerprint, top_mean
 from adlib.methods.glass import hypothesis as glass_judge
 from adlib.methods.glass.step import Ensemble, Network
+from adlib.methods.normals import collect, split_normals, without_selection
 from adlib.methods.pagmfr.training_pairs import folder as texture_folder
 from adlib.methods.patchcore import upsample_and_smooth
 from adlib.settings import as_dict, build
@@ -48,7 +49,7 @@ PAPER_FOREGROUNDS = ("mvtec_ad", "visa", "wfdd")  # MPDD and own data train with
 
 
 @dataclass(frozen=True)
-class GlassSettings(S.Settings):
+class GlassSettings(training.Options):
     """Settings of GLASS; defaults from the authors' code for MVTec AD."""
 
     backbone: str = "wide_resnet50_2.tv_in1k"  # ImageNet weights of torchvision's first release
@@ -80,23 +81,15 @@ class GlassSettings(S.Settings):
     token_share: S.ShareTo1 = 1.0  # share of all tokens that a step trains on; the paper takes all
     textures: str = ""  # folder, also by its name below data/ ("dtd"; "dtd?": if it is there); "": made on the spot
     foreground: str = "rules"  # rules (published, or auto), paper (rules where the authors mask), none, or a folder
-    lr: S.NotNegative = 1e-4  # learning rate of the adaptor (Adam, weight decay 1e-5)
-    lr_discriminator: S.NotNegative = 2e-4  # of the discriminator (AdamW, weight decay 0.01)
+    learning_rate: S.NotNegative = 1e-4  # of the adaptor (Adam, weight decay 1e-5)
+    learning_rate_discriminator: S.NotNegative = 2e-4  # of the discriminator (AdamW, weight decay 0.01)
     average: S.Closed = 0.0  # decay of the running mean of the weights that scores are made with; 0: no mean (paper)
     epochs: S.Count = 640  # the code's meta epochs
     limit: S.Count = 392  # an epoch ends with the batch that brings the number of images above this
-    max_steps: S.Count | None = None  # stop after so many optimiser steps, whatever `epochs` says
     batch_size: S.Count = 8  # images
-    selection: Literal[training.SELECTIONS] = "last"  # last, or synthetic (best on held-out pseudo-anomalies)
-    validate_every: S.Whole = 0  # steps between two looks at the held-out pseudo-anomalies; 0: only at the end
-    hold_out: S.Share = 0.15  # share of the training images kept for the threshold and for `selection`
-    snapshot_every: S.Whole = 0  # keep the weights every so many steps (learning curves); 0 for none
-    checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
-    checkpoint_every: S.Count = 100  # steps
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
     image_score: Literal["max", "top"] = "max"  # max: of the tokens; top: mean of the highest 1 % of the map
     max_memory: S.NotNegative = 8.0  # GiB of cached features; more go to a memory-mapped temporary file
-    seed: S.Whole = 0  # weights, order of the images, synthesis, noise
 
 
 class Glass:
@@ -162,28 +155,17 @@ class Glass:
         """
         table, validation = split_normals(table, self.settings, validation)
         self.settings = s = without_selection(self.settings, validation)
-        if s.checkpoint:
-            facts = {
-                "backbone weights": self.backbone.fingerprint,
-                "training images": datasets.table_hash(table),
-                "validation images": datasets.table_hash(validation),
-            }
-            training.check_checkpoint(s.checkpoint, as_dict(s) | facts)
         self.prepare(table)
         averaged = {"averaged": self.averaged} if s.average else {}
         self.history = training.train(
             {"network": self.network, **averaged},
-            optimizers(self.network, s.lr, s.lr_discriminator),
+            optimizers(self.network, s.learning_rate, s.learning_rate_discriminator),
             self.make_batch,
             self.losses,
-            s.epochs * self.batches_per_epoch if s.max_steps is None else s.max_steps,
-            seed=s.seed,
-            validate=self._validation(validation) if s.selection == "synthetic" or s.validate_every else None,
-            validate_every=s.validate_every,
-            selection=s.selection,
-            snapshot_every=s.snapshot_every,
-            checkpoint=s.checkpoint or None,
-            checkpoint_every=s.checkpoint_every if s.checkpoint else 0,
+            s.epochs * self.batches_per_epoch if s.steps is None else s.steps,
+            s,
+            origin=training.origin(self, table, validation),
+            validate=self._validation(validation) if s.watched else None,
             progress="GLASS",
         )
         self.features = self.images = self.bank = None  # the caches have served
@@ -462,15 +444,15 @@ def published_name(dataset: str) -> str:
     return glass_judge.SAME_CATEGORIES.get(dataset, dataset)
 
 
-def optimizers(network: Network | Ensemble, lr: float, lr_discriminator: float) -> list[torch.optim.Optimizer]:
+def optimizers(network: Network | Ensemble, rate: float, rate_discriminator: float) -> list[torch.optim.Optimizer]:
     """The two optimisers: Adam with weight decay 1e-5 for the adaptor, AdamW with decay 0.01 for the discriminator."""
 
     def parts(kind):  # of every head
         return [parameter for name, parameter in network.named_parameters() if kind in name.split(".")]
 
     return [
-        torch.optim.Adam(parts("adaptor"), lr=lr, weight_decay=1e-5),
-        torch.optim.AdamW(parts("discriminator"), lr=lr_discriminator),
+        torch.optim.Adam(parts("adaptor"), lr=rate, weight_decay=1e-5),
+        torch.optim.AdamW(parts("discriminator"), lr=rate_discriminator),
     ]
 
 

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 
 from adlib import settings as S
-from adlib.datasets import table_hash
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, backbones, batches, to_tensor
-from adlib.methods import Scores, collect, split_normals, storage, training, without_selection
+from adlib.methods import Scores, storage, training
 from adlib.methods.few_shot.support_images import below, check_fingerprint, check_queries
+from adlib.methods.normals import collect, split_normals, without_selection
 from adlib.methods.pagmfr.network import FUSIONS, NORMS, TERMS, PAGMFRModel, check_terms, losses, to_grid
 from adlib.methods.pagmfr.training_pairs import Pairs, PairSettings
 from adlib.methods.patchcore import upsample_and_smooth
@@ -65,29 +65,18 @@ class PAGMFRSettings(PairSettings):
     gamma: S.NotNegative = 2.0  # focal loss
     pos_weight: S.NotNegative = 1.0  # weight of anomalous pixels in the focal loss (README's knob)
     detection: S.NotNegative = 1.0  # weight of the focal loss beside the reconstruction; ours, DRAEM's
-    lr: S.Positive = 1e-3  # Adam (README)
+    learning_rate: S.Positive = 1e-3  # Adam (README)
     weight_decay: S.NotNegative = 1e-5  # README
     warm_up: S.ShareFrom0 = 0.0  # share of the steps in which the rate rises from 0; then cosine down to 1e-6
     clip_norm: S.Positive = 1.0  # largest norm of the gradient; ours
     epochs: S.Count = 600  # passes over the training images (README)
-    max_steps: S.Count | None = None  # optimiser steps, instead of epochs
     checkpointing: bool = False  # gradient checkpointing: less memory, the same gradients
-    precision: Literal[training.PRECISIONS] = "no"  # mixed precision: no, bf16, fp16
-    pin_memory: bool = False  # page-locked batches for a GPU
-    workers: S.Whole = 1  # threads that prepare batches
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
     score: Literal["max", "top", "mean21"] = "max"  # top: mean of the highest 0.1 %; mean21: DRAEM
     whiten: bool = False  # add the length of the feature residuals, in units of their spread over normal images; ours
     calibrate: Literal["none", "global", "position", "auto"] = "none"  # maps in units of their spread over normals;
     # auto: by position where most normal maps have their peak at the border, else none
-    hold_out: S.Share = 0.15  # share of the training images for the threshold and for selection; at least 2
     selection: Literal[training.SELECTIONS] = "synthetic"  # synthetic (best on held-out pseudo-anomalies), or last
-    validate_every: S.Whole = 0  # steps between two looks at the held-out pseudo-anomalies; 0: only at the end
-    n_synthetic: S.AtLeast2 = 64  # at most so many held-out images, half of them damaged, for selection
-    snapshot_every: S.Whole = 0  # steps between two kept copies of the weights; 0 for none
-    log_every: S.Whole = 0  # steps between two rows of the gradient flow and of the memory; 0 for none
-    checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
-    checkpoint_every: S.Count = 100  # steps
 
     def check(self):
         super().check()
@@ -160,15 +149,11 @@ class PAGMFR:
         started = time.perf_counter()
         table, held_out = split_normals(table, self.settings, validation)
         self.settings = s = without_selection(self.settings, held_out)
-        if s.checkpoint:
-            data = {"training images": table_hash(table), "validation images": table_hash(held_out)}
-            training.check_checkpoint(s.checkpoint, as_dict(s) | self._facts() | data)
         self.prepare(table)
-        wanted = s.selection == "synthetic" or s.validate_every
-        synthetic = synthetic_images(held_out, s, self.resize) if wanted else None
+        synthetic = synthetic_images(held_out, s, self.resize) if s.watched else None
         trainable = self.model.trainable()
         parameters = [p for module in trainable.values() for p in module.parameters()]
-        optimizer = torch.optim.Adam(parameters, s.lr, weight_decay=s.weight_decay)
+        optimizer = torch.optim.Adam(parameters, s.learning_rate, weight_decay=s.weight_decay)
         n_steps = self.n_steps
         self.preparation_s = round(time.perf_counter() - started, 3)
         self.history = training.train(
@@ -177,21 +162,15 @@ class PAGMFR:
             self.pairs.batch,
             self.losses,
             n_steps,
-            seed=s.seed,
-            schedulers=[training.warm_up_cosine(optimizer, n_steps, s.warm_up, lowest=1e-6 / s.lr)],
+            s,
+            origin=training.origin(self, table, held_out),
+            schedulers=[training.warm_up_cosine(optimizer, n_steps, s.warm_up, lowest=1e-6 / s.learning_rate)],
             validate=(lambda: self._validate(synthetic)) if synthetic else None,
-            validate_every=s.validate_every,
-            selection=s.selection,
-            snapshot_every=s.snapshot_every,
-            checkpoint=s.checkpoint or None,
-            checkpoint_every=s.checkpoint_every if s.checkpoint else 0,
-            precision=s.precision,
             accumulate=s.accumulate,
             clip_norm=s.clip_norm,
             workers=s.workers,
             pin_memory=s.pin_memory,
             log_every=s.log_every,
-            knobs=training.memory_knobs(s),
             progress="PAGMFR",
         )
         self._held_out = held_out
@@ -208,7 +187,7 @@ class PAGMFR:
             images = list(self._in_parts(_spread_out(self.pairs.images, N_NORMAL)))
             features = [torch.cat(level) for level in zip(*(self.model.encode(x) for x in images), strict=True)]
             self.model.set_statistics(features, torch.cat(images))
-        self.n_steps = s.epochs * math.ceil(len(table) / s.batch_size) if s.max_steps is None else s.max_steps
+        self.n_steps = s.epochs * math.ceil(len(table) / s.batch_size) if s.steps is None else s.steps
         return self
 
     def _memory_errors(self, when: str):

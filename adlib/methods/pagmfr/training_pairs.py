@@ -25,7 +25,7 @@ TRIES = 10
 
 
 @dataclass(frozen=True)
-class PairSettings(S.Settings):
+class PairSettings(training.Options):
     """How training pairs are made; shared by the methods that are trained on them."""
 
     families: SomeFamilies = ("pagmfr",)  # of adlib.synthesis
@@ -42,7 +42,10 @@ class PairSettings(S.Settings):
     sampling: Literal["uniform", "small"] = "uniform"  # from the bank; small: by area^(-1/2)
     batch_size: S.Count = 32  # images an optimiser step
     accumulate: S.Count = 1  # parts that a batch is computed in, to fit the memory
-    seed: S.Whole = 0  # weights, order, synthesis, dropout
+    epochs: S.Count = 600  # passes over the training images, where there are no `steps`
+    pin_memory: bool = False  # page-locked batches for a GPU
+    workers: S.Whole = 1  # threads that prepare batches
+    log_every: S.Whole = 0  # steps between two rows of the gradient flow and of the memory; 0 for none
 
     def check(self):
         if self.family_weights and len(self.family_weights) != len(self.families):

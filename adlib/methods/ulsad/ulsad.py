@@ -31,9 +31,10 @@ import torch.nn.functional as F
 from adlib import settings as S
 from adlib.errors import InputError
 from adlib.images import Batch, backbones, batches
-from adlib.images.memory import allocate
-from adlib.methods import Scores, split_normals, storage, training, without_selection
+from adlib.images.features import allocate
+from adlib.methods import Scores, storage, training
 from adlib.methods.few_shot.support_images import below, check_fingerprint
+from adlib.methods.normals import split_normals, without_selection
 from adlib.methods.reconstruction import (
     epoch_rows,
     resize_of,
@@ -41,7 +42,6 @@ from adlib.methods.reconstruction import (
     synthetic_score,
     to_grid,
     to_images,
-    train_options,
 )
 from adlib.methods.ulsad.maps import (
     enlarge,
@@ -67,7 +67,7 @@ Quantiles = Annotated[
 
 
 @dataclass(frozen=True)
-class ULSADSettings(S.Settings):
+class ULSADSettings(training.Options):
     """Settings of ULSAD; defaults from the paper, which are the same for all its five data sets."""
 
     backbone: str = "wide_resnet50_2"  # ImageNet weights of timm
@@ -88,7 +88,6 @@ class ULSADSettings(S.Settings):
     weight_decay: S.NotNegative = 2e-5
     batch_size: TwoImages = 8  # images a step
     epochs: S.Count = 200  # passes over the training images
-    n_steps: S.Count | None = None  # optimiser steps, instead of epochs
     noise: S.NotNegative = 0.0  # standard deviation of noise on the standardised features in training
     hidden: S.ShareFrom0 = 0.0  # share of the cells whose features the reconstruction network must guess in training
     global_every: S.Count = 1  # the global branch learns in every so many-th step; it costs half of a step
@@ -103,16 +102,7 @@ class ULSADSettings(S.Settings):
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the maps, input pixels
     pad_maps: bool = False  # pad the small maps by 4 zero cells on each side before they are enlarged
     image_score: Literal["max", "top"] = "max"  # max, top (mean of the highest 1 % of the map)
-    hold_out: S.Share = 0.15  # share of the training images for quantiles, threshold and selection; at least 2 images
-    selection: Literal[training.SELECTIONS] = "last"  # last, synthetic (best on held-out pseudo-anomalies)
-    n_synthetic: S.AtLeast2 = 64  # at most so many held-out images, half of them damaged, for selection "synthetic"
-    validate_every: S.Whole = 0  # steps between two validations; 0: only at the end
-    snapshot_every: S.Whole = 0  # steps between two kept copies of the weights, for learning curves; 0 for none
-    checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "" for none
-    checkpoint_every: S.Count = 100  # steps
-    precision: Literal[training.PRECISIONS] = "no"  # mixed precision: no, bf16, fp16
     max_memory: S.NotNegative = 8.0  # GiB of cached features held in memory; more go to a memory-mapped temporary file
-    seed: S.Whole = 0  # initial weights, order of the images, held-out images
 
     def check(self):
         if self.whiten == "off" and (self.area or self.global_residual != "imitation"):
@@ -251,8 +241,7 @@ class ULSAD:
         attended = self._self_attention(features) if s.attention_loss else None
         held_features, held_images = self._features(held_out.image_path)
         self._held_out = (held_features - mean) / std, held_images
-        watched = s.selection == "synthetic" or s.validate_every > 0
-        self._pseudo = self._synthetic(held_out) if len(held_out) and (watched or self._is_open()) else None
+        self._pseudo = self._synthetic(held_out) if len(held_out) and (s.watched or self._is_open()) else None
 
         self._build(seed=s.seed)
         modules = {"reconstruction": self.reconstruction_net, "global": self.global_net}
@@ -272,7 +261,7 @@ class ULSAD:
             return losses(f, attended_f, reconstructed, from_image, s)
 
         self._sample = features[:N_SAMPLE], images[:N_SAMPLE]
-        n_steps = s.n_steps or s.epochs * max(1, len(train) // batch_size)
+        n_steps = s.steps or s.epochs * max(1, len(train) // batch_size)
         optimizer = torch.optim.Adam(parameters, s.learning_rate, weight_decay=s.weight_decay, fused=True)
         falling = [training.warm_up_cosine(optimizer, n_steps, 0.05, 0.01)] if s.schedule == "cosine" else None
         self.history = training.train(
@@ -281,10 +270,11 @@ class ULSAD:
             make_batch,
             compute_losses,
             n_steps,
+            s,
+            origin=training.origin(self, train, held_out),
             schedulers=falling,
-            validate=self._choose if watched else None,
+            validate=self._choose if s.watched else None,
             progress="ulsad",
-            **train_options(s, self.backbone, train, held_out, n_steps),
         )
         self.calibrate()
         return self

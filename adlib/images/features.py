@@ -1,0 +1,80 @@
+"""Features of a frozen backbone, computed once and kept in bounded memory; and what memory a process took."""
+
+import resource
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adlib.errors import InputError
+from adlib.images.files import Resize, batches
+
+STATUS = Path("/proc/self/status")  # Linux only
+
+
+def peak_memory_mib() -> float:
+    """Return the largest resident memory of this process so far, in MiB.
+
+    On Linux this is `VmHWM`: `ru_maxrss` also counts what the parent held when it started this process.
+    """
+    if STATUS.is_file():
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10  # kB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory, of the processor or of a GPU, ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
+
+
+def allocate(shape, max_memory: float) -> np.ndarray:
+    """Allocate float32 of `shape`; above `max_memory` GiB as a memory-mapped file that goes with its last user."""
+    if 4 * np.prod(shape, dtype=np.int64) <= max_memory * 2**30:
+        return np.empty(shape, dtype=np.float32)
+    return np.memmap(tempfile.TemporaryFile(), dtype=np.float32, shape=tuple(shape), mode="w+")
+
+
+def resize_of(settings) -> Resize:
+    """The geometry of the input that a method's settings ask for."""
+    size = settings.image_size if isinstance(settings.image_size, int) else tuple(settings.image_size)
+    return Resize(size, settings.resize, settings.scale if settings.resize == "short_side" else None)
+
+
+def frozen_features(image_paths, resize: Resize, embed, batch_size: int, max_memory: float, images: bool = False):
+    """Embed every image once: a frozen backbone gives the same features in every epoch.
+
+    Args:
+        image_paths: N image files.
+        embed: images (B, 3, H, W) in [0, 1] -> features (B, C, h, w).
+        max_memory: GiB; larger features lie in a memory-mapped temporary file.
+        images: also return the images themselves.
+
+    Returns:
+        features float32 (N, h, w, C), and images uint8 (N, H, W, 3) or None. Of no image: (0, 0, 0, 0).
+
+    Raises:
+        InputError: features are NaN or infinite: broken weights, or an image that is no picture.
+    """
+    features = np.empty((0, 0, 0, 0), np.float32)
+    pictures = np.empty((len(image_paths), *resize.hw, 3), np.uint8) if images else None
+    start = 0
+    for batch in batches(image_paths, resize, batch_size, progress="features"):
+        block = embed(batch.images).permute(0, 2, 3, 1).cpu().numpy()  # (B, h, w, C)
+        if not np.isfinite(block).all():
+            raise InputError(f"features of {batch.paths[0]} and its batch are not finite; check the backbone's weights")
+        if not len(features):
+            features = allocate((len(image_paths), *block.shape[1:]), max_memory)
+        rows = slice(start, start + len(block))
+        features[rows] = block
+        if images:
+            pictures[rows] = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        start += len(block)
+    return features, pictures
