@@ -155,7 +155,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         array = tensors[name]
         total.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
-        total.update(array.contiguous().view(torch.uint8).numpy().data if array.numel() else b"")
+        total.update(array.numpy().tobytes())
     return total.hexdigest()
 
 
