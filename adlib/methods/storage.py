@@ -41,17 +41,20 @@ class Kept(NamedTuple):
     facts: tuple[str, ...] = ()
 
 
-def check_fitted(method) -> None:
-    """Refuse a method that lacks anything that `fit` or `load` makes."""
-    for name in (*method.KEPT.modules, *method.KEPT.tensors, *method.KEPT.arrays, *method.KEPT.facts):
+def check_fitted(method, *more: str) -> None:
+    """Refuse a method that lacks what scores are made with, or an attribute of `more`; `fit` or `load` makes both.
+
+    Normal scores (`KEPT.arrays`) are not among the former: `fit` itself makes them by `score`.
+    """
+    for name in (*method.KEPT.modules, *method.KEPT.tensors, *method.KEPT.facts, *more):
         if not hasattr(method, name):
             raise InputError(f"this {method.name} is not fitted; call fit(table) first")
 
 
 def save(method, path) -> Path:
     """Write a fitted method to the folder `path`."""
-    check_fitted(method)
     kept = method.KEPT
+    check_fitted(method, *kept.arrays)
     tensors = {name: getattr(method, name) for name in kept.tensors}
     tensors |= {name: torch.from_numpy(np.ascontiguousarray(getattr(method, name))) for name in kept.arrays}
     for name in kept.modules:
