@@ -55,6 +55,19 @@ def _check_entry(entry: dict, source) -> None:
         raise InputError(f"{source}: saturation_threshold {threshold!r} of pixel value {value} must be {wanted}")
 
 
+def saturation_area(region_area: int, threshold: float, relative: bool) -> int:
+    """Return how many pixels of a region must be found for full marks.
+
+    Returns:
+        floor(threshold x region area) where the saturation is relative, floor(threshold) where it is absolute; at least
+        1 and at most the region: a threshold larger than its region could never be reached.
+
+    >>> saturation_area(49, 0.5, relative=True), saturation_area(91, 1000, relative=False)
+    (24, 91)
+    """
+    return max(1, min(int(threshold * region_area if relative else threshold), region_area))
+
+
 def regions(mask, defects_config) -> list[tuple[np.ndarray, int, str]]:
     """Return the regions of one image, each with the area at which its overlap is saturated.
 
@@ -67,9 +80,7 @@ def regions(mask, defects_config) -> list[tuple[np.ndarray, int, str]]:
         defects_config: path of the category's `defects_config.json`.
 
     Returns:
-        (bool mask (H, W), saturation area in pixels, defect name) for each mask file. The area is
-        floor(threshold x region area) where the saturation is relative, min(threshold, region area) where it is
-        absolute, and at least 1.
+        (bool mask (H, W), `saturation_area` in pixels, defect name) for each mask file.
 
     Raises:
         InputError: no mask file, a black or a many-valued mask, a pixel value without an entry.
@@ -86,8 +97,7 @@ def regions(mask, defects_config) -> list[tuple[np.ndarray, int, str]]:
             raise InputError(f"{file}: expected one grey value beside 0 in the mask of a region, found {values}")
         if values[0] not in config:
             raise InputError(f"{file}: pixel value {values[0]} has no entry in {defects_config}")
-        entry, region = config[values[0]], pixels > 0
-        area, threshold = int(region.sum()), entry["saturation_threshold"]
-        saturation = math.floor(threshold * area) if entry["relative_saturation"] else min(int(threshold), area)
-        annotations.append((region, max(1, saturation), entry["defect_name"]))
+        name, _, threshold, relative = (config[values[0]][key] for key in FIELDS)
+        region = pixels > 0
+        annotations.append((region, saturation_area(int(region.sum()), threshold, relative), name))
     return annotations

@@ -136,26 +136,6 @@ def pro_curve(anomaly_maps, masks, limit: float = 1.0, connectivity: int = 8) ->
     return _cut(*_curve(_steps(normal, anomalous, weight, limit)), limit)
 
 
-def saturation_area(region_area: int, value: float, relative: bool) -> int:
-    """Return how many pixels of a region must be found for full marks (MVTec LOCO, `defects_config.json`).
-
-    Args:
-        region_area: pixels of the annotated region.
-        value: the configured threshold: a share of the region where `relative`, otherwise a number of pixels.
-        relative: how to read `value`.
-
-    Returns:
-        floor(value * region_area) or floor(value), at least 1 and at most `region_area`: a threshold larger than its
-        region is capped, otherwise no prediction could ever reach it.
-
-    >>> saturation_area(49, 0.5, relative=True), saturation_area(91, 1000, relative=False)
-    (24, 91)
-    """
-    if region_area < 1 or not value > 0:
-        raise InputError(f"saturation threshold {value!r} of a region of {region_area} pixels: both must be positive")
-    return max(1, min(int(value * region_area if relative else value), int(region_area)))
-
-
 def spro_metrics(anomaly_maps, regions, limits=(0.01, 0.05, 0.1, 0.3, 1.0)) -> dict[str, float | None]:
     """Area under the saturated PRO curve, the metric of MVTec LOCO, exact.
 

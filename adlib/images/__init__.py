@@ -12,6 +12,7 @@ from adlib.images.files import (
     list_images,
     read_image,
     read_mask,
+    resample,
     to_tensor,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "list_images",
     "read_image",
     "read_mask",
+    "resample",
     "to_tensor",
 ]

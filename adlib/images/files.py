@@ -191,12 +191,12 @@ class Resize:
             uint8 array (height, width, 3) and the geometry.
         """
         geometry = self.geometry(image.shape[:2])
-        return _place(_resample(image, geometry.resized), geometry, cv2.BORDER_REPLICATE), geometry
+        return _place(resample(image, geometry.resized), geometry, cv2.BORDER_REPLICATE), geometry
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
         """Apply to a bool mask (H, W); a pixel is true where at least half of it is covered (stated, see 03)."""
         geometry = self.geometry(mask.shape[:2])
-        soft = _resample(mask.astype(np.float32), geometry.resized)
+        soft = resample(mask.astype(np.float32), geometry.resized)
         return _place(soft, geometry, cv2.BORDER_CONSTANT) >= 0.5
 
 
@@ -247,7 +247,8 @@ def aspect_size(image_paths, side: int, multiple: int = 32) -> tuple[int | tuple
     return (height, width), f"input {height} x {width} (height x width), from {of}ratio {np.exp(np.median(logs)):.3g}"
 
 
-def _resample(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def resample(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Resize pixels (H, W, ...) to `shape`: area averaging where a side shrinks, else bilinear."""
     if pixels.shape[:2] == tuple(shape):
         return pixels
     shrinking = shape[0] < pixels.shape[0] or shape[1] < pixels.shape[1]

@@ -40,6 +40,7 @@ def _blend_texture(image, rng, sources, mask, info, opacity, augmentations, fit=
     return blend(image, as_float(texture), mask, opacity), mask, info
 
 
+@register("realnet_dtd")
 @register("perlin_dtd")
 def perlin_dtd(
     image, rng, foreground, sources, opacity=(0.2, 1.0), exponents=(0, 5), threshold=0.5, area=(0.01, 0.10),
@@ -47,20 +48,12 @@ def perlin_dtd(
 ):  # fmt: skip
     """DRAEM (Zavrtanik et al., ICCV 2021): an augmented texture behind a Perlin mask, beta ~ U(0, 0.8).
 
-    DRAEM also rotates the normal image now and then; that is an augmentation of the host and left to the caller.
+    DRAEM also rotates the normal image now and then; that is an augmentation of the host and left to the caller. The
+    texture variant of RealNet (Zhang et al., CVPR 2024) is the same, meant with a foreground (see `foreground`).
     """
     mask, info = perlin_mask(foreground.shape, rng, foreground, exponents, 90.0, threshold, area, backend, octaves)
     opacity = uniform("opacity", opacity, rng, 0, 1)
     return _blend_texture(image, rng, sources, mask, info, opacity, DRAEM_AUGMENTATIONS)
-
-
-@register("realnet_dtd")
-def realnet_dtd(
-    image, rng, foreground, sources, opacity=(0.2, 1.0), exponents=(0, 5), threshold=0.5, area=(0.01, 0.10),
-    backend="lattice", octaves=1,
-):  # fmt: skip
-    """RealNet (Zhang et al., CVPR 2024), texture variant: as DRAEM, meant with a foreground (see `foreground`)."""
-    return perlin_dtd(image, rng, foreground, sources, opacity, exponents, threshold, area, backend, octaves)
 
 
 @register("glass_las")

@@ -43,16 +43,10 @@ def feature_perlin(features, rng, sigma=0.015, probability=0.5, threshold=0.2, e
     exponents = (min(exponents[0], highest), highest)
     mask = np.zeros(shape, bool)  # (H, W) or (B, H, W)
     anomalous = rng.random(mask.reshape(-1, *shape[-2:]).shape[0]) < probability
-    for one, wanted in zip(mask.reshape(-1, *shape[-2:]), anomalous, strict=True):
-        if wanted:
-            one[:] = perlin_mask(shape[-2:], rng, exponents=exponents, threshold=threshold)[0]
-    noise = _noise(features, rng, sigma)
-    spread = np.expand_dims(mask, -3)  # (1, H, W) or (B, 1, H, W)
-    if isinstance(features, torch.Tensor):
-        result = torch.where(torch.from_numpy(spread).to(features.device), features + noise, features)
-    else:
-        result = np.where(spread, features + noise, features)
-    return result, mask, {"sigma": sigma, "anomalous": anomalous.tolist()}
+    for index in np.flatnonzero(anomalous):
+        blob, _ = perlin_mask(shape[-2:], rng, exponents=exponents, threshold=threshold)
+        mask.reshape(-1, *shape[-2:])[index] = blob
+    return features + _noise(features, rng, sigma, mask), mask, {"sigma": sigma, "anomalous": anomalous.tolist()}
 
 
 @register("feature_gas", kind="feature")
@@ -79,11 +73,13 @@ def _token_shape(features) -> tuple[int, ...]:
     return {2: shape[:1], 3: shape[1:], 4: shape[:1] + shape[2:]}[len(shape)]
 
 
-def _noise(features, rng, sigma: float):
-    """Gaussian noise like the features, drawn by numpy so that it is the same on every device."""
+def _noise(features, rng, sigma: float, mask=None):
+    """Gaussian noise like the features, 0 outside the mask; drawn by numpy so that it is the same on every device."""
     if sigma < 0:
         raise InputError(f"sigma {sigma!r} must not be negative")
     noise = rng.standard_normal(tuple(features.shape), dtype=np.float32) * np.float32(sigma)
+    if mask is not None:
+        noise *= np.expand_dims(mask, -3)  # (1, H, W) or (B, 1, H, W)
     if isinstance(features, torch.Tensor):
         return torch.from_numpy(noise).to(features.device, features.dtype)
     return noise.astype(features.dtype)

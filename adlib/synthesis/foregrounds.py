@@ -1,7 +1,7 @@
 """Which pixels show the product: thresholding rules by data set and category, and a rule for anything else.
 
 Industrial backgrounds are plain, so a threshold is enough. The rules are those of RealNet's released code for
-MVTec AD, VisA, MPDD and BTAD, and the fixed thresholds of an unofficial MemSeg implementation.
+MVTec AD, VisA, MPDD and BTAD.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from adlib.errors import InputError
 from adlib.settings import choice
 from adlib.synthesis.objects import border, object_side, separation
 
-METHODS = ("ones", "otsu", "triangle", "fixed", "background")
+METHODS = ("ones", "otsu", "triangle", "background")
 CHANNELS = {"red": 0, "green": 1, "blue": 2}
 
 
@@ -22,12 +22,12 @@ class Rule:
     """How to find the product.
 
     Args:
-        method: "ones" (everything), "otsu", "triangle", "fixed" (`level`), or "background": further than `tolerance`
-            grey levels from `level`, smoothed by a 7x7 median (NSA).
+        method: "ones" (everything), "otsu", "triangle", or "background": further than `tolerance` grey levels from
+            `level`, smoothed by a 7x7 median (NSA).
         side: "bright" or "dark": which side of the threshold is the product.
         channel: "grey", "red", "green" or "blue".
         close, open: side of the square in pixels for closing, then opening; 0 for none.
-        level, tolerance: grey levels for "fixed" and "background".
+        level, tolerance: grey levels for "background".
     """
 
     method: str = "otsu"
@@ -67,15 +67,7 @@ RULES = {
         "*": Rule("otsu", close=3, open=3),
     },
     "btad": {"02": ONES, "*": Rule("otsu", close=15, open=6)},
-    # MemSeg's fixed thresholds for MVTec AD.
-    "memseg": {
-        **{k: Rule("fixed", "dark", level=v) for k, v in
-           {"bottle": 250, "capsule": 120, "screw": 110, "transistor": 90, "zipper": 100}.items()},
-        **{k: Rule("fixed", level=v) for k, v in
-           {"hazelnut": 50, "metal_nut": 40, "pill": 100, "toothbrush": 30}.items()},
-        **dict.fromkeys(("carpet", "grid", "leather", "tile", "wood", "cable"), ONES),
-    },
-}  # fmt: skip
+}
 
 
 # Names of data sets that come in the layout of another one.
@@ -90,7 +82,7 @@ def rule_for(dataset: str, category: str) -> Rule | str:
     """Return the published rule of a category, "auto" where none was published.
 
     Args:
-        dataset: a layout ("mvtec"), a data set of the catalogue ("mvtec_ad", "mpdd"), or "memseg".
+        dataset: a layout ("mvtec"), or a data set of the catalogue ("mvtec_ad", "mpdd").
 
     >>> rule_for("mvtec", "pill").method
     'otsu'
@@ -123,7 +115,7 @@ def foreground(image: np.ndarray, rule: Rule | str = "auto") -> np.ndarray:
     else:
         channel = np.ascontiguousarray(image[..., CHANNELS[rule.channel]])
     mask = _threshold(channel, rule)
-    mask = _open(_close(mask, rule.close), rule.open)
+    mask = _close_and_open(mask, rule.close, rule.open)
     return mask > 0 if mask.any() else np.ones(image.shape[:2], bool)
 
 
@@ -132,24 +124,21 @@ def _threshold(channel: np.ndarray, rule: Rule) -> np.ndarray:
         distance = cv2.absdiff(channel, np.full_like(channel, rule.level))
         return cv2.medianBlur(np.uint8(distance > rule.tolerance), 7)
     kind = cv2.THRESH_BINARY if rule.side == "bright" else cv2.THRESH_BINARY_INV
-    level = rule.level - (rule.side == "dark" and rule.method == "fixed")  # dark means strictly below the level
-    kind |= {"otsu": cv2.THRESH_OTSU, "triangle": cv2.THRESH_TRIANGLE, "fixed": 0}[rule.method]
-    return cv2.threshold(channel, level, 1, kind)[1]
+    kind |= {"otsu": cv2.THRESH_OTSU, "triangle": cv2.THRESH_TRIANGLE}[rule.method]
+    return cv2.threshold(channel, 0, 1, kind)[1]
 
 
-def _close(mask: np.ndarray, size: int) -> np.ndarray:
-    """Closing by a square; the second step has the mirrored anchor, or an even square would shift the mask."""
+def _close_and_open(mask: np.ndarray, close: int, open_: int) -> np.ndarray:
+    """Closing, then opening by squares of these sides, 0 for none."""
+    return _by_square(_by_square(mask, close, cv2.dilate, cv2.erode), open_, cv2.erode, cv2.dilate)
+
+
+def _by_square(mask: np.ndarray, size: int, first, second) -> np.ndarray:
+    """Two steps by a square; the second has the mirrored anchor, or an even square would shift the mask."""
     if not size:
         return mask
-    square, first, second = np.ones((size, size), np.uint8), size // 2, size - 1 - size // 2
-    return cv2.erode(cv2.dilate(mask, square, anchor=(first, first)), square, anchor=(second, second))
-
-
-def _open(mask: np.ndarray, size: int) -> np.ndarray:
-    if not size:
-        return mask
-    square, first, second = np.ones((size, size), np.uint8), size // 2, size - 1 - size // 2
-    return cv2.dilate(cv2.erode(mask, square, anchor=(first, first)), square, anchor=(second, second))
+    square, half = np.ones((size, size), np.uint8), size // 2
+    return second(first(mask, square, anchor=(half, half)), square, anchor=(size - 1 - half, size - 1 - half))
 
 
 def auto_mask(image: np.ndarray) -> np.ndarray:
@@ -160,8 +149,7 @@ def auto_mask(image: np.ndarray) -> np.ndarray:
     size = max(3, round(min(image.shape[:2]) * 0.02)) | 1
     channels = [cv2.GaussianBlur(channel, (size, size), 0) for channel in (grey, saturation)]
     mask = object_side(max(channels, key=separation)).astype(np.uint8)
-    mask = _open(_close(mask, size), size)
-    return mask > 0
+    return _close_and_open(mask, size, size) > 0
 
 
 def looks_like_object(mask: np.ndarray) -> bool:

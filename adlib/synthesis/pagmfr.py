@@ -57,13 +57,8 @@ def judge_kind(images) -> str:
     return "object" if sum(votes) * 2 > len(votes) else "texture"
 
 
-@register("pagmfr_texture")
-def pagmfr_texture(
-    image, rng, foreground, sources, opacity=(0.2, 1.0), exponents=(0, 5), threshold=0.5, area=(0.01, 0.10),
-    backend="lattice", octaves=1,
-):  # fmt: skip
-    """The texture strategy: a Perlin mask filled with an augmented texture; PAGMFR itself uses `backend="pnoise2"`."""
-    return perlin_dtd(image, rng, foreground, sources, opacity, exponents, threshold, area, backend, octaves)
+# The texture strategy: a Perlin mask filled with an augmented texture; PAGMFR itself uses `backend="pnoise2"`.
+pagmfr_texture = register("pagmfr_texture")(perlin_dtd)
 
 
 @register("pagmfr_object")

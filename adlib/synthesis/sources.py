@@ -4,11 +4,10 @@ import functools
 from collections.abc import Iterable
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from adlib.errors import InputError
-from adlib.images import list_images, read_image
+from adlib.images import list_images, read_image, resample
 from adlib.synthesis.objects import extract_object, procedural_object
 from adlib.synthesis.textures import procedural_texture
 
@@ -81,19 +80,12 @@ class Sources:
 def fit_to(image: np.ndarray, shape: tuple[int, int], fit: str) -> np.ndarray:
     """Bring an image to (H, W) by stretching it or by scaling and cutting out the centre."""
     height, width = shape
-    if image.shape[:2] == (height, width):
-        return image
     if fit == "crop":
         factor = max(height / image.shape[0], width / image.shape[1])
-        image = _resize(image, max(height, round(image.shape[0] * factor)), max(width, round(image.shape[1] * factor)))
+        image = resample(image, tuple(max(n, round(m * factor)) for n, m in zip(shape, image.shape, strict=False)))
         top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
         return np.ascontiguousarray(image[top : top + height, left : left + width])
-    return _resize(image, height, width)
-
-
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    shrinking = height < image.shape[0] or width < image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+    return resample(image, shape)
 
 
 def _pool(entries, role: str) -> list:
@@ -115,14 +107,9 @@ def _pool(entries, role: str) -> list:
     for entry in entries:
         is_array = isinstance(entry, np.ndarray) and entry.dtype == np.uint8 and entry.ndim == 3 and entry.shape[2] == 3
         if not (is_array or isinstance(entry, Path)):
-            raise InputError(f"{role}: entries must be paths or uint8 arrays (H, W, 3), got {_describe(entry)}")
+            what = f"{entry.dtype} {entry.shape}" if isinstance(entry, np.ndarray) else type(entry).__name__
+            raise InputError(f"{role}: entries must be paths or uint8 arrays (H, W, 3), got {what}")
     return entries
-
-
-def _describe(entry) -> str:
-    if isinstance(entry, np.ndarray):
-        return f"an array of {entry.dtype} {entry.shape}"
-    return type(entry).__name__
 
 
 def _draw(pool: list, rng: np.random.Generator) -> tuple[np.ndarray, str]:
