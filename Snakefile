@@ -5,7 +5,8 @@
 
 import re
 
-from adlib import methods, runs
+from adlib import source_files
+from adlib.methods import METHODS
 from adlib.paths import results_dir
 from adlib_book import notebook_jobs
 
@@ -14,16 +15,13 @@ DATA_ROOT = config.get("data_root", "")
 RESULTS = results_dir()
 JOBS = {job.folder: job for job in notebook_jobs.plan(PROFILE, DATA_ROOT)}
 RECORDS = {folder: f"{RESULTS}/runs/{folder}/record.json" for folder in JOBS}
+STORIES, STUDIES, READERS = map(notebook_jobs.notebooks, ("story", "study", "records"))
 
 
 # The small runs of the smoke profile go side by side, one thread each. Otherwise torch uses every core, and runs follow
 # one another on one machine; a cluster runs them side by side.
 THREADS = 1 if PROFILE == "smoke" else workflow.cores
 shell.prefix(f"export OMP_NUM_THREADS={THREADS}; " if THREADS == 1 else "")
-
-
-def sources(*names):
-    return sorted({str(file) for name in names if name in methods.METHODS for file in runs.source_files(name)})
 
 
 def records_of_study(name):
@@ -40,8 +38,8 @@ rule all:
 
 rule method:
     input:
-        lambda w: f"notebooks/{notebook_jobs.METHOD_NOTEBOOKS[JOBS[w.run].method]}.ipynb",
-        lambda w: sources(JOBS[w.run].method),
+        lambda w: f"notebooks/{METHODS[JOBS[w.run].method].notebook}.ipynb",
+        lambda w: map(str, source_files.of_method(JOBS[w.run].method)),
         f"profiles/{PROFILE}.yaml",
     output:
         f"{RESULTS}/runs/{{run}}/record.json",
@@ -65,7 +63,7 @@ rule story:
     output:
         f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
     wildcard_constraints:
-        name="|".join(notebook_jobs.SINGLE_NOTEBOOKS),
+        name="|".join(STORIES),
     threads: THREADS
     priority: 1
     shell:
@@ -75,15 +73,13 @@ rule story:
 rule study:
     input:
         "notebooks/{name}.ipynb",
-        lambda w: notebook_jobs.study_files(w.name),
-        lambda w: sources(*notebook_jobs.STUDY_NOTEBOOKS[w.name]),
+        lambda w: notebook_jobs.inputs(w.name),
         lambda w: f"profiles/{w.profile}.yaml",
         lambda w: records_of_study(w.name),
-        lambda w: notebook_jobs.shown_results(w.name),
     output:
         f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
     wildcard_constraints:
-        name="|".join(notebook_jobs.STUDY_NOTEBOOKS),
+        name="|".join(STUDIES),
     params:
         command=lambda w, output: notebook_jobs.study_command(w.name, w.profile, list(JOBS.values()), DATA_ROOT, output[0]),
     threads: THREADS
@@ -94,13 +90,12 @@ rule study:
 rule records:
     input:
         "notebooks/{name}.ipynb",
-        lambda w: notebook_jobs.RECORD_NOTEBOOKS[w.name],
+        lambda w: notebook_jobs.inputs(w.name),
         list(RECORDS.values()),
-        lambda w: notebook_jobs.shown_results(w.name),
     output:
         f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
     wildcard_constraints:
-        name="|".join(notebook_jobs.RECORD_NOTEBOOKS),
+        name="|".join(READERS),
     params:
         root=DATA_ROOT,
     threads: THREADS

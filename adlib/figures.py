@@ -21,6 +21,7 @@ import sklearn.metrics
 
 from adlib import images as image_files
 from adlib.evaluation import metrics
+from adlib.methods import METHODS
 from adlib.paths import atomic_path, figures_dir
 
 PALETTE = "colorblind"
@@ -35,20 +36,7 @@ class Style(NamedTuple):
     marker: str
 
 
-# The colours of PALETTE, with black. Its pink and its yellow are too pale for a line: wine and a darker yellow instead.
-METHOD_STYLES = {
-    "patchcore": Style("#000000", "o"),
-    "padim": Style("#882255", "s"),
-    "spade": Style("#949494", "D"),
-    "dfr": Style("#ca9161", "^"),
-    "draem": Style("#de8f05", "v"),
-    "glass": Style("#d55e00", "P"),
-    "ulsad": Style("#0173b2", "X"),
-    "pagmfr": Style("#029e73", "*"),
-    "few_shot": Style("#56b4e9", "<"),
-    "contrastive": Style("#cc78bc", ">"),
-    "unified": Style("#d8c51b", "d"),
-}
+METHOD_STYLES = {name: Style(entry.color, entry.marker) for name, entry in METHODS.items()}
 
 
 def method_styles(labels) -> dict[str, Style]:

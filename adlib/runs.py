@@ -5,7 +5,6 @@
 Tables and figures read records and nothing else.
 """
 
-import ast
 import contextlib
 import datetime
 import functools
@@ -25,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from adlib import datasets, methods, profiles
+from adlib import datasets, methods, profiles, source_files
 from adlib.errors import InputError
 from adlib.evaluation import Evaluation, at_threshold, evaluate, thresholds
 from adlib.images import backbones
@@ -288,46 +287,9 @@ def content_hash(method: str, settings, seed: int, table: pd.DataFrame) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in (method, json.dumps(as_dict(settings), sort_keys=True), str(seed), datasets.table_hash(table)):
         digest.update(part.encode())
-    for file in source_files(method):
+    for file in source_files.of_method(method):
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-@functools.cache
-def source_files(method: str) -> tuple[Path, ...]:
-    """Return the files of `adlib` that a result of `method` depends on: its own, and all that they import.
-
-    A changed line in another method's file therefore leaves this method's results up to date.
-    """
-    waiting = [*_files_of(methods.METHODS[method][0]), *_files_of("adlib.evaluation")]
-    found = set()
-    while waiting:
-        file = waiting.pop()
-        if file not in found:
-            found.add(file)
-            waiting += _imported_files(file)
-    return tuple(sorted(found))
-
-
-@functools.cache
-def _imported_files(file: Path) -> tuple[Path, ...]:
-    """Return the files of `adlib` that a file imports; parsing is slow, and every method imports much the same."""
-    found = []
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "adlib":
-            imported = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            imported = [alias.name for alias in node.names if alias.name.startswith("adlib.")]
-        else:
-            continue
-        for name in imported:
-            found += _files_of(name)
-    return tuple(found)
-
-
-def _files_of(module: str) -> list[Path]:
-    place = Path(__file__).parents[1] / module.replace(".", "/")
-    return [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
 
 
 def device_name() -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 
-from adlib import methods, profiles
+from adlib import methods, profiles, source_files
 from adlib.errors import InputError, suggest
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import build
@@ -24,62 +24,9 @@ from adlib_book.cells import notebook_path
 
 # Modules that load torch are imported where they are needed: a notebook has its own kernel to load it.
 
-# The notebook that runs each method.
-METHOD_NOTEBOOKS = {
-    "patchcore": "10_patchcore",
-    "glass": "16_glass",
-    "few_shot": "11_few_shot",
-    "padim": "11a_padim",
-    "spade": "11b_spade",
-    "ulsad": "14_ulsad",
-    "dfr": "14b_dfr",
-    "contrastive": "12_contrastive",
-    "unified": "13_unified",
-    "pagmfr": "15_pagmfr",
-    "draem": "15a_draem",
-}
-# Notebooks that tell a story on the demo data: a batch of the smoke profile runs them once.
-SINGLE_NOTEBOOKS = ("00_start_here", "01_data", "02_pseudo_anomalies", "03_evaluation")
-# Studies, with the methods they fit: a batch runs each once, on the demo data or on the first category that it found.
-STUDY_NOTEBOOKS = {
-    "20_patchcore_paper": ("patchcore",),
-    "21_backbones": ("patchcore",),
-    "22_pretrainings": ("patchcore",),
-    "23_scorers": ("patchcore",),
-    "24_ulsad_ablations": ("ulsad",),
-    "25_pagmfr_ablations": ("pagmfr",),
-    "26_synthesis_families": ("glass", "contrastive", "pagmfr"),
-    "27_robustness": ("patchcore", "padim", "dfr"),
-    "28_training_data": ("patchcore",),
-    "92_protocol_audit": tuple(METHOD_NOTEBOOKS),
-}
-# The files that measure in a study, beside the methods; a change there runs the study again.
-STUDY = "adlib_book/studies/__init__.py"
-CURVES = "adlib_book/learning_curves.py"
-STUDY_FILES = {
-    "24_ulsad_ablations": [CURVES, "adlib/evaluation/by_defect_kind.py", STUDY],
-    "92_protocol_audit": ["adlib_book/studies/audit.py", CURVES],
-}
-# Committed results that a notebook of the batch shows beside its own: patterns below `results`. A change there runs it
-# again. Every study also shows the CSV of its laptop profile.
-LAPTOP_RECORDS = "runs/laptop/*/*/record.json"
-SHOWN_RESULTS = {
-    "24_ulsad_ablations": ("studies/ulsad_*.csv", "runs/laptop/ulsad/*/record.json"),
-    "25_pagmfr_ablations": (
-        *("studies/pagmfr_remedies.csv", "runs/laptop/pagmfr/*/record.json", "runs/laptop/draem/*/record.json"),
-    ),
-    "92_protocol_audit": ("studies/audit_laptop.csv",),
-    "90_tables": (LAPTOP_RECORDS,),
-    "91_figures": (LAPTOP_RECORDS,),
-}
-SHOW_PUBLISHED = ("20_patchcore_paper", "21_backbones", "22_pretrainings", "90_tables")
-# Notebooks that read run records and fit nothing, with their modules: they come last, and again when a record changed.
 TABLES_NOTEBOOK = "90_tables"
-TABLES_MODULES = ("tables", "table_files", "published_tables", "published", "ranks")
-RECORD_NOTEBOOKS = {
-    TABLES_NOTEBOOK: [f"adlib_book/{name}.py" for name in TABLES_MODULES],
-    "91_figures": ["adlib/figures.py"],
-}
+# What a study imports of these measures in it; the rest draws, claims and checks.
+MEASURING = ("adlib.evaluation", "adlib_book.learning_curves", "adlib_book.studies")
 # Profiles of long runs: their batch tells each method's story once, of its first run.
 ONE_STORY = ("paper",)
 GOES_ON = "raises-exception"  # the tag of a cell whose error does not stop a run, as nbclient understands it
@@ -295,7 +242,8 @@ def refresh(name: str) -> Path:
             cell.metadata["tags"] = [tag for tag in cell.metadata.tags if tag != GOES_ON]
         teaching.fold_solutions(book)
         kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-        book.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+        own = {key: book.metadata[key] for key in ("adlib",) if key in book.metadata}
+        book.metadata = own | {"kernelspec": kernel, "language_info": {"name": "python"}}
         nbformat.write(book, temporary)
     return notebook
 
@@ -339,7 +287,7 @@ def run_method(
         "settings": overrides,
         "out_dir": str(out.resolve()),
     }
-    told = run_notebook(METHOD_NOTEBOOKS[method], out / "notebook.ipynb", parameters, story)
+    told = run_notebook(methods.METHODS[method].notebook, out / "notebook.ipynb", parameters, story)
     with atomic_path(out / "story.json") as temporary:
         temporary.write_text(json.dumps(told, indent=2) + "\n")
     return "done", told
@@ -390,10 +338,20 @@ def reproduce(profile: str, data_root: str = "", cores: int | None = None) -> in
     return 1 if lost else 0
 
 
-def outputs(names, profile: str) -> list[str]:
-    """Return the executed copies that a batch leaves of those notebooks of `names` that exist."""
-    folder = results_dir() / "notebooks" / profile
-    return [str(folder / f"{name}.ipynb") for name in names if (root() / "notebooks" / f"{name}.ipynb").is_file()]
+# -- notebooks that a batch runs once --------------------------------------------------------------------------------
+
+
+def notebooks(kind: str) -> dict[str, dict]:
+    """Return the notebooks of a kind, by name, and what each says of itself in its metadata, under `adlib`.
+
+    Args:
+        kind: "story", told on the demo data, by a batch of the smoke profile; "study", which fits `methods` (names, or
+            "all"), on the demo data or on the first category that was found; or "records", which fits nothing and comes
+            last. `shows` are patterns below `results`: committed numbers that stand beside the notebook's own.
+    """
+    files = sorted((root() / "notebooks").glob("[!.]*.ipynb"))
+    facts = {file.stem: json.loads(file.read_text())["metadata"].get("adlib", {}) for file in files}
+    return {name: own for name, own in facts.items() if own.get("kind") == kind}
 
 
 def once_outputs(profile: str, data_root: str = "") -> list[str]:
@@ -401,22 +359,32 @@ def once_outputs(profile: str, data_root: str = "") -> list[str]:
 
     Studies measure localisation too: without a data root, other profiles run on data that have no masks, and no study.
     """
-    stories = SINGLE_NOTEBOOKS if profile == "smoke" else ()
-    studies = STUDY_NOTEBOOKS if profile == "smoke" or data_root else ()
-    return outputs([*stories, *studies, *RECORD_NOTEBOOKS], profile)
+    kinds = {"story": profile == "smoke", "study": profile == "smoke" or data_root, "records": True}
+    names = [name for kind, wanted in kinds.items() if wanted for name in notebooks(kind)]
+    return [str(results_dir() / "notebooks" / profile / f"{name}.ipynb") for name in names]
 
 
-def study_files(name: str) -> list[str]:
-    """Return the files that measure in a study."""
-    return STUDY_FILES.get(name, [STUDY])
+def inputs(name: str) -> list[str]:
+    """Return the files that a study or a notebook of records is run again for, when one of them changes.
 
-
-def shown_results(name: str) -> list[str]:
-    """Return the committed results and published numbers that a notebook shows beside its own."""
-    patterns = [f"studies/{name}_laptop.csv", *SHOWN_RESULTS.get(name, ())]
-    found = [file for pattern in patterns for file in results_dir().glob(pattern)]
-    published = sorted((root() / "adlib_book" / "reported").glob("*.csv")) if name in SHOW_PUBLISHED else []
-    return [str(file) for file in (*sorted(found), *published)]
+    The code that measures, or all the code of what reads records, and the committed and published numbers it shows.
+    """
+    book = json.loads(notebook_path(name).read_text())
+    facts = book["metadata"]["adlib"]
+    code = "\n".join("".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code")
+    imported, patterns = source_files.imported_modules(code), list(facts.get("shows", ()))
+    if facts["kind"] == "study":
+        fitted = methods.METHODS if facts["methods"] == "all" else facts["methods"]
+        measuring = [module for module in imported if module.startswith(MEASURING)]
+        files = [file for module in measuring for file in source_files.module_files(module)]
+        files += [file for method in fitted for file in source_files.of_method(method)]
+        patterns.append(f"studies/{name}_laptop.csv")
+    else:
+        files = source_files.of_modules(imported)
+    shown = [file for pattern in patterns for file in sorted(results_dir().glob(pattern))]
+    if "adlib_book.published" in imported:
+        shown += sorted((root() / "adlib_book" / "reported").glob("*.csv"))
+    return list(dict.fromkeys(map(str, (*files, *shown))))
 
 
 def study_command(name: str, profile: str, jobs: list[Job], data_root: str, out: str) -> list[str]:

@@ -12,7 +12,6 @@ from adlib_book.tables import (
     MAIN_METRICS,
     METRICS,
     PAPER_DATASETS,
-    SHOTS,
     Records,
     Table,
     cell_text,
@@ -20,17 +19,6 @@ from adlib_book.tables import (
     rank,
 )
 
-# The published rows to hold a method against, the closest protocol first; "{shots}" is the record's number of shots.
-REFERENCES = {
-    "patchcore": ("PatchCore-10% (official code)", "PatchCore-10%"),
-    "glass": ("GLASS-j", "GLASS (anomalib)"),
-    "ulsad": ("ULSAD",),
-    "pagmfr": ("PAGMFR",),
-    "draem": ("DRAEM",),
-    "padim": ("PaDiM-WR50-Rd550",),
-    "spade": ("SPADE",),
-    "few_shot": ("AnomalyGPT {shots}",),
-}
 # Backbones of records whose sources call them otherwise.
 BACKBONE_NAMES = {"wide_resnet50_2.tv_in1k": "WideResNet50-2", "wide_resnet50_2": "WideResNet50-2"}
 PUBLISHED_NAMES = {"image_auroc": "image_auroc", "pixel_auroc": "pixel_auroc", "aupro_30": "pro"}
@@ -106,13 +94,16 @@ def _full_means(cells: pd.DataFrame) -> list:
 
 def _reference(numbers: pd.DataFrame, cell, record):
     """Return the published row to compare a cell with, or None."""
-    shots = f"{record.parameters.get('k')}-shot" if record.method in SHOTS else ""
+    if record.method not in methods.METHODS:
+        return None
+    entry = methods.METHODS[record.method]
+    shots = f"{record.parameters.get(entry.shots)}-shot"
     same = numbers[
         (numbers.dataset == cell.dataset)
         & (numbers.category == cell.category)
         & (numbers.metric == PUBLISHED_NAMES[cell.metric])
     ]
-    for name in REFERENCES.get(record.method, ()):
+    for name in entry.published:
         rows = same[same.method == name.format(shots=shots)]
         if len(rows):
             return next(rows.itertuples())

@@ -30,7 +30,7 @@ from adlib.errors import InputError
 from adlib.evaluation import thresholds
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import build as build_settings
-from adlib_book import notebook_jobs, teaching
+from adlib_book import teaching
 
 # One plain object, one texture, one set with defects that no patch shows.
 THRESHOLD_CATEGORIES = ("gear", "brick", "tray")
@@ -122,7 +122,7 @@ def write_notebooks(profile: str, folder: Path, records=()) -> list[str]:
 def executed_file(profile: str, notebook: Path) -> Path:
     """Return where a batch leaves an executed notebook; for a method's, the run with its defaults."""
     file = results_dir() / "notebooks" / profile / notebook.name
-    method = next((name for name, stem in notebook_jobs.METHOD_NOTEBOOKS.items() if stem == notebook.stem), None)
+    method = next((name for name, entry in methods.METHODS.items() if entry.notebook == notebook.stem), None)
     if method is None or file.is_file():
         return file
     declared = papermill.inspect_notebook(str(notebook))

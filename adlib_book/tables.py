@@ -37,7 +37,6 @@ METRICS = {
 MAIN_METRICS = ("image_auroc", "pixel_auroc", "aupro_30")
 PAPER_DATASETS = ("mvtec_ad", "visa", "mpdd", "btad", "mvtec_loco", "wfdd", "mad_sys")
 HONEST = ("none", "last", "synthetic")  # selections that never look at test images
-SHOTS = {"few_shot": "k", "unified": "k"}  # methods that see only so many normal images, and the setting that says so
 NO_RECORD, DAMAGED = "–", "×"
 BEST_THREE = "red (bold), green (underlined), blue (italic)"
 LEGEND = (
@@ -198,7 +197,7 @@ def _columns(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def _protocol(row) -> dict[str, str]:
     size = row.protocol.get("side", row.protocol.get("image_size"))  # a size in the images' shape is set beside squares
     size = size if isinstance(size, list) else [size, size]
-    shots = row.parameters.get(SHOTS[row.method]) if row.method in SHOTS else None
+    shots = row.parameters.get(METHODS[row.method].shots) if row.method in METHODS else None
     return {
         "backbone": str(row.parameters.get("backbone") or ""),  # some methods have none
         "size": f"{size[0]} px" if size[0] == size[-1] else f"{size[0]} x {size[-1]} px",

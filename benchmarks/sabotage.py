@@ -62,12 +62,13 @@ def broken(name: str, breakage: str):
 
 def lost(name: str, breakage: str) -> dict:
     """Run a method's notebook with the method broken; return the claims that it made and lost, and the seconds."""
-    from adlib_book import cells, claims, notebook_jobs
+    from adlib import methods
+    from adlib_book import cells, claims
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, broken(name, breakage):
         os.environ |= {"ADLIB_RESULTS": folder, "ADLIB_FIGURES": folder}
-        parameters, notebook = {"out_dir": f"{folder}/run"}, notebook_jobs.METHOD_NOTEBOOKS[name]
+        parameters, notebook = {"out_dir": f"{folder}/run"}, methods.METHODS[name].notebook
         for story in (False, True):
             try:
                 text, error = cells.run(notebook, parameters, story=story)[1], ""

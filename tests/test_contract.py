@@ -253,7 +253,7 @@ def test_few_images_are_enough(small_table, name, n, tmp_path):
 
 @every_method
 def test_it_has_a_notebook_and_a_docstring_with_its_source(name):
-    assert notebook_jobs.notebook_path(notebook_jobs.METHOD_NOTEBOOKS[name]).is_file()
+    assert notebook_jobs.notebook_path(methods.METHODS[name].notebook).is_file()
     module = __import__(methods.METHODS[name][0], fromlist=["x"])
     assert "arXiv" in module.__doc__ or "README" in module.__doc__
 

@@ -2,13 +2,14 @@
 
 import pytest
 
-from adlib_book import cells, claims, notebook_jobs
+from adlib.methods import METHODS
+from adlib_book import cells, claims
 
 
 @pytest.mark.elsewhere
-@pytest.mark.parametrize("method", notebook_jobs.METHOD_NOTEBOOKS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_claim_of_the_result_holds(method, tmp_path, monkeypatch):
     monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
-    _, printed = cells.run(notebook_jobs.METHOD_NOTEBOOKS[method], {"out_dir": str(tmp_path / "run")}, story=False)
+    _, printed = cells.run(METHODS[method].notebook, {"out_dir": str(tmp_path / "run")}, story=False)
     assert claims.held(printed)
     assert claims.lost(printed) == []

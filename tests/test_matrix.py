@@ -25,7 +25,6 @@ from adlib import datasets, methods, runs
 from adlib.errors import InputError
 from adlib.images import backbones
 from adlib.methods import METHODS, training
-from adlib_book import notebook_jobs
 
 # Data set: category, and the places of training, good test and defective images and of masks.
 PLACES = {
@@ -201,9 +200,7 @@ def run_cells(monkeypatch, data, tmp_path, method, shape, story):
         monkeypatch.setattr(datasets, "load", folder_or_demo(table))
     out = tmp_path / "run"
     settings = tiny(method, SHAPES[shape].get("settings"))
-    _, printed = cells.run(
-        notebook_jobs.METHOD_NOTEBOOKS[method], {**where, "settings": settings, "out_dir": str(out)}, story
-    )
+    _, printed = cells.run(METHODS[method].notebook, {**where, "settings": settings, "out_dir": str(out)}, story)
     record = runs.read_record(out)
     assert len(pd.read_csv(out / "scores.csv")) == sum(record["n_images"].values()) - record["n_images"]["train"]
     check_record(record, method, shape)

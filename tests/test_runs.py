@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from conftest import SMALL_SETTINGS, texture, write_image
 
-from adlib import datasets, evaluation, methods, runs
+from adlib import datasets, evaluation, methods, runs, source_files
 from adlib.errors import InputError
 from adlib.evaluation import thresholds
 from adlib.images import Resize
@@ -124,7 +124,7 @@ def test_content_hash_follows_settings_seed_and_data(small_table, tmp_path):
 
 
 def test_source_files_are_those_a_method_imports():
-    names = {file.name for file in runs.source_files("patchcore")}
+    names = {file.name for file in source_files.of_method("patchcore")}
     assert {"patchcore.py", "neighbours.py", "patches.py", "backbones.py", "metrics.py", "evaluation.py"} <= names
     assert not {"cli.py", "tables.py", "figures.py", "batch.py"} & names
 
@@ -326,32 +326,35 @@ def test_smoke_plan_is_the_demo_data():
 
 def test_every_notebook_is_part_of_the_batch():
     """A notebook that no rule runs would rot unseen."""
-    known = {
-        *notebook_jobs.METHOD_NOTEBOOKS.values(),
-        *notebook_jobs.SINGLE_NOTEBOOKS,
-        *notebook_jobs.STUDY_NOTEBOOKS,
-        *notebook_jobs.RECORD_NOTEBOOKS,
-    }
-    there = {file.stem for file in (notebook_jobs.root() / "notebooks").glob("*.ipynb") if file.name[0] != "."}
-    assert there <= known
-    once = {Path(name).stem for name in notebook_jobs.once_outputs("smoke")}
-    assert once == there - set(notebook_jobs.METHOD_NOTEBOOKS.values())
-    assert {Path(name).stem for name in notebook_jobs.once_outputs("laptop", "data")} == once - set(
-        notebook_jobs.SINGLE_NOTEBOOKS
-    )
-    assert {Path(name).stem for name in notebook_jobs.once_outputs("laptop")} == set(notebook_jobs.RECORD_NOTEBOOKS)
+    stories, studies, readers = (set(notebook_jobs.notebooks(kind)) for kind in ("story", "study", "records"))
+    there = {file.stem for file in (notebook_jobs.root() / "notebooks").glob("[!.]*.ipynb")}
+    assert there == stories | studies | readers | {entry.notebook for entry in methods.METHODS.values()}
+
+    def once(*place):
+        return {Path(name).stem for name in notebook_jobs.once_outputs(*place)}
+
+    assert once("smoke") == stories | studies | readers
+    assert once("laptop", "data") == studies | readers
+    assert once("laptop") == readers
 
 
-@pytest.mark.parametrize("name", notebook_jobs.STUDY_NOTEBOOKS)
-def test_a_study_imports_the_modules_that_renew_it(name):
-    book = nbformat.read(notebook_jobs.notebook_path(name), as_version=4)
-    code = "\n".join(cell.source for cell in book.cells if cell.cell_type == "code")
-    files = notebook_jobs.study_files(name)
-    assert all((notebook_jobs.root() / file).is_file() for file in files)
-    lines = re.findall(r"^from adlib\S* import (.*)$", code, re.MULTILINE)
-    imported = {name for line in lines for name in line.split(", ")}
-    measuring = {"studies", "audit", "learning_curves", "by_defect_kind"}
-    assert {Path(file).parent.name if "__init__" in file else Path(file).stem for file in files} == imported & measuring
+def test_what_renews_a_notebook():
+    renewing = {name: set(notebook_jobs.inputs(name)) for name in ("24_ulsad_ablations", "92_protocol_audit")}
+    ulsad = {str(file) for file in source_files.of_method("ulsad")}
+    book = {"evaluation/by_defect_kind.py", "learning_curves.py", "studies/__init__.py", "ulsad_accuracy.csv"}
+    assert ulsad < renewing["24_ulsad_ablations"]
+    assert all(any(name.endswith(end) for name in renewing["24_ulsad_ablations"]) for end in book)
+    assert not any(name.endswith(("figures.py", "claims.py")) for name in renewing["24_ulsad_ablations"])
+    assert ulsad | {str(file) for file in source_files.of_method("glass")} < renewing["92_protocol_audit"]
+    names = {Path(name).name for name in notebook_jobs.inputs("90_tables")}
+    assert {
+        "tables.py",
+        "table_files.py",
+        "published_tables.py",
+        "ranks.py",
+        "record.json",
+        "pagmfr_table1.csv",
+    } <= names
 
 
 def test_a_study_runs_on_its_own_defaults_or_on_the_first_category_found(notebook):
@@ -396,7 +399,7 @@ def test_a_changed_record_renews_only_what_reads_records(tmp_path, monkeypatch):
         file.touch()
         os.utime(file, (later, later))
     # The first notebook shows the headline table that the tables' notebook writes.
-    show_records = {*notebook_jobs.RECORD_NOTEBOOKS, "00_start_here"}
+    show_records = {*notebook_jobs.notebooks("records"), "00_start_here"}
     assert _dry_run(tmp_path) == set()
     os.utime(folders[0] / "record.json", (time.time() + 2000,) * 2)
     assert _dry_run(tmp_path) == show_records
@@ -413,16 +416,11 @@ def test_a_changed_record_renews_only_what_reads_records(tmp_path, monkeypatch):
         file.unlink()
 
 
-def test_what_a_study_shows_is_among_its_inputs():
-    """Each committed CSV of results whose name stands in a study's code, and its records."""
-    folder = notebook_jobs.root() / "results"
-    for name in (*notebook_jobs.STUDY_NOTEBOOKS, *notebook_jobs.RECORD_NOTEBOOKS):
-        cells = nbformat.read(notebook_jobs.notebook_path(name), as_version=4).cells
-        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-        inputs = {
-            Path(file).relative_to(folder).as_posix() for file in notebook_jobs.shown_results(name) if "results" in file
-        }
-        read = {f"studies/{file.name}" for file in (folder / "studies").glob("*.csv") if file.stem in code}
-        read |= {f"studies/{name}_laptop.csv"} if "studies.read(" in code else set()
-        assert read - {f"studies/{name}_smoke.csv"} <= inputs, name
-        assert not ("published.load()" in code and name not in notebook_jobs.SHOW_PUBLISHED), name
+@pytest.mark.parametrize("name", [*notebook_jobs.notebooks("study"), *notebook_jobs.notebooks("records")])
+def test_what_a_study_shows_is_among_its_inputs(name):
+    """Each committed CSV of results whose name stands in a study's code."""
+    cells = nbformat.read(notebook_jobs.notebook_path(name), as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    read = {file.name for file in (notebook_jobs.root() / "results/studies").glob("*.csv") if file.stem in code}
+    read |= {f"{name}_laptop.csv"} if "studies.read(" in code else set()
+    assert read - {f"{name}_smoke.csv"} <= {Path(file).name for file in notebook_jobs.inputs(name)}

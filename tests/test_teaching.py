@@ -11,10 +11,10 @@ from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from adlib.errors import InputError
+from adlib.methods import METHODS
 from adlib.paths import root
 from adlib.synthesis import registry
 from adlib_book import cli, teaching
-from adlib_book.notebook_jobs import METHOD_NOTEBOOKS
 
 NOTEBOOKS = sorted((root() / "notebooks").glob("[!.]*.ipynb"))
 # Self-checks of these read what the notebook has computed before, so they only run in the notebook itself (nbval).
@@ -155,7 +155,7 @@ def test_solved_notebooks_are_never_overwritten():
 # -- every committed notebook -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(METHOD_NOTEBOOKS.values())))
+@pytest.mark.parametrize("name", [entry.notebook for entry in METHODS.values()])
 def test_every_method_notebook_has_an_exercise(name):
     book = nbformat.read(root() / "notebooks" / f"{name}.ipynb", as_version=4)
     assert any(map(teaching.is_solution, book.cells))

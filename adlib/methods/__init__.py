@@ -16,20 +16,46 @@ import numpy as np
 
 from adlib.errors import InputError, suggest
 
-# name -> (module, class). A new method is one line here and one file.
+
+class Entry(NamedTuple):
+    """What there is to know of a method before its code is loaded.
+
+    Attributes:
+        module, class_name: its class.
+        notebook: the one that teaches it, and that a batch runs for it.
+        color, marker: of its lines and marks in every figure.
+        published: rows of published numbers to hold it against, the closest protocol first; "{shots}" stands for the
+            number of images that it was shown.
+        shots: the setting that says how many normal images it sees; "" where it sees all.
+    """
+
+    module: str
+    class_name: str
+    notebook: str
+    color: str
+    marker: str
+    published: tuple[str, ...] = ()
+    shots: str = ""
+
+
+# A new method is one entry here, one file and one notebook. The colours are those of a colour-blind-safe palette, with
+# black; its pink and its yellow are too pale for a line: wine and a darker yellow instead.
 METHODS = {
-    "patchcore": ("adlib.methods.patchcore", "PatchCore"),
-    "glass": ("adlib.methods.glass.glass", "Glass"),
-    "few_shot": ("adlib.methods.few_shot.few_shot", "FewShot"),
-    "padim": ("adlib.methods.padim", "Padim"),
-    "spade": ("adlib.methods.spade", "Spade"),
-    "ulsad": ("adlib.methods.ulsad.ulsad", "ULSAD"),
-    "dfr": ("adlib.methods.dfr", "DFR"),
-    "contrastive": ("adlib.methods.few_shot.contrastive", "Contrastive"),
-    "unified": ("adlib.methods.few_shot.unified", "Unified"),
-    "pagmfr": ("adlib.methods.pagmfr.pagmfr", "PAGMFR"),
-    "draem": ("adlib.methods.draem", "DRAEM"),
-}
+    "patchcore": Entry("adlib.methods.patchcore", "PatchCore", "10_patchcore", "#000000", "o",
+                       published=("PatchCore-10% (official code)", "PatchCore-10%")),
+    "glass": Entry("adlib.methods.glass.glass", "Glass", "16_glass", "#d55e00", "P",
+                   published=("GLASS-j", "GLASS (anomalib)")),
+    "few_shot": Entry("adlib.methods.few_shot.few_shot", "FewShot", "11_few_shot", "#56b4e9", "<",
+                      published=("AnomalyGPT {shots}",), shots="k"),
+    "padim": Entry("adlib.methods.padim", "Padim", "11a_padim", "#882255", "s", published=("PaDiM-WR50-Rd550",)),
+    "spade": Entry("adlib.methods.spade", "Spade", "11b_spade", "#949494", "D", published=("SPADE",)),
+    "ulsad": Entry("adlib.methods.ulsad.ulsad", "ULSAD", "14_ulsad", "#0173b2", "X", published=("ULSAD",)),
+    "dfr": Entry("adlib.methods.dfr", "DFR", "14b_dfr", "#ca9161", "^"),
+    "contrastive": Entry("adlib.methods.few_shot.contrastive", "Contrastive", "12_contrastive", "#cc78bc", ">"),
+    "unified": Entry("adlib.methods.few_shot.unified", "Unified", "13_unified", "#d8c51b", "d", shots="k"),
+    "pagmfr": Entry("adlib.methods.pagmfr.pagmfr", "PAGMFR", "15_pagmfr", "#029e73", "*", published=("PAGMFR",)),
+    "draem": Entry("adlib.methods.draem", "DRAEM", "15a_draem", "#de8f05", "v", published=("DRAEM",)),
+}  # fmt: skip
 
 
 class Scores(NamedTuple):
@@ -48,8 +74,8 @@ def get(name: str):
     """Return the class of a method by name."""
     if name not in METHODS:
         raise InputError(f"method {name!r} is unknown{suggest(name, METHODS)}; choose one of {', '.join(METHODS)}")
-    module, cls = METHODS[name]
-    return getattr(importlib.import_module(module), cls)
+    entry = METHODS[name]
+    return getattr(importlib.import_module(entry.module), entry.class_name)
 
 
 def create(name: str, **settings):
