@@ -72,13 +72,13 @@ def predict(options) -> int:
     """Write heat maps, regions and scores for a folder of images."""
     from adlib import own_parts
 
-    done = own_parts.predict(
+    scores, skipped = own_parts.predict(
         options.model, options.input, options.output, options.threshold, options.pixel_threshold, options.min_area
     )
-    print(f"{len(done.scores)} images scored, see {os.path.join(options.output, 'scores.csv')}")
-    if done.scores.anomalous.notna().any():
-        print(f"{int(done.scores.anomalous.sum())} of them above the threshold {done.scores.threshold.iloc[0]:.4g}")
-    return _report_skipped(done.skipped)
+    print(f"{len(scores)} images scored, see {os.path.join(options.output, 'scores.csv')}")
+    if scores.anomalous.notna().any():
+        print(f"{int(scores.anomalous.sum())} of them above the threshold {scores.threshold.iloc[0]:.4g}")
+    return _report_skipped(skipped)
 
 
 def data_list(options) -> int:
@@ -137,20 +137,20 @@ class _Parser(argparse.ArgumentParser):
 def command(group, name: str, function, example: str) -> argparse.ArgumentParser:
     """Add a command whose help is the docstring of the function that runs it."""
     text = function.__doc__.strip()
-    made = group.add_parser(
+    sub = group.add_parser(
         name,
         help=text,
         description=text,
         epilog=f"example: {example}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    made.set_defaults(run=function)
-    return made
+    sub.set_defaults(run=function)
+    return sub
 
 
-def with_settings(made) -> None:
+def with_settings(sub) -> None:
     """Let a command take `--set NAME=VALUE`."""
-    made.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting")
+    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting")
 
 
 def build_parser(add_commands=lambda commands: None) -> argparse.ArgumentParser:
@@ -162,39 +162,39 @@ def build_parser(add_commands=lambda commands: None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
     add_commands(commands)
 
-    made = command(commands, "train", train, "adlib train -i parts/good -o model/")
-    made.add_argument("-i", "--input", required=True, metavar="GOOD_DIR", help="folder of good images, nested or not")
-    made.add_argument("-o", "--output", required=True, metavar="MODEL", help="folder of the model")
-    made.add_argument("--method", default="patchcore", help="method")
-    made.add_argument("--profile", default="laptop", help="profile whose settings are used")
-    with_settings(made)
+    sub = command(commands, "train", train, "adlib train -i parts/good -o model/")
+    sub.add_argument("-i", "--input", required=True, metavar="GOOD_DIR", help="folder of good images, nested or not")
+    sub.add_argument("-o", "--output", required=True, metavar="MODEL", help="folder of the model")
+    sub.add_argument("--method", default="patchcore", help="method")
+    sub.add_argument("--profile", default="laptop", help="profile whose settings are used")
+    with_settings(sub)
 
-    made = command(commands, "threshold", threshold, "adlib threshold -m model/ -i parts/more_good")
-    made.add_argument("-m", "--model", required=True, metavar="MODEL", help="folder of the model")
-    made.add_argument("-i", "--input", required=True, metavar="GOOD_DIR", help="good images it was not trained on")
-    made.add_argument("--rule", default="quantile", help="quantile, mean_sigma or max")
-    made.add_argument("--false-alarm-rate", type=float, default=0.05, help="target of the quantile rule")
-    made.add_argument("--n-sigma", type=float, default=3.0, help="for mean_sigma")
+    sub = command(commands, "threshold", threshold, "adlib threshold -m model/ -i parts/more_good")
+    sub.add_argument("-m", "--model", required=True, metavar="MODEL", help="folder of the model")
+    sub.add_argument("-i", "--input", required=True, metavar="GOOD_DIR", help="good images it was not trained on")
+    sub.add_argument("--rule", default="quantile", help="quantile, mean_sigma or max")
+    sub.add_argument("--false-alarm-rate", type=float, default=0.05, help="target of the quantile rule")
+    sub.add_argument("--n-sigma", type=float, default=3.0, help="for mean_sigma")
 
-    made = command(commands, "predict", predict, "adlib predict -m model/ -i parts/new -o out/")
-    made.add_argument("-m", "--model", required=True, metavar="MODEL", help="folder of the model")
-    made.add_argument("-i", "--input", required=True, metavar="DIR", help="images, nested folders included")
-    made.add_argument("-o", "--output", required=True, metavar="OUT", help="folder of the results")
-    made.add_argument("--threshold", type=float, help="image threshold; default the model's")
-    made.add_argument("--pixel-threshold", type=float, help="threshold of regions; default the model's")
-    made.add_argument("--min-area", type=float, default=0.0005, help="smallest region, share of the image")
+    sub = command(commands, "predict", predict, "adlib predict -m model/ -i parts/new -o out/")
+    sub.add_argument("-m", "--model", required=True, metavar="MODEL", help="folder of the model")
+    sub.add_argument("-i", "--input", required=True, metavar="DIR", help="images, nested folders included")
+    sub.add_argument("-o", "--output", required=True, metavar="OUT", help="folder of the results")
+    sub.add_argument("--threshold", type=float, help="image threshold; default the model's")
+    sub.add_argument("--pixel-threshold", type=float, help="threshold of regions; default the model's")
+    sub.add_argument("--min-area", type=float, default=0.0005, help="smallest region, share of the image")
 
     data = commands.add_parser("data", help="list, get and check data sets", description="List, get, check data sets.")
     actions = data.add_subparsers(title="actions", metavar="ACTION", required=True, parser_class=_Parser)
-    made = command(actions, "list", data_list, "adlib data list --data-root ~/data")
-    made.add_argument("--data-root", metavar="DIR", help="folder that holds data sets; default data/")
-    made = command(actions, "get", data_get, "adlib data get visa --data-root ~/data")
-    made.add_argument("name", help="data set")
-    made.add_argument("--data-root", metavar="DIR", help="where to; default data/")
-    made = command(actions, "check", data_check, "adlib data check mvtec --data-root ~/data/mvtec_ad")
-    made.add_argument("name", help="layout or data set")
-    made.add_argument("--data-root", metavar="DIR", required=True, help="folder that holds the category folders")
-    made.add_argument("--category", help="one category; default all")
+    sub = command(actions, "list", data_list, "adlib data list --data-root ~/data")
+    sub.add_argument("--data-root", metavar="DIR", help="folder that holds data sets; default data/")
+    sub = command(actions, "get", data_get, "adlib data get visa --data-root ~/data")
+    sub.add_argument("name", help="data set")
+    sub.add_argument("--data-root", metavar="DIR", help="where to; default data/")
+    sub = command(actions, "check", data_check, "adlib data check mvtec --data-root ~/data/mvtec_ad")
+    sub.add_argument("name", help="layout or data set")
+    sub.add_argument("--data-root", metavar="DIR", required=True, help="folder that holds the category folders")
+    sub.add_argument("--category", help="one category; default all")
     return parser
 
 

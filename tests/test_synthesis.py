@@ -637,7 +637,7 @@ def _raises(pattern, function, *args, **kwargs):
     ("pattern", "family", "params"),
     [
         ("did you mean 'cutpaste'.*perlin_dtd", "cutpast", {}),
-        ("'opacty'.*did you mean 'opacity'.*exponents=", "perlin_dtd", {"opacty": 1}),
+        ("'opacty'.*did you mean 'opacity'.*exponents", "perlin_dtd", {"opacty": 1}),
         ("did you mean 'bottle'", "nsa", {"category": "bottel"}),
         ("perlin, polygon", "splice", {"shape": "star"}),
         ("lattice, pnoise2", "perlin_dtd", {"backend": "simplex"}),

@@ -15,12 +15,12 @@ from adlib.evaluation import metrics
 from adlib.images import Resize, image_shape
 
 KINDS = ("logical", "structural")
+KIND_OF_DEFECT = {"good": "good", "logical_anomalies": "logical", "structural_anomalies": "structural"} | demo.KIND
 
 
 def kinds_of(table: pd.DataFrame) -> np.ndarray:
     """Return "good", "logical" or "structural" for every row of a sample table, or "" where it is not known."""
-    known = {"good": "good", "logical_anomalies": "logical", "structural_anomalies": "structural"} | demo.KIND
-    return np.array([known.get(defect, "") for defect in table.defect], dtype=object)
+    return np.array([KIND_OF_DEFECT.get(defect, "") for defect in table.defect], dtype=object)
 
 
 def has_both(table: pd.DataFrame) -> bool:
@@ -42,34 +42,28 @@ def by_kind(table: pd.DataFrame, scores, anomaly_maps, resize: Resize) -> dict[s
     Returns:
         {"logical": {"image_auroc", "spro_05"}, "structural": {...}, "mean": {...}}, fractions; None where undefined.
     """
-    kinds, scores = kinds_of(table), np.asarray(scores, dtype=np.float64)
-    regions, maps = [], []
+    kinds, scores, maps, regions = kinds_of(table), np.asarray(scores, dtype=np.float64), [], []
     for path, file, mask, anomaly_map in zip(
         table.image_path, table.mask_path, datasets.masks(table), anomaly_maps, strict=True
     ):
-        found = loco.regions(file, _config(path)) if mask is not None and mask.any() else []
-        shape = found[0][0].shape if found else image_shape(path)
+        annotations = loco.regions(file, _config(path)) if mask is not None and mask.any() else []
+        shape = annotations[0][0].shape if annotations else image_shape(path)
         full = resize.geometry(shape).to_original(anomaly_map)
         maps.append(np.nan_to_num(full, nan=float(anomaly_map.min())))  # what a crop cut off counts as normal
-        regions.append([(region, area) for region, area, _ in found])
+        regions.append([(region, area) for region, area, _ in annotations])
     result = {}
     for kind in KINDS:
         rows = np.flatnonzero((kinds == kind) | (kinds == "good"))
-        labels = (kinds[rows] == kind).astype(int)
         measured = [i for i in rows if kinds[i] == "good" or regions[i]]
-        result[kind] = {
-            "image_auroc": metrics.image_metrics(scores[rows], labels)["image_auroc"] if len(rows) else None,
-            "spro_05": _spro([maps[i] for i in measured], [regions[i] for i in measured]),
-        }
-    result["mean"] = {}
-    for key in ("image_auroc", "spro_05"):
-        values = [result[kind][key] for kind in KINDS]
-        result["mean"][key] = None if None in values else float(np.mean(values))
+        auroc = spro = None
+        if len(rows):
+            auroc = metrics.image_metrics(scores[rows], (kinds[rows] == kind).astype(int))["image_auroc"]
+        if any(regions[i] for i in measured):
+            spro = metrics.spro_metrics([maps[i] for i in measured], [regions[i] for i in measured])["spro_05"]
+        result[kind] = {"image_auroc": auroc, "spro_05": spro}
+    both = {key: [result[kind][key] for kind in KINDS] for key in ("image_auroc", "spro_05")}
+    result["mean"] = {key: None if None in values else float(np.mean(values)) for key, values in both.items()}
     return result
-
-
-def _spro(maps: list, regions: list) -> float | None:
-    return metrics.spro_metrics(maps, regions)["spro_05"] if any(regions) else None
 
 
 def _config(image_path) -> Path:

@@ -82,7 +82,7 @@ def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size:
         geometries.extend(batch.geometries)
     elapsed = time.perf_counter() - started
 
-    found = metrics.image_metrics(np.array(image_scores), table.label.to_numpy()) | dict.fromkeys(PIXEL_METRICS)
+    values = metrics.image_metrics(np.array(image_scores), table.label.to_numpy()) | dict.fromkeys(PIXEL_METRICS)
     bad, bounds, masks, reasons = table.label.to_numpy() == 1, {}, [], []
     stream = metrics.StreamingPixelMetrics.from_maps(anomaly_maps) if resolution == "original" else None
     for defective, mask, geometry, anomaly_map, path in zip(
@@ -102,11 +102,10 @@ def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size:
     measured = np.array([not reason for reason in reasons])
     if (bad & measured).any():
         if stream is None:
-            chosen = np.flatnonzero(measured)
-            found |= metrics.pixel_metrics([anomaly_maps[i] for i in chosen], [masks[i] for i in chosen])
+            rows = np.flatnonzero(measured)
+            values |= metrics.pixel_metrics([anomaly_maps[i] for i in rows], [masks[i] for i in rows])
         else:
-            found |= stream.compute()
-            bounds = stream.bound()
+            values, bounds = values | stream.compute(), stream.bound()
     left_out = {reason: reasons.count(reason) for reason in ("without_mask", "black_mask") if reason in reasons}
     if left_out == {"without_mask": bad.sum()}:
         left_out = {}  # data without masks: there are no pixel metrics to be left out of
@@ -115,7 +114,7 @@ def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size:
         warnings.warn(f"pixel metrics leave out defective images: {counts}", stacklevel=1)  # once a process
     scores = table[["image_path", "category", "defect", "label"]].reset_index(drop=True).assign(score=image_scores)
     seconds = {"score": scoring / len(table), "read_and_score": elapsed / len(table)}
-    return Evaluation(scores, found, seconds, anomaly_maps, masks, bounds, measured.tolist(), left_out)
+    return Evaluation(scores, values, seconds, anomaly_maps, masks, bounds, measured.tolist(), left_out)
 
 
 def at_threshold(scores: pd.DataFrame, threshold: float) -> dict:

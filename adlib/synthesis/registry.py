@@ -5,7 +5,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from adlib.errors import InputError, suggest
+from adlib.errors import InputError
 from adlib.settings import Must, choice
 from adlib.synthesis.sources import Sources
 
@@ -92,16 +92,10 @@ def synthesise(name: str, image, rng: np.random.Generator, foreground=None, sour
         InputError: unknown family or parameter, an image or foreground of the wrong shape, type or range, an empty
             foreground, a source that cannot be read.
     """
-    if name not in _families:
-        raise InputError(f"family {name!r} is unknown{suggest(name, _families)}; choose one of {', '.join(_families)}")
+    choice("family", name, _families)
     family = _families[name]
     for parameter in params:
-        if parameter not in family.defaults:
-            accepted = ", ".join(f"{key}={value!r}" for key, value in family.defaults.items()) or "none"
-            raise InputError(
-                f"parameter {parameter!r} is unknown to family {name!r}{suggest(parameter, family.defaults)}; "
-                f"accepted: {accepted}"
-            )
+        choice(f"parameter of family {name!r}:", parameter, family.defaults)
     if not isinstance(rng, np.random.Generator):
         raise InputError(
             f"rng must be a numpy.random.Generator, got {type(rng).__name__}; try np.random.default_rng(0)"
