@@ -38,7 +38,7 @@ def photograph_features(seed: int = 0) -> np.ndarray:
             top, left = rng.integers(0, 256, 2)
             crop = photographs[rng.integers(3)][top : top + 256, left : left + 256]
             image = torch.from_numpy(crop).float().div(255).expand(1, 3, -1, -1)
-            rows.append(patches.to_rows(patches.embed(backbone(image), 3, 1, None, None)).numpy())
+            rows.append(patches.to_rows(patches.mean_embedding(backbone(image))).numpy())
     return np.concatenate(rows)[:N_ROWS]
 
 

@@ -21,10 +21,10 @@ import torch
 
 from adlib import datasets, images, synthesis
 from adlib.evaluation import metrics
+from adlib.images.maps import upsample_and_smooth
 from adlib.methods.few_shot.support_images import top_mean
 from adlib.methods.glass.glass import Glass, optimizers, some_rows, token_labels
 from adlib.methods.glass.step import Ensemble, Network
-from adlib.methods.patchcore import upsample_and_smooth
 from adlib_book import studies
 
 HELD_OUT_FAMILIES = ("cutpaste", "cutpaste_scar", "nsa")

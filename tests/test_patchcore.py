@@ -6,9 +6,9 @@ import torch
 from conftest import SMALL_SETTINGS
 
 from adlib import images
-from adlib.errors import InputError
 from adlib.images import neighbours, patches
-from adlib.methods.patchcore import PatchCore, reweighted_scores, upsample_and_smooth
+from adlib.images.maps import upsample_and_smooth
+from adlib.methods.patchcore import PatchCore, reweighted_scores
 
 SMALL = SMALL_SETTINGS["patchcore"]
 
@@ -68,7 +68,7 @@ def test_defects_score_higher_and_are_where_the_map_is_bright(fitted, small_tabl
 
 def test_training_patches_have_distance_zero_without_a_coreset(small_table):
     train = small_table[small_table.split == "train"].iloc[:2]
-    method = PatchCore(**{**SMALL, "sampler": "none", "search": "torch"}).fit(train)
+    method = PatchCore(**{**SMALL, "sampler": "none"}).fit(train)
     assert len(method.memory_bank) == 2 * 8 * 8
     batch = next(images.batches(train.image_path, method.resize, 2))
     typical = method.memory_bank.square().sum(1).mean()
@@ -131,20 +131,8 @@ def test_every_image_score_orders_the_easy_case(small_table, image_score):
 def test_score_of_one_image_by_hand():
     method = PatchCore(**SMALL)
     method.memory_bank = torch.zeros(1, 152)
-    method.bank_image = torch.zeros(1, dtype=torch.int64)
+    method.bank_image, method.grid = torch.zeros(1, dtype=torch.int64), (8, 8)
     method._build_index()
     image = torch.rand(1, 3, 64, 64)
     rows = patches.to_rows(method.embed(image))
     assert method.score(image).image[0] == pytest.approx(rows.square().sum(1).max().item(), rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"patch_size": 2}, "odd"),
-        ({"patch_size": "best"}, "or be 'auto'"),
-    ],
-)
-def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(InputError, match=message):
-        PatchCore(**{**SMALL, **settings})

@@ -50,7 +50,7 @@ def test_border_patches_shrink_because_zero_padding_is_counted():
 
 def test_window_of_one_changes_nothing():
     feature = torch.rand(1, 3, 5, 6)
-    torch.testing.assert_close(patches.embed([feature], 1, 1, None, None), feature)
+    torch.testing.assert_close(patches.embed([feature], 1, None, None), feature)
 
 
 def test_rows_and_grid_are_inverse():
@@ -60,4 +60,4 @@ def test_rows_and_grid_are_inverse():
 
 def test_one_dimension_without_the_other_is_refused():
     with pytest.raises(InputError, match="target_dim"):
-        patches.embed([torch.rand(1, 3, 4, 4)], 3, 1, 1024, None)
+        patches.embed([torch.rand(1, 3, 4, 4)], 3, 1024, None)

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from adlib.errors import InputError
+from adlib.images.maps import align
 
 
 def embed(
     features: list[torch.Tensor],
     patch_size: int = 3,
-    patch_stride: int = 1,
     pretrain_dim: int | None = 1024,
     target_dim: int | None = 1024,
 ) -> torch.Tensor:
@@ -26,28 +26,26 @@ def embed(
         float32 tensor (B, D, H, W).
     """
     if pretrain_dim is None and target_dim is None:
-        return mean_embedding(features, patch_size, patch_stride)
+        return mean_embedding(features, patch_size)
     if pretrain_dim is None or target_dim is None:
         raise InputError("pretrain_dim and target_dim must both be numbers (the paper: 1024, 1024) or both None")
-    if _is_paper_case(features, patch_size, patch_stride, pretrain_dim, target_dim):
+    channels = tuple(feature.shape[1] for feature in features)
+    if (channels, patch_size, pretrain_dim, target_dim) == ((512, 1024), 3, 1024, 1024):
         return paper_embedding(features)
-    return adaptive_pool_embedding(features, patch_size, patch_stride, pretrain_dim, target_dim)
+    return adaptive_pool_embedding(features, patch_size, 1, pretrain_dim, target_dim)
 
 
-def mean_embedding(features: list[torch.Tensor], patch_size: int = 3, patch_stride: int = 1) -> torch.Tensor:
+def mean_embedding(features: list[torch.Tensor], patch_size: int = 3) -> torch.Tensor:
     """Average every window (zero padding counted), bring all maps to the first one's grid, concatenate channels.
 
     Returns:
         float32 tensor (B, sum of C_l, H, W).
     """
-    padding = (patch_size - 1) // 2
-    # A pool with a window of one changes nothing; skipping it saves a copy.
-    pooled = [
-        F.avg_pool2d(f, patch_size, patch_stride, padding) if patch_size > 1 or patch_stride > 1 else f
-        for f in features
-    ]
+    pooled = features
+    if patch_size > 1:  # a window of one changes nothing
+        pooled = [F.avg_pool2d(feature, patch_size, 1, (patch_size - 1) // 2) for feature in features]
     grid = pooled[0].shape[-2:]
-    return torch.cat([pooled[0], *(_align(p, grid) for p in pooled[1:])], dim=1)
+    return torch.cat([pooled[0], *(align(p, grid) for p in pooled[1:])], dim=1)
 
 
 def adaptive_pool_embedding(
@@ -73,7 +71,7 @@ def adaptive_pool_embedding(
         windows = F.unfold(feature, patch_size, padding=padding, stride=patch_stride)  # (B, C p p, H W)
         windows = windows.view(batch, channels * patch_size**2, *size)  # (B, C p p, H, W)
         grid = grid or tuple(size)
-        windows = _align(windows, grid).flatten(2).transpose(1, 2)  # (B, H W, C p p)
+        windows = align(windows, grid).flatten(2).transpose(1, 2)  # (B, H W, C p p)
         vectors.append(F.adaptive_avg_pool1d(windows, pretrain_dim))  # (B, H W, pretrain_dim)
     stacked = torch.cat(vectors, dim=2)  # (B, H W, layers * pretrain_dim)
     pooled = F.adaptive_avg_pool1d(stacked, target_dim)  # (B, H W, target_dim)
@@ -98,7 +96,7 @@ def paper_embedding(features: list[torch.Tensor]) -> torch.Tensor:
     shallow = F.conv2d(shallow, kernel.expand(channels, 1, 3, 3), padding=1, groups=channels)  # (B, 512, H, W)
     deep = F.avg_pool2d(deep, 3, 1, 1)  # padding counted
     deep = deep.unflatten(1, (-1, 2)).mean(dim=2)  # (B, 512, H/2, W/2): merging channels first halves the upsampling
-    return torch.cat([shallow, _align(deep, shallow.shape[-2:])], dim=1)
+    return torch.cat([shallow, align(deep, shallow.shape[-2:])], dim=1)
 
 
 def to_rows(grid: torch.Tensor) -> torch.Tensor:
@@ -109,17 +107,3 @@ def to_rows(grid: torch.Tensor) -> torch.Tensor:
 def to_grid(rows: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """(B H W,) patch scores -> (B, H, W) for a patch grid of `shape` = (H, W)."""
     return rows.reshape(-1, *shape)
-
-
-def _is_paper_case(features, patch_size, patch_stride, pretrain_dim, target_dim) -> bool:
-    return (
-        (patch_size, patch_stride, pretrain_dim, target_dim) == (3, 1, 1024, 1024)
-        and len(features) == 2
-        and (features[0].shape[1], features[1].shape[1]) == (512, 1024)
-    )
-
-
-def _align(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    if tuple(maps.shape[-2:]) == tuple(grid):
-        return maps
-    return F.interpolate(maps, size=tuple(grid), mode="bilinear", align_corners=False)

@@ -15,19 +15,17 @@ default embedding avoids the unfolded windows (`adlib.images.patches`).
 from dataclasses import dataclass
 from typing import Literal
 
-import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from adlib import settings as S
-from adlib.datasets import check_training_table
-from adlib.errors import InputError
-from adlib.images import Batch, Resize, backbones, batches, neighbours, patches
-from adlib.images.features import allocate
+from adlib.datasets import check_training_table, hold_out
+from adlib.images import Batch, backbones, batches, neighbours, patches, to_tensor
+from adlib.images.features import allocate, resize_of
+from adlib.images.maps import check_images, top_mean, upsample_and_smooth
 from adlib.methods import Scores, storage
-from adlib.methods.few_shot.support_images import check_fingerprint
 from adlib.settings import as_dict, build
+from adlib.synthesis.judge import Judge
 
 
 @dataclass(frozen=True)
@@ -41,19 +39,16 @@ class PatchCoreSettings(S.Settings):
     resize: S.ResizeMode = "short_side"  # shorter side to `scale`, then centre crop
     scale: S.Count | None = 256  # pixels
     patch_size: S.Odd | Literal["auto"] = 3  # neighbourhood p, feature cells (Eq. 1); "auto": see `choose_patch_size`
-    patch_stride: S.Count = 1  # feature cells
     pretrain_dim: S.Count | None = 1024  # length per layer after the first pooling; both None: plain mean
     target_dim: S.Count | None = 1024  # length of an embedding
     coreset: S.ShareTo1 = 0.1  # share of patches that is kept, in (0, 1]
     sampler: Literal[neighbours.SAMPLERS] = "approximate_greedy"  # approximate_greedy, greedy, random, none
     projection_dim: S.Count | None = 128  # width of the selection space; None: select among the embeddings themselves
-    n_start: S.Count = 10  # random rows that initialise the approximate rule
     k: S.Count = 1  # neighbours that a patch score averages over
     squared: bool = True  # squared Euclidean distances, as the released code reports them
     image_score: Literal["max", "reweight", "top"] = "max"  # reweight: Eq. 7; top: mean of the highest 1 %
     b: S.Count = 9  # neighbourhood of Eq. 7, bank rows
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
-    search: Literal[neighbours.BACKENDS] = neighbours.DEFAULT_BACKEND
     batch_size: S.Count = 2  # images a forward pass; small, since its activations are most of the memory on a CPU
     max_memory: S.NotNegative = 8.0  # GiB of embeddings held in memory; more go to a memory-mapped temporary file
     max_rows: S.Count | None = None  # patches the coreset is chosen from, at random where there are more; None: all
@@ -77,11 +72,12 @@ class PatchCore:
 
     name = "patchcore"
     Settings = PatchCoreSettings
+    KEPT = storage.Kept(tensors=("memory_bank", "bank_image"), facts=("grid", "patch_size"))
+    save = storage.save
 
     def __init__(self, **settings):
-        self.settings = s = build(PatchCoreSettings, settings, owner="patchcore")
-        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
-        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.settings = s = build(PatchCoreSettings, settings, owner=self.name)
+        self.resize = resize_of(s)
         self.patch_size = 3 if s.patch_size == "auto" else s.patch_size  # until `fit` has chosen
         self.device = backbones.default_device()
         self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
@@ -91,9 +87,11 @@ class PatchCore:
     def fit(self, table, validation=None):
         """Build the memory bank from a sample table of normal training images.
 
-        `validation` is accepted for the common contract and not used: nothing is selected or trained here.
+        `validation` is checked for the common contract and not used: nothing is selected or trained here.
         """
         check_training_table(table)
+        if validation is not None:
+            check_training_table(validation, "the validation table")
         s = self.settings
         rng = np.random.default_rng(s.seed)
         if s.patch_size == "auto":
@@ -103,7 +101,7 @@ class PatchCore:
         if s.sampler == "none":
             keep = np.arange(len(embeddings))  # NaN is refused here by the index, below by `select`
         else:
-            keep = neighbours.select(embeddings, n_keep, s.sampler, s.projection_dim, s.n_start, rng)
+            keep = neighbours.select(embeddings, n_keep, s.sampler, s.projection_dim, rng=rng)
         self.memory_bank = torch.from_numpy(np.ascontiguousarray(embeddings[keep]))  # (M, D)
         self.bank_image = torch.from_numpy(numbers[keep] // (self.grid[0] * self.grid[1]))  # (M,)
         self._build_index()
@@ -118,7 +116,7 @@ class PatchCore:
         s = self.settings
         with torch.inference_mode():
             features = self.backbone(images.to(self.device))
-            return patches.embed(features, self.patch_size, s.patch_stride, s.pretrain_dim, s.target_dim)
+            return patches.embed(features, self.patch_size, s.pretrain_dim, s.target_dim)
 
     def collect_rows(self, image_paths, rng) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         """Embed all images into one array, allocated once; on disk where it would not fit in memory.
@@ -144,7 +142,7 @@ class PatchCore:
         return rows, numbers, tuple(grid.shape[2:])
 
     def _build_index(self):
-        self.index = neighbours.NearestNeighbours(self.settings.search).fit(self.memory_bank.numpy())
+        self.index = neighbours.NearestNeighbours().fit(self.memory_bank.numpy())
 
     def _leave_one_out(self, image_paths, rng, embeddings=None) -> tuple[np.ndarray, np.ndarray]:
         """Score training images as if each had been held out: its own rows are struck from the bank.
@@ -165,7 +163,7 @@ class PatchCore:
             others = self.memory_bank[self.bank_image != int(i)].numpy()
             if len(others) == 0:  # a single training image: there is no other normal to compare with
                 continue
-            index = neighbours.NearestNeighbours(s.search).fit(others)
+            index = neighbours.NearestNeighbours().fit(others)
             image_score, patch_scores = self._score_rows(rows, index, others)
             patch_scores = patches.to_grid(torch.from_numpy(patch_scores), self.grid)
             image_scores.append(image_score[0])
@@ -181,6 +179,8 @@ class PatchCore:
         Gaussian smoothing. The image score is taken *before* both.
         """
         images = batch.images if isinstance(batch, Batch) else batch
+        storage.check_fitted(self)
+        check_images(images)
         grid = self.embed(images)  # (B, D, h, w)
         rows = patches.to_rows(grid).cpu().numpy()  # (B h w, D)
         image_scores, patch_scores = self._score_rows(rows, self.index, self.memory_bank.numpy(), len(images))
@@ -204,41 +204,15 @@ class PatchCore:
                 s.b,
             )
         elif s.image_score == "top":
-            n_top = max(1, per_image.shape[1] // 100)
-            image_scores = np.partition(per_image, -n_top, axis=1)[:, -n_top:].mean(axis=1)
+            image_scores = top_mean(torch.from_numpy(per_image)).numpy()
         else:
             image_scores = per_image.max(axis=1)
         return image_scores.astype(np.float32), patch_scores.astype(np.float32)
 
-    # -- save and load ----------------------------------------------------------------------------------------------
-
-    def save(self, path):
-        """Write the fitted method to the folder `path`."""
-        if not hasattr(self, "memory_bank"):
-            raise InputError("this PatchCore is not fitted; call fit(table) before save")
-        tensors = {
-            "memory_bank": self.memory_bank,
-            "bank_image": self.bank_image,
-            "normal_scores": torch.from_numpy(self.normal_scores),
-            "normal_map_maxima": torch.from_numpy(self.normal_map_maxima),
-        }
-        facts = {"backbone_fingerprint": self.backbone.fingerprint, "grid": list(self.grid)}
-        facts["patch_size"] = self.patch_size
-        storage.save_model(path, self.name, as_dict(self.settings), tensors, **facts)
-
     @classmethod
     def load(cls, path):
         """Read a fitted method; refuses a bank that was made by other backbone weights."""
-        header, tensors = storage.read_model(path)
-        method = cls(**header["settings"])
-        check_fingerprint(header, method.backbone, path)
-        with storage.parts_of(path):
-            method.memory_bank = tensors["memory_bank"]
-            method.bank_image = tensors["bank_image"]
-            method.normal_scores = tensors["normal_scores"].numpy()
-            method.normal_map_maxima = tensors["normal_map_maxima"].numpy()
-            method.grid = tuple(header["grid"])
-            method.patch_size = header["patch_size"]
+        method = storage.load(cls, path)
         method._build_index()
         return method
 
@@ -248,32 +222,23 @@ def choose_patch_size(table, settings: PatchCoreSettings, candidates=(1, 3), n_i
 
     Ours, not the paper's: its choice of 3 is for a network whose cells see little. What suits another backbone
     depends on the product (fine threads want 1, a noisy surface wants 3), so each candidate is fitted on three
-    quarters of at most `n_images` training images and judged on the rest, half of them damaged, by image AUROC plus
-    pixel AUROC (the sum by which the field's trained methods are usually selected). Fewer than four images take the
-    paper's choice.
+    quarters of at most `n_images` training images and rated on the rest, half of them damaged, by `Judge`. Fewer than
+    four images take the paper's choice.
     """
-    from adlib import datasets
-    from adlib.evaluation import metrics
-    from adlib.synthesis import SyntheticSplit
-
     rng = np.random.default_rng([settings.seed, len(table)])
     some = table.iloc[np.sort(rng.permutation(len(table))[:n_images])]
     if len(some) < 4:
         return 3
-    fit, held_out = datasets.hold_out(some, 0.25, settings.seed)
-    found = {}
+    fit, held_out = hold_out(some, 0.25, settings.seed)
+    judge = Judge(held_out, resize_of(settings), seed=settings.seed)
+    ratings = {}
     for size in candidates:
         method = PatchCore(**{**as_dict(settings), "patch_size": size, "n_calibration": 0}).fit(fit)
-        split = SyntheticSplit(held_out, resize=method.resize, seed=settings.seed)
-        image_scores, anomaly_maps, masks = [], [], []
-        for batch, batch_masks, _ in split.batches(settings.batch_size):
-            scores = method.score(batch)
-            image_scores.extend(scores.image)
-            anomaly_maps.extend(scores.map)
-            masks.extend(batch_masks)
-        image = metrics.image_metrics(np.array(image_scores, np.float64), split.labels)["image_auroc"]
-        found[size] = image + metrics.pixel_metrics(anomaly_maps, masks)["pixel_auroc"]
-    return max(found, key=found.get)
+        starts = range(0, len(judge.images), settings.batch_size)
+        scores = [method.score(to_tensor(judge.images[i : i + settings.batch_size])) for i in starts]
+        image_scores, maps = (np.concatenate(part) for part in zip(*scores, strict=True))
+        ratings[size] = judge.rate(image_scores, maps)["score"]
+    return max(ratings, key=ratings.get)
 
 
 def reweighted_scores(rows, distances, nearest, memory_bank, index, b: int) -> np.ndarray:
@@ -303,13 +268,3 @@ def reweighted_scores(rows, distances, nearest, memory_bank, index, b: int) -> n
         exponent = np.exp(to_neighbourhood - to_neighbourhood.max())
         scores[i] = (1 - exponent[0] / exponent.sum()) * s_star
     return scores
-
-
-def upsample_and_smooth(patch_scores: torch.Tensor, size: tuple[int, int], sigma: float) -> np.ndarray:
-    """Patch scores (B, h, w) -> maps (B, H, W): bilinear, then a Gaussian cut off at 4 sigma, edges mirrored."""
-    maps = F.interpolate(patch_scores[:, None].float(), size=size, mode="bilinear", align_corners=False)
-    maps = maps[:, 0].cpu().numpy()  # (B, H, W)
-    if sigma == 0:
-        return maps
-    width = 2 * int(4 * sigma + 0.5) + 1
-    return np.stack([cv2.GaussianBlur(m, (width, width), sigma, borderType=cv2.BORDER_REFLECT) for m in maps])

@@ -13,6 +13,7 @@ from adlib import settings as S
 from adlib.datasets import check_training_table
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, backbones, batches, neighbours, patches
+from adlib.images.maps import upsample_and_smooth
 from adlib.methods import Scores, storage
 from adlib.methods.few_shot.support_images import (
     check_fingerprint,
@@ -22,7 +23,6 @@ from adlib.methods.few_shot.support_images import (
     split_support,
     support_ids,
 )
-from adlib.methods.patchcore import upsample_and_smooth
 from adlib.settings import as_dict, build
 
 

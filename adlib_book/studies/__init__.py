@@ -22,9 +22,9 @@ from adlib import datasets, evaluation, profiles
 from adlib.errors import InputError
 from adlib.evaluation.metrics import image_metrics
 from adlib.images import Batch, batches, patches, read_image, to_tensor
+from adlib.images.maps import upsample_and_smooth
 from adlib.methods import Scores, get
 from adlib.methods.few_shot.support_images import pixel_hash
-from adlib.methods.patchcore import upsample_and_smooth
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import choice
 

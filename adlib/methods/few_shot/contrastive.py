@@ -27,6 +27,7 @@ from adlib import settings as S
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, backbones, batches, clustering
 from adlib.images.clustering import ALGORITHMS
+from adlib.images.maps import upsample_and_smooth
 from adlib.images.patches import to_rows
 from adlib.methods import Scores, storage, training
 from adlib.methods.few_shot import episodic_training, losses
@@ -40,7 +41,6 @@ from adlib.methods.few_shot.support_images import (
     read_images,
 )
 from adlib.methods.normals import collect, split_normals, without_selection
-from adlib.methods.patchcore import upsample_and_smooth
 from adlib.settings import as_dict, build
 from adlib.synthesis.registry import Families
 

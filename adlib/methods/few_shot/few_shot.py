@@ -28,6 +28,7 @@ from adlib import settings as S
 from adlib.datasets import check_training_table
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, backbones
+from adlib.images.maps import upsample_and_smooth
 from adlib.images.patches import to_rows
 from adlib.methods import Scores, storage, training
 from adlib.methods.few_shot import episodic_training, losses
@@ -51,7 +52,6 @@ from adlib.methods.few_shot.support_images import (
     support_ids,
     top_mean,
 )
-from adlib.methods.patchcore import upsample_and_smooth
 from adlib.settings import as_dict, build
 
 Rotations = Annotated[

@@ -31,6 +31,7 @@ from torch import nn
 from adlib import settings as S
 from adlib.images import clustering
 from adlib.images.clustering import ALGORITHMS
+from adlib.images.maps import upsample_and_smooth
 from adlib.images.patches import to_rows
 from adlib.methods.few_shot import episodic_training, losses
 from adlib.methods.few_shot.few_shot import FewShot, Projection, SupportSettings, stage_contrast
@@ -43,7 +44,6 @@ from adlib.methods.few_shot.support_images import (
     rotated,
     top_mean,
 )
-from adlib.methods.patchcore import upsample_and_smooth
 
 LOG_2 = float(np.log(2))
 N_COPIES = 4  # changed copies of a single support image that give it a yardstick

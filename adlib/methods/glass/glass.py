@@ -32,13 +32,13 @@ from adlib.datasets import check_training_table
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, backbones, batches, patches, read_image, to_tensor
 from adlib.images.features import allocate
+from adlib.images.maps import upsample_and_smooth
 from adlib.methods import Scores, storage, training
 from adlib.methods.few_shot.support_images import check_fingerprint, top_mean
 from adlib.methods.glass import hypothesis as glass_judge
 from adlib.methods.glass.step import Ensemble, Network
 from adlib.methods.normals import collect, split_normals, without_selection
 from adlib.methods.pagmfr.training_pairs import folder as texture_folder
-from adlib.methods.patchcore import upsample_and_smooth
 from adlib.settings import as_dict, build
 from adlib.synthesis.registry import SomeFamilies
 
@@ -59,7 +59,6 @@ class GlassSettings(training.Options):
     resize: S.ResizeMode = "short_side"  # shorter side to `scale`, then centre crop
     scale: S.Count | Literal["paper"] | None = 288  # pixels; "paper": image size, for two categories 329
     patch_size: S.Count = 3  # neighbourhood, feature cells
-    patch_stride: S.Count = 1  # feature cells
     pretrain_dim: S.Count | None = 1536  # length per layer after the first pooling; both None: plain mean
     target_dim: S.Count | None = 1536  # length D of a token
     feature_norm: S.Positive | None = None  # scale features to this mean length; None leaves them (paper)
@@ -123,7 +122,7 @@ class Glass:
         s = self.settings
         with torch.inference_mode():
             features = self.backbone(images.to(self.device))
-            tokens = embed(features, s.patch_size, s.patch_stride, s.pretrain_dim, s.target_dim)
+            tokens = embed(features, s.patch_size, s.pretrain_dim, s.target_dim)
             return tokens * self.feature_factor
 
     def _cache(self, paths) -> tuple[np.ndarray, np.ndarray]:
@@ -492,7 +491,7 @@ def token_labels(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return pooled.flatten().numpy()
 
 
-def embed(features, patch_size: int, patch_stride: int, pretrain_dim, target_dim) -> torch.Tensor:
+def embed(features, patch_size: int, pretrain_dim, target_dim) -> torch.Tensor:
     """Embed patches as the original does: unfold windows, align grids, pool each layer, pool all layers.
 
     Every one of these steps is linear, so for each layer they are one convolution, with the values of the literal
@@ -502,11 +501,11 @@ def embed(features, patch_size: int, patch_stride: int, pretrain_dim, target_dim
         (B, D, h, w), h and w of the first map.
     """
     if pretrain_dim is None or target_dim is None:
-        return patches.embed(features, patch_size, patch_stride, pretrain_dim, target_dim)
+        return patches.embed(features, patch_size, pretrain_dim, target_dim)
     channels, padding = tuple(feature.shape[1] for feature in features), (patch_size - 1) // 2
     grid, tokens = None, 0
     for feature, kernel in zip(features, pooling_kernels(channels, patch_size, pretrain_dim, target_dim), strict=True):
-        layer = F.conv2d(feature, kernel.to(feature.device), stride=patch_stride, padding=padding)  # (B, D, h_l, w_l)
+        layer = F.conv2d(feature, kernel.to(feature.device), padding=padding)  # (B, D, h_l, w_l)
         grid = grid or layer.shape[-2:]
         tokens = tokens + F.interpolate(layer, size=grid, mode="bilinear", align_corners=False)
     return tokens

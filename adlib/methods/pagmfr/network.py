@@ -18,9 +18,9 @@ from torch import nn
 
 from adlib.errors import InputError
 from adlib.images.colour import colour_difference, ssim_map
+from adlib.images.maps import upsample_and_smooth
 from adlib.methods import Scores
 from adlib.methods.few_shot.support_images import check_queries
-from adlib.methods.patchcore import upsample_and_smooth
 from adlib.methods.training import checkpointed
 from adlib.settings import choice
 

@@ -27,12 +27,12 @@ import torch
 from adlib import settings as S
 from adlib.errors import InputError
 from adlib.images import Batch, Resize, backbones, batches, to_tensor
+from adlib.images.maps import upsample_and_smooth
 from adlib.methods import Scores, storage, training
 from adlib.methods.few_shot.support_images import below, check_fingerprint, check_queries
 from adlib.methods.normals import collect, split_normals, without_selection
 from adlib.methods.pagmfr.network import FUSIONS, NORMS, TERMS, PAGMFRModel, check_terms, losses, to_grid
 from adlib.methods.pagmfr.training_pairs import Pairs, PairSettings
-from adlib.methods.patchcore import upsample_and_smooth
 from adlib.methods.reconstruction import synthetic_images, synthetic_score
 from adlib.methods.ulsad.maps import peaks_at_the_border, place_statistics, whitened_maps, whitening
 from adlib.settings import as_dict, build
