@@ -26,10 +26,7 @@ from PIL import Image
 from torch import nn
 
 SIZE, BATCH, REPEATS = 256, 8, 3
-SETTINGS = SimpleNamespace(
-    hypothesis="manifold", mining=True, n_ascent=20, step_size=0.001, project_every=5, radius=0.75, p=0.5,
-    all_statistics=True,
-)  # fmt: skip
+SETTINGS = SimpleNamespace(hypothesis="manifold", n_ascent=20, step_size=0.001, radius=0.75, p=0.5)
 
 
 # -- the original's arithmetic ----------------------------------------------------------------------------------------

@@ -21,10 +21,9 @@ import torch
 
 from adlib import datasets, images, synthesis
 from adlib.evaluation import metrics
-from adlib.images.maps import upsample_and_smooth
-from adlib.methods.few_shot.support_images import top_mean
-from adlib.methods.glass.glass import Glass, optimizers, some_rows, token_labels
-from adlib.methods.glass.step import Ensemble, Network
+from adlib.images.maps import top_mean, upsample_and_smooth
+from adlib.methods.glass.glass import Glass, optimizers, token_labels
+from adlib.methods.glass.step import Ensemble, Network, some_rows
 from adlib_book import studies
 
 HELD_OUT_FAMILIES = ("cutpaste", "cutpaste_scar", "nsa")
@@ -75,10 +74,7 @@ VARIANTS = (
         looks=CURVE,
     ),
 )  # fmt: skip
-STEP = {
-    "mining": True, "n_ascent": 5, "step_size": 0.004, "project_every": 5, "radius": 0.75, "p": 0.5,
-    "all_statistics": True,
-}  # fmt: skip
+STEP = {"n_ascent": 5, "step_size": 0.004, "radius": 0.75, "p": 0.5}
 
 
 # -- features ---------------------------------------------------------------------------------------------------------

@@ -58,13 +58,10 @@ def step(request, golden):
     network.train()
     settings = SimpleNamespace(
         hypothesis="hypersphere" if sphere else "manifold",
-        mining=bool(cfg["mining"]),
-        n_ascent=cfg["step"],
+        n_ascent=cfg["step"] if cfg["mining"] else 0,
         step_size=0.001,
-        project_every=5,
         radius=0.75,
         p=cfg["p"],
-        all_statistics=True,
     )
     arrays = (torch.from_numpy(data[name]) for name in ("features_normal", "features_las"))
     labels = torch.from_numpy(data["mask"]).float().flatten()
@@ -154,7 +151,7 @@ def walk(n_steps, noise, low=0.5, hypothesis_origin=None, seed=0, every=5):
     true, offset = torch.randn(40, 6), noise * torch.randn(40, 6)
     trace = []
     segments = glass_step.ascend(
-        discriminator, true, offset, hypothesis_origin, torch.tensor(low), n_steps, 0.001, every, True, trace
+        discriminator, true, offset, hypothesis_origin, torch.tensor(low), n_steps, 0.001, every, trace
     )
     return discriminator, true, offset, segments, trace
 
@@ -202,16 +199,6 @@ def test_one_step_is_the_gradient_that_autograd_finds(hidden):
     expected = noisy + 0.1 * gradient / (gradient.norm(dim=1, keepdim=True) + 1e-10)
     glass_step.ascend(discriminator, true, noisy.detach() - true, None, torch.tensor(0.5), 2, 0.1, 5, trace=trace)
     torch.testing.assert_close(trace[1]["tokens"], expected.detach(), rtol=1e-4, atol=1e-5)
-
-
-def test_ascent_without_faithful_statistics_leaves_them_alone():
-    torch.manual_seed(0)
-    discriminator = glass_step.Discriminator(6, 5).train()
-    glass_step.ascend(
-        discriminator, torch.randn(8, 6), torch.randn(8, 6), None, torch.tensor(0.5), 3, all_statistics=False
-    )
-    assert discriminator.norm.num_batches_tracked == 0
-    assert (discriminator.norm.running_mean == 0).all()
 
 
 def test_hard_examples_keep_at_least_the_share_above_the_quantile():
@@ -370,7 +357,7 @@ def test_some_rows_prefer_anomalous_tokens():
     labels = torch.zeros(100)
     labels[:5] = 1
     torch.manual_seed(0)
-    normal, blended = glass.some_rows(labels, 0.2)
+    normal, blended = glass_step.some_rows(labels, 0.2)
     assert len(normal) == len(blended) == len(set(blended.tolist())) == 20
     assert set(range(5)) <= set(blended.tolist())
 
@@ -431,7 +418,7 @@ def test_original_weights_score_and_get_thresholds_and_are_saved(train, tmp_path
         expected = torch.stack([network.logits(rows).sigmoid().max() for rows in tokens])
     scores = method.score(images)
     np.testing.assert_allclose(scores.image, expected, rtol=1e-5)
-    with pytest.raises(InputError, match=r"not fitted; .* use_original\(path, normals\)"):
+    with pytest.raises(InputError, match="not fitted"):
         method.save(tmp_path / "model")
     method.use_original(file, normals=train)
     method.save(tmp_path / "model")
@@ -448,9 +435,9 @@ def test_original_weights_score_and_get_thresholds_and_are_saved(train, tmp_path
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"target_dim": 40, "pretrain_dim": 40}, "weights of width 152, these settings give tokens of width 40"),
-        ({"hidden": 8}, "hidden width 16, these settings say heads 1 and hidden 8; set heads=1 and hidden=16"),
-        ({"heads": 2}, "set heads=1"),
+        ({"target_dim": 40, "pretrain_dim": 40}, "width 152 and hidden width 16, these settings make 1 of 40 and 16"),
+        ({"hidden": 8}, "these settings make 1 of 152 and 8; set heads=1, hidden=16"),
+        ({"heads": 2}, "these settings make 2 of"),
     ],
 )
 def test_original_weights_that_do_not_fit_the_settings(tmp_path, changes, match):
@@ -566,7 +553,7 @@ def test_foregrounds_that_cannot_be_used(train, tmp_path):
     for path in train.image_path:
         write_image(folder / "plate" / Path(path).name, np.full((64, 64), 255, np.uint8))
     write_image(folder / "plate" / "001.png", np.full((32, 64), 255, np.uint8))
-    refused({"foreground": str(folder), "hold_out": 0.34}, train, "32x64, its image 64x64; sizes must agree")
+    refused({"foreground": str(folder), "hold_out": 0.34}, train, r"\(32, 64\), its image \(64, 64\); sizes must agree")
 
 
 def test_foregrounds_from_files_are_obeyed(train, tmp_path):
@@ -584,14 +571,7 @@ def test_foregrounds_from_files_are_obeyed(train, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "match"),
-    [
-        ({"textures": "/no/such/folder"}, "no such folder"),
-        ({"image_size": (64,)}, r"image_size \[64\] must be one number, or height and width"),
-        ({"image_size": (64, 0)}, r"image_size \[64, 0\] must be one number, or height and width"),
-        ({"learning_rate": -1}, "learning_rate -1 must not be negative"),
-        ({"scale": "papr"}, "did you mean 'paper'"),
-        ({"epoch": 3}, "did you mean 'epochs'"),
-    ],
+    [({"textures": "/no/such/folder"}, "no such folder"), ({"scale": "papr"}, "did you mean 'paper'")],
 )
 def test_settings_that_cannot_be_used(train, settings, match):
     refused(settings, train, match)

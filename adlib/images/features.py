@@ -48,6 +48,12 @@ def resize_of(settings) -> Resize:
     return Resize(size, settings.resize, settings.scale if settings.resize == "short_side" else None)
 
 
+def check_finite(features, owner) -> None:
+    """Refuse features (tensor or array) that are NaN or infinite: broken weights, or an image that is no picture."""
+    if not bool(torch.isfinite(torch.as_tensor(features)).all()):
+        raise InputError(f"features of {owner} are not finite (NaN); check the weights of the backbone and the image")
+
+
 def frozen_features(image_paths, resize: Resize, embed, batch_size: int, max_memory: float, images: bool = False):
     """Embed every image once: a frozen backbone gives the same features in every epoch.
 
@@ -68,8 +74,7 @@ def frozen_features(image_paths, resize: Resize, embed, batch_size: int, max_mem
     start = 0
     for batch in batches(image_paths, resize, batch_size, progress="features"):
         block = embed(batch.images).permute(0, 2, 3, 1).cpu().numpy()  # (B, h, w, C)
-        if not np.isfinite(block).all():
-            raise InputError(f"features of {batch.paths[0]} and its batch are not finite; check the backbone's weights")
+        check_finite(block, f"{batch.paths[0]} and its batch")
         if not len(features):
             features = allocate((len(image_paths), *block.shape[1:]), max_memory)
         rows = slice(start, start + len(block))

@@ -15,18 +15,14 @@ import torch
 from adlib import settings as S
 from adlib.datasets import check_training_table
 from adlib.errors import InputError
-from adlib.images import Batch, Resize, backbones, batches, patches
-from adlib.images.maps import upsample_and_smooth
+from adlib.images import Batch, backbones, patches
+from adlib.images.features import frozen_features, resize_of
+from adlib.images.maps import check_images, upsample_and_smooth
 from adlib.methods import Scores, storage
-from adlib.methods.few_shot.support_images import (
-    check_fingerprint,
-    check_fitted,
-    check_queries,
-    score_normals,
-    split_support,
-    support_ids,
-)
-from adlib.settings import as_dict, build
+from adlib.methods.few_shot.support_images import score_normals, split_support, support_ids
+from adlib.settings import build
+
+EPSILON = 0.01  # added to the diagonal of each covariance
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,6 @@ class PadimSettings(S.Settings):
     k: S.Count | None = None  # images to fit on, the same choice as `few_shot` makes; None: all but `hold_out`
     hold_out: S.Share = 0.15  # share of the normals kept for the threshold when k is None
     d: S.Count = 550  # channels kept at random
-    epsilon: S.Positive = 0.01  # added to the diagonal of each covariance
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels
     n_calibration: S.Whole = 50  # at most so many held-out normals are scored for the threshold
     batch_size: S.Count = 8  # images a forward pass
@@ -60,11 +55,12 @@ class Padim:
 
     name = "padim"
     Settings = PadimSettings
+    KEPT = storage.Kept(tensors=("channels", "mean", "whitening"), facts=("support_ids",))
+    save, load = storage.save, classmethod(storage.load)
 
     def __init__(self, **settings):
         self.settings = s = build(PadimSettings, settings, owner=self.name)
-        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
-        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.resize = resize_of(s)
         self.device = backbones.default_device()
         self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
 
@@ -76,37 +72,37 @@ class Padim:
     def fit(self, table, validation=None):
         """Estimate the Gaussians from a table of normal training images."""
         check_training_table(table)
-        chosen, held_out = split_support(table, self.settings, validation)
-        self.take_in(chosen)
-        self.normal_scores, self.normal_map_maxima = score_normals(self, chosen, held_out)
+        support, held_out = split_support(table, self.settings, validation)
+        self.take_in(support)
+        self.normal_scores, self.normal_map_maxima = score_normals(self, support, held_out)
         return self
 
     def take_in(self, table) -> None:
         """Estimate the Gaussians from all images of a table."""
         s = self.settings
         self.support_ids = support_ids(table)
-        grids = torch.cat([self.embed(b.images) for b in batches(table.image_path, self.resize, s.batch_size)])
-        n_channels = grids.shape[1]
-        keep = np.random.default_rng(s.seed).permutation(n_channels)[: min(s.d, n_channels)]
-        self.channels = torch.from_numpy(np.sort(keep))
-        x = grids[:, self.channels].flatten(2).permute(2, 0, 1)  # (P, N, d)
+        grids, _ = frozen_features(table.image_path, self.resize, self.embed, s.batch_size, max_memory=8.0)
+        channels = np.sort(np.random.default_rng(s.seed).permutation(grids.shape[3])[: s.d])
+        self.channels = torch.from_numpy(channels)
+        x = torch.from_numpy(grids[..., channels]).to(self.device)  # (N, h, w, d)
+        x = x.permute(0, 3, 1, 2).contiguous().flatten(2).permute(2, 0, 1)  # (P, N, d)
         self.mean = x.mean(1)  # (P, d)
         x = x - self.mean[:, None]
         identity = torch.eye(x.shape[2], device=x.device)
         self.whitening = torch.empty(len(x), x.shape[2], x.shape[2])
         for start in range(0, len(x), 64):  # in blocks: the (P, d, d) covariances need not exist at once
             block = x[start : start + 64]
-            covariance = block.mT @ block / max(1, block.shape[1] - 1) + s.epsilon * identity  # (64, d, d)
+            covariance = block.mT @ block / max(1, block.shape[1] - 1) + EPSILON * identity  # (64, d, d)
             factor = torch.linalg.cholesky(covariance)
             inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
             self.whitening[start : start + 64] = inverse.cpu()
-        self.whitening, self.mean = self.whitening.to(self.device), self.mean.clone()
+        self.whitening = self.whitening.to(self.device)
 
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]: Mahalanobis distances, enlarged and smoothed; their maximum."""
         images = batch.images if isinstance(batch, Batch) else batch
-        check_fitted(self, "whitening")
-        check_queries(images)
+        storage.check_fitted(self)
+        check_images(images)
         grids = self.embed(images)
         if grids.shape[2] * grids.shape[3] != len(self.mean):
             raise InputError(
@@ -119,26 +115,3 @@ class Padim:
         distances = distances.reshape(len(images), *grids.shape[2:])
         maps = upsample_and_smooth(distances, tuple(images.shape[-2:]), self.settings.sigma)
         return Scores(maps.max((1, 2)), maps)
-
-    def save(self, path):
-        """Write the fitted method to the folder `path`."""
-        if not hasattr(self, "whitening"):
-            raise InputError("this PaDiM is not fitted; call fit(table) before save")
-        tensors = {name: getattr(self, name) for name in ("channels", "mean", "whitening")}
-        tensors |= {n: torch.from_numpy(getattr(self, n)) for n in ("normal_scores", "normal_map_maxima")}
-        facts = {"backbone_fingerprint": self.backbone.fingerprint, "support_ids": self.support_ids}
-        storage.save_model(path, self.name, as_dict(self.settings), tensors, **facts)
-
-    @classmethod
-    def load(cls, path):
-        """Read a fitted method."""
-        header, tensors = storage.read_model(path)
-        method = cls(**header["settings"])
-        check_fingerprint(header, method.backbone, path)
-        with storage.parts_of(path):
-            for name in ("channels", "mean", "whitening"):
-                setattr(method, name, tensors[name].to(method.device))
-            for name in ("normal_scores", "normal_map_maxima"):
-                setattr(method, name, tensors[name].numpy())
-            method.support_ids = header["support_ids"]
-        return method

@@ -152,14 +152,14 @@ class PatchCore:
         images in order, where they are at hand; otherwise the images are embedded once more.
         """
         s, image_scores, map_maxima = self.settings, [], []
-        chosen = np.sort(rng.permutation(len(image_paths))[: s.n_calibration])
+        numbers = np.sort(rng.permutation(len(image_paths))[: s.n_calibration])
         if embeddings is None:
-            again = batches([image_paths[i] for i in chosen], self.resize, 1, "thresholds")
+            again = batches([image_paths[i] for i in numbers], self.resize, 1, "thresholds")
             images = (patches.to_rows(self.embed(batch.images)).cpu().numpy() for batch in again)
         else:
             n = self.grid[0] * self.grid[1]
-            images = (np.ascontiguousarray(embeddings[i * n : (i + 1) * n]) for i in chosen)
-        for i, rows in zip(chosen, images, strict=True):
+            images = (np.ascontiguousarray(embeddings[i * n : (i + 1) * n]) for i in numbers)
+        for i, rows in zip(numbers, images, strict=True):
             others = self.memory_bank[self.bank_image != int(i)].numpy()
             if len(others) == 0:  # a single training image: there is no other normal to compare with
                 continue

@@ -11,19 +11,12 @@ import torch
 
 from adlib import settings as S
 from adlib.datasets import check_training_table
-from adlib.errors import InputError
-from adlib.images import Batch, Resize, backbones, batches, neighbours, patches
-from adlib.images.maps import upsample_and_smooth
+from adlib.images import Batch, backbones, batches, neighbours, patches
+from adlib.images.features import check_finite, resize_of
+from adlib.images.maps import check_images, upsample_and_smooth
 from adlib.methods import Scores, storage
-from adlib.methods.few_shot.support_images import (
-    check_fingerprint,
-    check_fitted,
-    check_queries,
-    score_normals,
-    split_support,
-    support_ids,
-)
-from adlib.settings import as_dict, build
+from adlib.methods.few_shot.support_images import score_normals, split_support, support_ids
+from adlib.settings import build
 
 
 @dataclass(frozen=True)
@@ -56,11 +49,12 @@ class Spade:
 
     name = "spade"
     Settings = SpadeSettings
+    KEPT = storage.Kept(tensors=("pooled", "gallery"), facts=("support_ids",))
+    save, load = storage.save, classmethod(storage.load)
 
     def __init__(self, **settings):
         self.settings = s = build(SpadeSettings, settings, owner=self.name)
-        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
-        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.resize = resize_of(s)
         self.device = backbones.default_device()
         stages = dict.fromkeys((*s.stages, s.image_stage))  # each once
         self.backbone = backbones.create(s.backbone, tuple(stages), s.weights, self.resize.hw).to(self.device)
@@ -75,9 +69,9 @@ class Spade:
     def fit(self, table, validation=None):
         """Store the features of a table of normal training images."""
         check_training_table(table)
-        chosen, held_out = split_support(table, self.settings, validation)
-        self.take_in(chosen)
-        self.normal_scores, self.normal_map_maxima = score_normals(self, chosen, held_out)
+        support, held_out = split_support(table, self.settings, validation)
+        self.take_in(support)
+        self.normal_scores, self.normal_map_maxima = score_normals(self, support, held_out)
         return self
 
     def take_in(self, table) -> None:
@@ -87,12 +81,14 @@ class Spade:
         embedded = [self.embed(batch.images) for batch in files]
         self.pooled = torch.cat([pooled for pooled, _ in embedded]).clone()
         self.gallery = torch.cat([grid.flatten(2).mT for _, grid in embedded]).contiguous().clone()
+        for features in (self.pooled, self.gallery):
+            check_finite(features, "the training images")
 
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]."""
         images = batch.images if isinstance(batch, Batch) else batch
-        check_fitted(self, "gallery")
-        check_queries(images)
+        storage.check_fitted(self)
+        check_images(images)
         pooled, grids = self.embed(images)
         index = neighbours.NearestNeighbours().fit(self.pooled.cpu())
         squared, nearest = index.query(pooled.cpu().numpy(), min(self.settings.n_nearest, len(self.pooled)))  # (B, K)
@@ -105,25 +101,3 @@ class Spade:
         cells = torch.from_numpy(np.stack(cells)).view(len(images), *grids.shape[2:])
         maps = upsample_and_smooth(cells, tuple(images.shape[-2:]), self.settings.sigma)
         return Scores(squared.mean(1).astype(np.float32), maps)
-
-    def save(self, path):
-        """Write the fitted method to the folder `path`."""
-        if not hasattr(self, "gallery"):
-            raise InputError("this SPADE is not fitted; call fit(table) before save")
-        tensors = {"pooled": self.pooled, "gallery": self.gallery}
-        tensors |= {n: torch.from_numpy(getattr(self, n)) for n in ("normal_scores", "normal_map_maxima")}
-        facts = {"backbone_fingerprint": self.backbone.fingerprint, "support_ids": self.support_ids}
-        storage.save_model(path, self.name, as_dict(self.settings), tensors, **facts)
-
-    @classmethod
-    def load(cls, path):
-        """Read a fitted method."""
-        header, tensors = storage.read_model(path)
-        method = cls(**header["settings"])
-        check_fingerprint(header, method.backbone, path)
-        with storage.parts_of(path):
-            method.pooled, method.gallery = (tensors[name].to(method.device) for name in ("pooled", "gallery"))
-            for name in ("normal_scores", "normal_map_maxima"):
-                setattr(method, name, tensors[name].numpy())
-            method.support_ids = header["support_ids"]
-        return method

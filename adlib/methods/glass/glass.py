@@ -1,11 +1,11 @@
 """GLASS: global and local anomaly co-synthesis strategy (Chen et al., ECCV 2024, arXiv 2407.09359).
 
-    fit    frozen features -> judge: manifold or hypersphere -> adaptor and discriminator, trained on three streams of
-           tokens: normal, weak anomalies made in feature space (GAS), strong ones made in the image (LAS)
+    fit    frozen features -> hypothesis: manifold or hypersphere -> adaptor and discriminator, trained on three
+           streams of tokens: normal, weak anomalies made in feature space (GAS), strong ones made in the image (LAS)
     score  discriminator on every token -> map; its largest value -> image score
 
-The defaults are those of the authors' released code. The steps of the training are in `glass_step`, the choice of the
-hypothesis in `glass_judge`.
+The defaults are those of the authors' released code. The steps of the training are in `step`, the choice of
+the hypothesis in `hypothesis`.
 
 Where we differ: nothing here looks at test images. The published figures are those of the epoch with the best sum of
 image and pixel AUROC *on the test set*; ours are of the last step, or of the step that separates held-out
@@ -30,19 +30,19 @@ from adlib import settings as S
 from adlib import synthesis
 from adlib.datasets import check_training_table
 from adlib.errors import InputError
-from adlib.images import Batch, Resize, backbones, batches, patches, read_image, to_tensor
-from adlib.images.features import allocate
-from adlib.images.maps import upsample_and_smooth
+from adlib.images import Batch, backbones, image_shape, patches, read_mask, to_tensor
+from adlib.images.features import frozen_features, resize_of
+from adlib.images.maps import align, check_images, top_mean, upsample_and_smooth
 from adlib.methods import Scores, storage, training
-from adlib.methods.few_shot.support_images import check_fingerprint, top_mean
-from adlib.methods.glass import hypothesis as glass_judge
-from adlib.methods.glass.step import Ensemble, Network
-from adlib.methods.normals import collect, split_normals, without_selection
+from adlib.methods.glass.hypothesis import MODES, Verdict, decide, published_name
+from adlib.methods.glass.step import Ensemble, Network, some_rows
+from adlib.methods.normals import score_normals, split_normals, without_selection
 from adlib.methods.pagmfr.training_pairs import folder as texture_folder
-from adlib.settings import as_dict, build
+from adlib.settings import build
+from adlib.synthesis.judge import Judge
 from adlib.synthesis.registry import SomeFamilies
 
-PAPER_WIDTH = 1536  # the width that the paper's noise was chosen for
+PAPER_WIDTH = 1536  # the width that the paper's noise was numbers for
 # What "paper" means for `scale` and `foreground`, which the authors' scripts set by category and by data set.
 PAPER_ENLARGED = {("mvtec_ad", "toothbrush"): 329 / 288, ("mvtec_ad", "wood"): 329 / 288}  # scale / image size; else 1
 PAPER_FOREGROUNDS = ("mvtec_ad", "visa", "wfdd")  # MPDD and own data train without
@@ -64,24 +64,18 @@ class GlassSettings(training.Options):
     feature_norm: S.Positive | None = None  # scale features to this mean length; None leaves them (paper)
     hidden: S.Count = 1024  # width of the discriminator's hidden layer
     heads: S.Count = 1  # networks that learn from the same batches and score together; the paper has one
-    hypothesis: Literal[glass_judge.MODES] = "stored"  # manifold: GLASS-m; hypersphere: GLASS-h
+    hypothesis: Literal[MODES] = "stored"  # manifold: GLASS-m; hypersphere: GLASS-h
     noise: S.NotNegative = 0.015  # standard deviation of the noise at width 1536
-    mining: bool = True  # gradient ascent; without it the global anomalies are plain noise
-    n_ascent: S.Whole = 20  # steps of the ascent
+    n_ascent: S.Whole = 20  # steps of the ascent; without any the global anomalies are plain noise
     step_size: S.NotNegative = 0.001  # length of one step in feature space
-    project_every: S.Count = 5  # steps between two truncated projections
     radius: S.Closed = 0.75  # quantile of distances to the centre that makes r, a share (not a length)
     p: S.Closed = 0.5  # local tokens below this quantile of the error are dropped; 0 keeps all
-    all_statistics: bool = True  # every pass of the ascent moves the running statistics, as in the released code
-    beta_mean: S.Closed = 0.5  # share of the original in the blend: mean,
-    beta_std: S.NotNegative = 0.1  # standard deviation (then clipped to 0.2 ... 0.8)
     families: SomeFamilies = ("glass_las",)  # of adlib.synthesis, in turn: where local anomalies come from
     bank: S.Whole = 0  # make so many local anomalies once and reuse them; 0 makes new ones in every step (paper)
     token_share: S.ShareTo1 = 1.0  # share of all tokens that a step trains on; the paper takes all
     textures: str = ""  # folder, also by its name below data/ ("dtd"; "dtd?": if it is there); "": made on the spot
     foreground: str = "rules"  # rules (published, or auto), paper (rules where the authors mask), none, or a folder
-    learning_rate: S.NotNegative = 1e-4  # of the adaptor (Adam, weight decay 1e-5)
-    learning_rate_discriminator: S.NotNegative = 2e-4  # of the discriminator (AdamW, weight decay 0.01)
+    learning_rate_discriminator: S.Positive = 2e-4  # `learning_rate` is the adaptor's
     average: S.Closed = 0.0  # decay of the running mean of the weights that scores are made with; 0: no mean (paper)
     epochs: S.Count = 640  # the code's meta epochs
     limit: S.Count = 392  # an epoch ends with the batch that brings the number of images above this
@@ -98,19 +92,22 @@ class Glass:
         settings: changes to `GlassSettings`, by name.
 
     Attributes after `fit`:
-        verdict: the hypothesis and why (`glass_judge.Verdict`).
-        network: adaptor, discriminator and centre (`glass_step.Network`), or with `heads` an `Ensemble` of such.
+        verdict: the hypothesis and why (`hypothesis.Verdict`).
+        network: adaptor, discriminator and centre (`step.Network`), or with `heads` an `Ensemble` of such.
         history: `adlib.methods.training.History`: losses, shares and radii of every step.
         normal_scores, normal_map_maxima: float32 (n,), image scores and map maxima of the held-out normal images.
     """
 
     name = "glass"
     Settings = GlassSettings
+    KEPT = storage.Kept(modules=("network",), facts=("shape", "verdict", "scale", "feature_factor"))
+    save, load = storage.save, classmethod(storage.load)
 
     def __init__(self, **settings):
-        self.settings = s = build(GlassSettings, settings, owner="glass")
-        scale = None if s.scale == "paper" else s.scale  # what "paper" enlarges is known with the category
-        self.resize = Resize(s.image_size, s.resize, scale if s.resize == "short_side" else None)
+        self.settings = s = build(GlassSettings, settings, owner=self.name)
+        # What "paper" enlarges is known with the category.
+        self.resize = resize_of(replace(s, scale=None) if s.scale == "paper" else s)
+        self.scale = self.resize.scale
         self.device = backbones.default_device()
         self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
         self.feature_factor = 1.0
@@ -125,22 +122,15 @@ class Glass:
             tokens = embed(features, s.patch_size, s.pretrain_dim, s.target_dim)
             return tokens * self.feature_factor
 
-    def _cache(self, paths) -> tuple[np.ndarray, np.ndarray]:
-        """Features (n, L, D) float32 and images (n, H, W, 3) uint8 of the training images: the backbone is frozen."""
-        features, images, filled = None, [], 0
-        for batch in batches(paths, self.resize, self.settings.batch_size, progress="features"):
-            grid = self.embed(batch.images)  # (B, D, h, w)
-            if features is None:
-                self.grid = tuple(grid.shape[2:])
-                shape = (len(paths), grid.shape[2] * grid.shape[3], grid.shape[1])
-                features = allocate(shape, self.settings.max_memory)
-            block = grid.flatten(2).transpose(1, 2).cpu().numpy()  # (B, L, D)
-            features[filled : filled + len(block)] = block
-            filled += len(block)
-            images.append((batch.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
-        if not np.isfinite(features[:, ::97]).all():
-            raise InputError(f"features of backbone {self.settings.backbone!r} contain NaN; check weights and images")
-        return features, np.concatenate(images)
+    def build_networks(self) -> None:
+        """Make the networks that the settings and `shape`, width D and number of positions L of the tokens, ask for."""
+        s = self.settings
+        self.verdict, self.resize = Verdict(*self.verdict), replace(self.resize, scale=self.scale)
+        with torch.random.fork_rng():
+            torch.manual_seed(s.seed)
+            heads = [Network(self.shape[0], s.hidden, self.shape[1]).to(self.device) for _ in range(s.heads)]
+        # What is scored with is `averaged`: the network itself, or in training the running mean of its weights.
+        self.network = self.averaged = heads[0] if s.heads == 1 else Ensemble(heads)
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
@@ -169,42 +159,36 @@ class Glass:
         )
         self.features = self.images = self.bank = None  # the caches have served
         self.network = self.averaged
-        return self._score_normals(validation)
-
-    def calibrate(self, normals):
-        """Score a table of normal images that the weights have not seen; thresholds are set from these scores."""
-        check_training_table(normals, "the table of normals")
-        return self._score_normals(normals)
-
-    def _score_normals(self, normals):
-        found = (self.score(batch) for batch in batches(normals.image_path, self.resize, self.settings.batch_size))
-        self.normal_scores, self.normal_map_maxima = collect(found)
+        score_normals(self, validation, s.batch_size)
         return self
 
     def prepare(self, table):
         """Everything before the first step: hypothesis, cached features and images, untrained network."""
         s = self.settings
-        self.verdict = glass_judge.decide(table, s.hypothesis)
+        self.verdict = decide(table, s.hypothesis)
         print(f"GLASS, {self.verdict}", flush=True)
         self.step_settings = replace(s, hypothesis=self.verdict.hypothesis)
         self.dataset = str(table.attrs.get("dataset", ""))
         self.paths, self.categories = list(table.image_path), list(table.category)
         self._resize_like_the_paper(self.dataset, self.categories)
         self.sources = synthesis.Sources(textures=texture_folder(s.textures), normals=self.paths)
-        self.foregrounds, self.bank = {}, {}
-        if s.foreground not in ("rules", "none", "paper"):
-            self._check_foregrounds()
+        self.bank, self.foregrounds = {}, self._read_foregrounds()
         self.feature_factor = 1.0
-        self.features, self.images = self._cache(self.paths)
+        features, self.images = frozen_features(
+            self.paths, self.resize, self.embed, s.batch_size, s.max_memory, images=True
+        )
+        self.grid = features.shape[1:3]
+        self.features = features = features.reshape(len(features), -1, features.shape[-1])  # (n, L, D)
         if s.feature_norm is not None:
-            length = np.sqrt((self.features[:: max(1, len(self.features) // 32)] ** 2).sum(-1)).mean()
+            length = np.sqrt((features[:: max(1, len(features) // 32)] ** 2).sum(-1)).mean()
             self.feature_factor = float(s.feature_norm / length)
-            self.features *= np.float32(self.feature_factor)
-        n, positions, width = self.features.shape
-        self.network = self._new_network(width, positions)
-        # What is scored with: the network itself, or the running mean of its weights.
-        self.averaged = copy.deepcopy(self.network).requires_grad_(False) if s.average else self.network
-        self.mean_features = torch.from_numpy(self.features.mean(axis=0)).to(self.device)  # (L, D)
+            features *= np.float32(self.feature_factor)
+        n, positions, width = features.shape
+        self.shape = (width, positions)
+        self.build_networks()
+        if s.average:
+            self.averaged = copy.deepcopy(self.network).requires_grad_(False)
+        self.mean_features = torch.from_numpy(features.mean(axis=0)).to(self.device)  # (L, D)
         self.sigma_noise = s.noise * (PAPER_WIDTH / width) ** 0.5
         self.batches_per_epoch = min(-(-n // s.batch_size), s.limit // s.batch_size + 1)
         return self
@@ -212,16 +196,9 @@ class Glass:
     def _resize_like_the_paper(self, dataset: str, categories) -> None:
         """With `scale="paper"`, enlarge the categories that the authors' code enlarges before the crop."""
         if self.settings.scale == "paper" and self.resize.mode == "short_side":
-            known = set(categories)
-            factor = PAPER_ENLARGED.get((published_name(dataset), known.pop()), 1.0) if len(known) == 1 else 1.0
-            self.resize = replace(self.resize, scale=round(max(self.resize.hw) * factor))
-
-    def _new_network(self, width: int, positions: int) -> Network | Ensemble:
-        s = self.settings
-        with torch.random.fork_rng():
-            torch.manual_seed(s.seed)
-            networks = [Network(width, s.hidden, positions).to(self.device) for _ in range(s.heads)]
-        return networks[0] if s.heads == 1 else Ensemble(networks)
+            single = set(categories).pop() if len(set(categories)) == 1 else ""
+            self.scale = round(max(self.resize.hw) * PAPER_ENLARGED.get((published_name(dataset), single), 1.0))
+            self.resize = replace(self.resize, scale=self.scale)
 
     def make_batch(self, step: int):
         """Features of normal images, the same images with local anomalies, and the labels of their tokens.
@@ -233,14 +210,14 @@ class Glass:
         if s.bank:
             rng = np.random.default_rng([s.seed, 2, step])
             items = [self._bank_item(int(k)) for k in rng.choice(s.bank, min(s.batch_size, s.bank), replace=False)]
-            chosen, blended, labels = zip(*items, strict=True)
-            return torch.from_numpy(self.features[list(chosen)]), torch.stack(blended), torch.stack(labels)
+            numbers, blended, labels = zip(*items, strict=True)
+            return torch.from_numpy(self.features[list(numbers)]), torch.stack(blended), torch.stack(labels)
         epoch, position = divmod(step, self.batches_per_epoch)
         order = np.random.default_rng([s.seed, 1, epoch]).permutation(len(self.features))
-        chosen = order[position * s.batch_size : (position + 1) * s.batch_size]
-        pairs = [self._local(i, np.random.default_rng([s.seed, 2, step, k]), step + k) for k, i in enumerate(chosen)]
+        numbers = order[position * s.batch_size : (position + 1) * s.batch_size]
+        pairs = [self._local(i, np.random.default_rng([s.seed, 2, step, k]), step + k) for k, i in enumerate(numbers)]
         images, labels = zip(*pairs, strict=True)
-        return torch.from_numpy(self.features[chosen]), to_tensor(images), torch.stack(labels)
+        return torch.from_numpy(self.features[numbers]), to_tensor(images), torch.stack(labels)
 
     def _local(self, i: int, rng, turn: int):
         """A local anomaly on training image `i`, families taking turns: uint8 (H, W, 3), labels (L,)."""
@@ -258,56 +235,47 @@ class Glass:
 
     def blend(self, i: int, rng, family: str):
         """One local anomaly on training image `i`: uint8 (H, W, 3) and its mask."""
-        s, params = self.settings, {}
-        if family == "glass_las":
-            params = {"opacity": 1 - float(np.clip(rng.normal(s.beta_mean, s.beta_std), 0.2, 0.8))}
+        params = {}
+        if family == "glass_las":  # beta, the share of the original, is drawn from N(0.5, 0.1)
+            params = {"opacity": 1 - float(np.clip(rng.normal(0.5, 0.1), 0.2, 0.8))}
         image, mask, _ = synthesis.synthesise(family, self.images[i], rng, self._foreground(i), self.sources, **params)
         return image, mask
 
     def _foreground(self, i: int):
         """The product's mask in training image `i`, at input size, or None for the whole image."""
-        s = self.settings
-        without = s.foreground == "paper" and published_name(self.dataset) not in PAPER_FOREGROUNDS
-        if s.foreground == "none" or without:
-            return None
         if i not in self.foregrounds:
-            if s.foreground in ("rules", "paper"):
-                dataset = glass_judge.RULES_OF.get(self.dataset, self.dataset)
-                rule = synthesis.rule_for(dataset, self.categories[i])
-                mask = synthesis.foreground(self.images[i], rule)
-            else:
-                mask = self.resize.mask(self._read_foreground(i))
-            self.foregrounds[i] = mask if mask.any() else None  # a mask without product means the whole image
-        return self.foregrounds[i]
+            s = self.settings
+            if s.foreground == "none" or (
+                s.foreground == "paper" and published_name(self.dataset) not in PAPER_FOREGROUNDS
+            ):
+                return None
+            rule = synthesis.rule_for(self.dataset, self.categories[i])
+            self.foregrounds[i] = synthesis.foreground(self.images[i], rule)
+        mask = self.foregrounds[i]
+        return mask if mask.any() else None  # a mask without product means the whole image
 
-    def _foreground_path(self, i: int) -> Path:
-        return Path(self.settings.foreground) / self.categories[i] / Path(self.paths[i]).name
-
-    def _read_foreground(self, i: int) -> np.ndarray:
-        return read_image(self._foreground_path(i)).max(axis=2) > 0
-
-    def _check_foregrounds(self) -> None:
-        """Refuse missing masks and masks of another size before the training starts."""
-        from PIL import Image
-
-        if not Path(self.settings.foreground).is_dir():
+    def _read_foregrounds(self) -> dict[int, np.ndarray]:
+        """The masks of a folder, at input size, by number of the image; without a folder none."""
+        folder, masks = Path(self.settings.foreground), {}
+        if self.settings.foreground in ("rules", "none", "paper"):
+            return masks
+        if not folder.is_dir():
             raise InputError(
-                f"foreground folder {self.settings.foreground} does not exist; give a folder "
-                "<folder>/<category>/<image name>, or one of: rules, none, paper"
+                f"foreground folder {folder} does not exist; give a folder with <category>/<image name> below it, or "
+                "one of: rules, none, paper"
             )
         for i, path in enumerate(self.paths):
-            mask = self._foreground_path(i)
-            if not mask.is_file():
-                raise InputError(f"foreground mask {mask} is missing; expected one of the name of each training image")
-            with Image.open(mask) as opened, Image.open(path) as image:
-                if opened.size != image.size:
-                    raise InputError(
-                        f"foreground mask {mask} is {opened.size[1]}x{opened.size[0]}, its image "
-                        f"{image.size[1]}x{image.size[0]}; sizes must agree"
-                    )
+            file = folder / self.categories[i] / Path(path).name
+            if not file.is_file():
+                raise InputError(f"foreground mask {file} is missing; expected one of the name of each training image")
+            mask, size = read_mask(file, 0), image_shape(path)
+            if mask.shape != size:
+                raise InputError(f"foreground mask {file} is {mask.shape}, its image {size}; sizes must agree")
+            masks[i] = self.resize.mask(mask)
+        return masks
 
     def losses(self, modules, batch, step: int):
-        """Loss terms of a batch (`glass_step.losses`); the centre is renewed at the start of every epoch."""
+        """Loss terms of a batch (`step.losses`); the centre is renewed at the start of every epoch."""
         network = self.network  # `modules` holds it too, perhaps wrapped by accelerate
         if self.settings.average and step:
             decay = min(self.settings.average, step / (step + 10))  # the first steps forget faster
@@ -323,21 +291,13 @@ class Glass:
         rows = some_rows(labels, self.settings.token_share) if self.settings.token_share < 1 else None
         return modules["network"](normal, blended, labels, noise, self.step_settings, rows=rows)
 
-    def _validation(self, table):
-        """Return the function that rates the network on held-out pseudo-anomalies; their features are made once."""
-        from adlib.evaluation import metrics
-
-        split = synthesis.SyntheticSplit(table, seed=self.settings.seed, resize=self.resize, sources=self.sources)
-        tokens, masks, labels = zip(*((self.embed(b.images), m, y) for b, m, y in split.batches()), strict=True)
-        masks, labels = np.concatenate(masks), np.concatenate(labels)
-
-        def validate() -> dict[str, float]:
-            scores = self._scores(torch.cat(tokens), self.resize.hw)
-            image = metrics.image_metrics(scores.image, labels)["image_auroc"]
-            pixel = metrics.pixel_metrics(scores.map, masks)["pixel_auroc"]
-            return {"score": (image + pixel) / 2, "image_auroc": image, "pixel_auroc": pixel}
-
-        return validate
+    def _validation(self, held_out):
+        """Return the function that rates the network on held-out damaged images; their features are made once."""
+        s = self.settings
+        judge = Judge(held_out, self.resize, s.n_synthetic, s.seed)
+        starts = range(0, len(judge.images), s.batch_size)
+        tokens = torch.cat([self.embed(to_tensor(judge.images[i : i + s.batch_size])) for i in starts])
+        return lambda: judge.rate(*self._scores(tokens, self.resize.hw))
 
     # -- score ------------------------------------------------------------------------------------------------------
 
@@ -349,15 +309,16 @@ class Glass:
         the map: a single token may be high by chance, a defect of some size is not.
         """
         images = batch.images if isinstance(batch, Batch) else batch
+        storage.check_fitted(self)
+        check_images(images)
         return self._scores(self.embed(images), tuple(images.shape[-2:]))
 
     @torch.no_grad()
     def _scores(self, tokens: torch.Tensor, size) -> Scores:
         """Scores of tokens (B, D, h, w)."""
         network = self.averaged.eval()
-        probabilities = (
-            network.logits(patches.to_rows(tokens)).sigmoid().reshape(len(tokens), *tokens.shape[2:])
-        )  # (B, h, w)
+        logits = network.logits(patches.to_rows(tokens))  # (B h w,)
+        probabilities = patches.to_grid(logits.sigmoid(), tokens.shape[2:])  # (B, h, w)
         maps = upsample_and_smooth(probabilities, size, self.settings.sigma)
         if self.settings.image_score == "top":
             image = top_mean(torch.from_numpy(maps))
@@ -379,68 +340,23 @@ class Glass:
                 saved. None: scores only.
         """
         network, s = read_original(path), self.settings
-        width = s.target_dim or sum(self.backbone.channels)
-        if network.adaptor.in_features != width:
+        width, hidden = network.adaptor.in_features, network.discriminator.linear.out_features
+        own = (s.target_dim or sum(self.backbone.channels), s.hidden, s.heads)
+        if own != (width, hidden, 1):
             raise InputError(
-                f"{path} holds weights of width {network.adaptor.in_features}, these settings give tokens of width "
-                f"{width}; set backbone, stages, pretrain_dim and target_dim as they were in training"
-            )
-        hidden = network.discriminator.linear.out_features
-        if (s.heads, s.hidden) != (1, hidden):
-            raise InputError(
-                f"{path} holds one head of hidden width {hidden}, these settings say heads {s.heads} and hidden "
-                f"{s.hidden}; set heads=1 and hidden={hidden}"
+                f"{path} holds 1 head of token width {width} and hidden width {hidden}, these settings make {own[2]} "
+                f"of {own[0]} and {own[1]}; set heads=1, hidden={hidden}, and backbone, stages, pretrain_dim and "
+                "target_dim as they were in training"
             )
         self.network = self.averaged = network.to(self.device).eval()
-        self.feature_factor = 1.0
-        self.verdict = glass_judge.Verdict("unknown", f"decided where {Path(path).name} was trained")
+        self.shape, self.feature_factor = (width, 1), 1.0
+        self.verdict = Verdict("unknown", f"decided where {Path(path).name} was trained")
         self.__dict__.pop("normal_scores", None)  # thresholds of other weights
         if normals is not None:
+            check_training_table(normals, "the table of normals")
             self._resize_like_the_paper(str(normals.attrs.get("dataset", "")), normals.category)
-            self.calibrate(normals)
+            score_normals(self, normals, s.batch_size)
         return self
-
-    # -- save and load --------------------------------------------------------------------------------------------
-
-    def save(self, path):
-        """Write the fitted method to the folder `path`."""
-        if not hasattr(self, "normal_scores"):
-            raise InputError("this GLASS is not fitted; call fit(table), or use_original(path, normals), before save")
-        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        tensors["normal_scores"] = torch.from_numpy(self.normal_scores)
-        tensors["normal_map_maxima"] = torch.from_numpy(self.normal_map_maxima)
-        facts = {
-            "backbone_fingerprint": self.backbone.fingerprint,
-            "feature_factor": self.feature_factor,
-            "scale": self.resize.scale,
-            "hypothesis": self.verdict.hypothesis,
-            "why": self.verdict.why,
-        }
-        storage.save_model(path, self.name, as_dict(self.settings), tensors, **facts)
-
-    @classmethod
-    def load(cls, path):
-        """Read a fitted method; refuses weights that were trained on another backbone's features."""
-        header, tensors = storage.read_model(path)
-        method = cls(**header["settings"])
-        check_fingerprint(header, method.backbone, path)
-        with storage.parts_of(path):
-            method.feature_factor = header["feature_factor"]
-            method.resize = replace(method.resize, scale=header.get("scale", method.resize.scale))
-            method.verdict = glass_judge.Verdict(header["hypothesis"], header["why"])
-            method.normal_scores = tensors.pop("normal_scores").numpy()
-            method.normal_map_maxima = tensors.pop("normal_map_maxima").numpy()
-            state = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
-            centre = next(tensor for name, tensor in state.items() if name.endswith("centre"))
-            method.network = method._new_network(*reversed(centre.shape))
-            method.network.load_state_dict(state)
-        method.averaged = method.network.eval()
-        return method
-
-
-def published_name(dataset: str) -> str:
-    """The data set whose categories `dataset` shows: "mvtec_ad" for MAD-man, MAD-sys and the layout "mvtec"."""
-    return glass_judge.SAME_CATEGORIES.get(dataset, dataset)
 
 
 def optimizers(network: Network | Ensemble, rate: float, rate_discriminator: float) -> list[torch.optim.Optimizer]:
@@ -475,16 +391,6 @@ def read_original(path) -> Network:
     return network
 
 
-def some_rows(labels: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw rows of normal and of blended tokens: a share of them, anomalous ones first (up to half of the draw)."""
-    n = max(2, round(share * len(labels)))
-    order = torch.randperm(len(labels), device=labels.device)
-    shuffled = labels[order] > 0.5
-    anomalous = order[shuffled][: n // 2]
-    others = order[~shuffled][: n - len(anomalous)]
-    return torch.randperm(len(labels), device=labels.device)[:n], torch.cat([anomalous, others])
-
-
 def token_labels(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """float32 (L,): 1 for every token that holds an anomalous pixel (adaptive max-pooling, 8 x 8 in the paper)."""
     pooled = F.adaptive_max_pool2d(torch.from_numpy(mask[None, None].astype(np.float32)), grid)
@@ -503,12 +409,9 @@ def embed(features, patch_size: int, pretrain_dim, target_dim) -> torch.Tensor:
     if pretrain_dim is None or target_dim is None:
         return patches.embed(features, patch_size, pretrain_dim, target_dim)
     channels, padding = tuple(feature.shape[1] for feature in features), (patch_size - 1) // 2
-    grid, tokens = None, 0
-    for feature, kernel in zip(features, pooling_kernels(channels, patch_size, pretrain_dim, target_dim), strict=True):
-        layer = F.conv2d(feature, kernel.to(feature.device), padding=padding)  # (B, D, h_l, w_l)
-        grid = grid or layer.shape[-2:]
-        tokens = tokens + F.interpolate(layer, size=grid, mode="bilinear", align_corners=False)
-    return tokens
+    kernels = pooling_kernels(channels, patch_size, pretrain_dim, target_dim)
+    layers = [F.conv2d(f, k.to(f.device), padding=padding) for f, k in zip(features, kernels, strict=True)]
+    return sum(align(layer, layers[0].shape[-2:]) for layer in layers)  # each (B, D, h, w)
 
 
 @functools.cache

@@ -5,9 +5,9 @@ from the mean of all training images: where parts are aligned, the mean keeps th
 spectrum shows a dense round blob of strong low frequencies. Where they are not, everything averages out to grey.
 """
 
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,15 +22,12 @@ MODES = ("stored", "analyse", "manifold", "hypersphere", "opposite")
 HYPOTHESES = ("manifold", "hypersphere")
 # Data sets that show the same categories as another one.
 SAME_CATEGORIES = {"mvtec": "mvtec_ad", "mad_man": "mvtec_ad", "mad_sys": "mvtec_ad"}
-# The foreground rules of adlib.synthesis are listed under these names.
-RULES_OF = {"mvtec_ad": "mvtec", "mad_man": "mvtec", "mad_sys": "mvtec"}
 
 STRONG = 170  # dB, 20 ln |F|: a frequency above is strong
 DENSE, WIDE, MANY = 0.21, 12, 60  # density, radius in bins and number of strong bins that a blob exceeds
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """A decision and the numbers behind it.
 
     Attributes:
@@ -66,9 +63,11 @@ def decide(table: pd.DataFrame, mode: str = "stored") -> Verdict:
     if mode == "analyse":
         return judge(average_image(table.image_path))
     dataset, categories = str(table.attrs.get("dataset", "")), table.category.unique()
-    found = stored(dataset, categories[0]) if len(categories) == 1 else None
-    verdict = Verdict(found, f"stored decision for {dataset} / {categories[0]}") if found else None
-    verdict = verdict or judge(average_image(table.image_path))
+    decision = stored(dataset, categories[0]) if len(categories) == 1 else None
+    if decision:
+        verdict = Verdict(decision, f"stored decision for {dataset} / {categories[0]}")
+    else:
+        verdict = judge(average_image(table.image_path))
     if mode == "opposite":
         other = HYPOTHESES[int(verdict.hypothesis == "manifold")]
         return Verdict(other, f"the opposite was asked for; {verdict.why} says {verdict.hypothesis}")
@@ -81,7 +80,12 @@ def stored(dataset: str, category: str) -> str | None:
     >>> stored("mvtec_ad", "screw")
     'hypersphere'
     """
-    return _decisions().get((SAME_CATEGORIES.get(dataset, dataset), category))
+    return _decisions().get((published_name(dataset), category))
+
+
+def published_name(dataset: str) -> str:
+    """The data set whose categories `dataset` shows: "mvtec_ad" for MAD-man, MAD-sys and the layout "mvtec"."""
+    return SAME_CATEGORIES.get(dataset, dataset)
 
 
 @cache

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from adlib.errors import InputError
-from adlib.methods.few_shot.support_images import top_mean
+from adlib.images.maps import top_mean
+from adlib.methods import storage
 from adlib.methods.glass.glass import Glass, embed
 from adlib.paths import atomic_path
 
@@ -63,8 +64,7 @@ def export(method: Glass, path) -> Path:
     Raises:
         InputError: a method that is not fitted, or the package onnxscript is missing.
     """
-    if not hasattr(method, "network"):
-        raise InputError("this GLASS is not fitted; call fit(table) before the export")
+    storage.check_fitted(method)
     try:
         import onnxscript  # noqa: F401 - torch's exporter needs it
     except ImportError:

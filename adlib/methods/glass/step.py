@@ -101,8 +101,7 @@ def losses(network: Network, normal, blended, labels, noise, settings, trace: li
         normal, blended: (B L, D) pooled features t(x) of normal images and t(x_a) of blended ones, image by image.
         labels: (B L,) float, 1 where a blended token is anomalous.
         noise: (B L, D), added to the normal tokens before the ascent.
-        settings: `hypothesis` ("manifold" or "hypersphere"), `mining`, `n_ascent`, `step_size`, `project_every`,
-            `radius`, `p`, `all_statistics`.
+        settings: `hypothesis` ("manifold" or "hypersphere"), `n_ascent`, `step_size`, `radius`, `p`.
         trace: a list that receives one dict for every pass of the ascent (`tokens`, `logits`), for pictures.
         rows: (rows of `normal`, rows of `blended`) to use, index tensors; None for all, as in the original.
 
@@ -125,12 +124,9 @@ def losses(network: Network, normal, blended, labels, noise, settings, trace: li
         low = r_t if sphere else u.new_tensor(0.5)  # a fixed radius about each token's own normal feature
 
     # -- global anomaly synthesis: a walk without gradients, then the same walk as one differentiable expression ------
-    n_ascent = s.n_ascent if s.mining else 0
     offset = u.detach() + noise - centre if sphere else noise  # g - origin
-    segments = ascend(
-        discriminator, u.detach(), offset, centre if sphere else None, low, n_ascent, s.step_size, s.project_every,
-        s.all_statistics, trace,
-    )  # fmt: skip
+    origin = centre if sphere else None
+    segments = ascend(discriminator, u.detach(), offset, origin, low, s.n_ascent, s.step_size, trace=trace)
     weight = discriminator.linear.weight.detach()
     if sphere:
         offset = u + noise - centre
@@ -183,7 +179,6 @@ def ascend(
     n_steps: int = 20,
     step_size: float = 0.001,
     every: int = 5,
-    all_statistics: bool = True,
     trace: list | None = None,
 ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
     """Walk noisy tokens up the gradient of their loss against label 1, with truncated projection.
@@ -206,7 +201,6 @@ def ascend(
         offset: (N, D) g - o at the start. origin: (N, D) the points o, or None for u itself.
         low: the smallest distance r; the largest is 2 r.
         n_steps, step_size, every: number of steps, their length, and steps between two projections.
-        all_statistics: let every pass move the running statistics, as in the original.
 
     Returns:
         the walk as segments (e summed (N, H), scale (N,) or None): between two projections g - o moves by
@@ -289,7 +283,7 @@ def ascend(
             pushed, scale = torch.zeros_like(h), torch.empty_like(scale)
     if n_steps % every:
         segments.append((pushed, None))
-    if all_statistics and norm.training:
+    if norm.training:
         _update_running(norm, statistics, 2 * n)
     return segments
 
@@ -306,6 +300,16 @@ def _update_running(norm: nn.BatchNorm1d, statistics, n: int) -> None:
         norm.running_mean.lerp_(mean, norm.momentum)
         norm.running_var.lerp_(variance * (n / (n - 1)), norm.momentum)
     norm.num_batches_tracked += len(statistics)
+
+
+def some_rows(labels: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw rows of normal and of blended tokens: a share of them, anomalous ones first (up to half of the draw)."""
+    n = max(2, round(share * len(labels)))
+    order = torch.randperm(len(labels), device=labels.device)
+    shuffled = labels[order] > 0.5
+    anomalous = order[shuffled][: n // 2]
+    others = order[~shuffled][: n - len(anomalous)]
+    return torch.randperm(len(labels), device=labels.device)[:n], torch.cat([anomalous, others])
 
 
 def project(offset: torch.Tensor, low, high) -> torch.Tensor:
