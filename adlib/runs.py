@@ -244,9 +244,9 @@ def collect(folder=None) -> tuple[pd.DataFrame, list[str]]:
 
     Returns:
         one row a run: method, dataset, category, profile, seed, the metrics, seconds, memory, `run` (its folder below
-        the results) and, as they stand in the record, protocol, parameters, n_images, table_hash and by_kind (None
-        where anomalies are of one kind), sorted; and one line for every record that could not be read, that says it
-        is of another run than its folder, or that repeats another.
+        the results) and, as they stand in the record, protocol, parameters, n_images, table_hash, by_kind (None
+        where anomalies are of one kind) and older (why it is of an earlier version, else None), sorted; and one line
+        for every record that could not be read, that says it is of another run than its folder, or repeats another.
     """
     folder = Path(folder) if folder else results_dir() / "runs"
     rows, damaged, known = [], [], {}
@@ -275,6 +275,7 @@ def collect(folder=None) -> tuple[pd.DataFrame, list[str]]:
                 "score_ms_per_image": record["timing"].get("score_ms_per_image"),
                 "peak_memory_mib": record["peak_memory_mib"],
                 **{key: record.get(key) for key in ("protocol", "parameters", "n_images", "table_hash", "by_kind")},
+                "older": record.get("older"),
                 "run": place,
             }
         )

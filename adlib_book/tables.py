@@ -95,7 +95,7 @@ class Records:
         damaged: (dataset, category, method) of the records that could not be used.
         left_out: one line a record that was left out, and why.
         protocol: what all plain columns share, in words.
-        remarks: one line a cell whose seeds were run with different settings.
+        remarks: one line of the records that are of an earlier version, and one a cell whose seeds differ in settings.
         folder: the folder that holds `runs`.
     """
 
@@ -132,7 +132,7 @@ def read(profile: str, results=None) -> Records:
         table, shared = _columns(table)
     else:
         shared = "no records"
-    return Records(table, damaged, left_out, shared, _mixed_settings(table), folder)
+    return Records(table, damaged, left_out, shared, [*_older(table), *_mixed_settings(table)], folder)
 
 
 # -- records ----------------------------------------------------------------------------------------------------------
@@ -154,6 +154,15 @@ def _same_data(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             keep[i] = False
             lines.append(f"{table.run[i]} was made on other images of {dataset}/{category} than most; run it again")
     return table[keep].reset_index(drop=True), lines
+
+
+def _older(table: pd.DataFrame) -> list[str]:
+    """Say which columns rest on records of an earlier version, until they are made again."""
+    if not len(table) or not table.older.notna().any():
+        return []
+    old = table[table.older.notna()]
+    columns = ", ".join(_ordered(set(old.column), METHODS))
+    return [f"Older ({'; '.join(sorted(set(old.older)))}): {len(old)} of {len(table)} records ({columns})."]
 
 
 def _mixed_settings(table: pd.DataFrame) -> list[str]:

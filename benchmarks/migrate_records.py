@@ -1,0 +1,40 @@
+"""Bring committed run records to today's names of settings, and mark them as older: their numbers are not made again.
+
+    python benchmarks/migrate_records.py [--why "..."] [results/runs/laptop]
+
+A record keeps every setting that it was run with, those that are gone too. Its content hash stays that of its own code,
+so a batch makes it again. A second run changes nothing.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from adlib.paths import atomic_path
+from adlib.settings import RENAMED
+
+WHY = "before inputs kept their aspect ratio and one judge chose for all methods"
+
+
+def migrate(record: dict, why: str) -> dict:
+    """Return the record with today's names in `parameters`, marked as older."""
+    parameters = {RENAMED.get(name, name): value for name, value in record["parameters"].items()}
+    return record | {"parameters": parameters, "older": record.get("older") or why}
+
+
+def main() -> None:
+    """Migrate every record below a folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("results/runs/laptop"))
+    parser.add_argument("--why", default=WHY, help="what is older about them")
+    arguments = parser.parse_args()
+    files = sorted(arguments.folder.rglob("record.json"))
+    for file in files:
+        record = migrate(json.loads(file.read_text()), arguments.why)
+        with atomic_path(file) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{len(files)} records: {arguments.folder}")
+
+
+if __name__ == "__main__":
+    main()
