@@ -569,14 +569,6 @@ def test_foregrounds_from_files_are_obeyed(train, tmp_path):
         assert (image[~mask] == method.images[0][~mask]).all()
 
 
-@pytest.mark.parametrize(
-    ("settings", "match"),
-    [({"textures": "/no/such/folder"}, "no such folder"), ({"scale": "papr"}, "did you mean 'paper'")],
-)
-def test_settings_that_cannot_be_used(train, settings, match):
-    refused(settings, train, match)
-
-
 def test_textures_are_found_by_name_below_the_data_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ADLIB_DATA", str(tmp_path))
     (tmp_path / "dtd").mkdir()
@@ -588,5 +580,6 @@ def test_textures_are_found_by_name_below_the_data_folder(tmp_path, monkeypatch)
     assert glass.texture_folder("no such?") is None  # textures are made on the spot then
 
 
-def test_an_empty_texture_folder(train, tmp_path):
+def test_texture_folders_that_cannot_be_used(train, tmp_path):
     refused({"textures": str(tmp_path)}, train, "no image in this folder")
+    refused({"textures": "/no/such/folder"}, train, "no such folder")

@@ -76,18 +76,18 @@ def test_an_old_name_says_the_new_one():
 
 # Settings that may be 0, negative, an empty list, and so on; "method.name" where methods differ.
 ZERO = [
-    "anchor", "area", "average", "bank", "beta", "beta_mean", "beta_std", "bias", "blocks", "calibration_weight",
+    "anchor", "area", "average", "bank", "beta", "bias", "blocks", "calibration_weight",
     "clean", "context", "contrastive_weight", "detection", "direction", "direction_global", "dropout", "gamma",
     "gate_share", "image_stage", "image_weight", "jitter", "log_every", "max_memory", "n_ascent", "n_calibration",
     "noise", "p", "pos_weight", "probability", "radius", "rotate", "seed", "shrink", "sigma", "snapshot_every",
     "step_size", "swap", "validate_every", "warm_up", "weight_decay", "workers",
-    "learning_rate_discriminator", "glass.learning_rate", "few_shot.learning_rate", "unified.learning_rate",
+    "few_shot.learning_rate", "unified.learning_rate",
     "ulsad.hidden",
 ]  # fmt: skip
 NEGATIVE = ["bias"]
 EMPTY = ["family_weights", "contrastive.families"]
 SHARES = [  # at most 1
-    "average", "beta_mean", "coreset", "few_shot.clean", "gate_share", "jitter", "p", "probability", "radius", "rotate",
+    "average", "coreset", "few_shot.clean", "gate_share", "jitter", "p", "probability", "radius", "rotate",
     "shrink", "swap", "token_share", "unified.clean", "unified.whiten",
 ]  # fmt: skip
 ABOVE_1 = ["n_synthetic", "ulsad.batch_size"]

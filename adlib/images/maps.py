@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from adlib.errors import InputError
+from adlib.images.files import Batch
 
 
 def enlarge(grid: torch.Tensor, size: tuple[int, int], align_corners: bool = False) -> torch.Tensor:
@@ -41,7 +42,9 @@ def align(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(maps, size=tuple(grid), mode="bilinear", align_corners=False)
 
 
-def check_images(images: torch.Tensor) -> None:
-    """Refuse what is not a stack of colour images (B, 3, H, W) of at least one."""
+def check_images(batch: Batch | torch.Tensor) -> torch.Tensor:
+    """The images of a batch; what is not a stack of colour images (B, 3, H, W) of at least one is refused."""
+    images = batch.images if isinstance(batch, Batch) else batch
     if images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise InputError(f"images of shape {tuple(images.shape)} given; expected (B, 3, H, W), B >= 1")
+    return images

@@ -100,9 +100,8 @@ class Padim:
 
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]: Mahalanobis distances, enlarged and smoothed; their maximum."""
-        images = batch.images if isinstance(batch, Batch) else batch
         storage.check_fitted(self)
-        check_images(images)
+        images = check_images(batch)
         grids = self.embed(images)
         if grids.shape[2] * grids.shape[3] != len(self.mean):
             raise InputError(

@@ -178,9 +178,8 @@ class PatchCore:
         Patch score: mean distance to the `k` nearest bank rows. Map: patch scores, bilinear to the input size, then
         Gaussian smoothing. The image score is taken *before* both.
         """
-        images = batch.images if isinstance(batch, Batch) else batch
         storage.check_fitted(self)
-        check_images(images)
+        images = check_images(batch)
         grid = self.embed(images)  # (B, D, h, w)
         rows = patches.to_rows(grid).cpu().numpy()  # (B h w, D)
         image_scores, patch_scores = self._score_rows(rows, self.index, self.memory_bank.numpy(), len(images))

@@ -86,9 +86,8 @@ class Spade:
 
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]."""
-        images = batch.images if isinstance(batch, Batch) else batch
         storage.check_fitted(self)
-        check_images(images)
+        images = check_images(batch)
         pooled, grids = self.embed(images)
         index = neighbours.NearestNeighbours().fit(self.pooled.cpu())
         squared, nearest = index.query(pooled.cpu().numpy(), min(self.settings.n_nearest, len(self.pooled)))  # (B, K)

@@ -308,9 +308,8 @@ class Glass:
         smoothing. Image score: the largest token score, or with `image_score="top"` the mean of the highest 1 % of
         the map: a single token may be high by chance, a defect of some size is not.
         """
-        images = batch.images if isinstance(batch, Batch) else batch
         storage.check_fitted(self)
-        check_images(images)
+        images = check_images(batch)
         return self._scores(self.embed(images), tuple(images.shape[-2:]))
 
     @torch.no_grad()
