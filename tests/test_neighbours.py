@@ -1,7 +1,6 @@
 """Nearest neighbours and coresets against the original's numbers, plain rules and hand-made cases."""
 
 import builtins
-import itertools
 
 import numpy as np
 import pytest
@@ -104,25 +103,6 @@ def test_selection_by_hand():
     assert neighbours.greedy(np.array([[-1.0], [0.0], [1.0]]), 3).tolist() == [0, 2, 1]
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 25))
-@settings(max_examples=15, deadline=None)
-def test_the_radius_falls_with_every_row_taken(seed, n):
-    points = np.random.default_rng(seed).normal(size=(n, 3)).astype(np.float32)
-    chosen = neighbours.greedy(points, n)
-    radii = [neighbours.coverage_radius(points, chosen[: i + 1]) for i in range(n)]
-    assert all(later <= earlier for earlier, later in itertools.pairwise(radii))
-    assert radii[-1] == 0
-    assert sorted(chosen) == list(range(n))
-
-
-def test_the_greedy_coreset_covers_better_than_chance():
-    points = clustered(3)
-    chosen = neighbours.select(points, 60, "greedy", None)
-    by_chance = neighbours.select(points, 60, "random", rng=np.random.default_rng(0))
-    assert len(set(by_chance.tolist())) == 60
-    assert neighbours.coverage_radius(points, chosen) < 0.8 * neighbours.coverage_radius(points, by_chance)
-
-
 def test_projection_is_that_of_an_untrained_linear_layer():
     features = clustered(0, n=50)
     projected = neighbours.project(features, 8, np.random.default_rng(1))
@@ -150,13 +130,8 @@ def test_select_passes_its_parts_on_and_the_seed_decides():
     other = neighbours.select(features, 30, projection_dim=8, rng=np.random.default_rng(6))
     assert other.tolist() != expected.tolist()
     np.testing.assert_array_equal(neighbours.select(features, 1, "none"), np.arange(len(features)))
-
-
-def test_selection_ends_early_when_every_row_has_its_equal_in_the_coreset():
-    points = np.repeat(np.random.default_rng(0).normal(size=(7, 5)), 4, axis=0).astype(np.float32)
-    chosen = neighbours.select(points, 20, "greedy", None)
-    assert len(chosen) == 7
-    assert neighbours.coverage_radius(points, chosen) == 0
+    by_chance = neighbours.select(features, 60, "random", rng=np.random.default_rng(0))
+    assert len(set(by_chance.tolist())) == 60
 
 
 # -- nearest neighbours ------------------------------------------------------------------------------------------------

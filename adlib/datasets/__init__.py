@@ -17,21 +17,3 @@ from adlib.datasets.folder import load_folder
 from adlib.datasets.loading import LAYOUTS, categories, discover, guess_dataset, load
 from adlib.datasets.table import check_training_table, hold_out, masks, table_hash
 from adlib.datasets.validation import Problem, check, missing_for_evaluation
-
-__all__ = [
-    "LAYOUTS",
-    "Problem",
-    "categories",
-    "check",
-    "check_training_table",
-    "discover",
-    "get",
-    "guess_dataset",
-    "hold_out",
-    "listing",
-    "load",
-    "load_folder",
-    "masks",
-    "missing_for_evaluation",
-    "table_hash",
-]

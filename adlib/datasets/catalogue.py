@@ -50,3 +50,8 @@ def _entry(name: str, values: dict) -> DataSet:
 
 _FILE = Path(__file__).with_suffix(".yaml")
 DATASETS = {name: _entry(name, values) for name, values in yaml.safe_load(_FILE.read_text(encoding="utf-8")).items()}
+
+
+def layout_of(dataset: str) -> str:
+    """Return the layout of a data set, and any other name as it is."""
+    return DATASETS[dataset].layout if dataset in DATASETS else dataset

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from adlib.datasets import catalogue, demo, elpv, loading
 from adlib.datasets.table import subfolders
-from adlib.errors import InputError, suggest
+from adlib.errors import InputError
 from adlib.paths import data_dir
+from adlib.settings import choice
 
 CHUNK = 1 << 20  # bytes
 
@@ -73,10 +74,8 @@ def get(name: str, root=None) -> Path | None:
     Raises:
         InputError: unknown name, no connection, wrong checksum, an archive that cannot be unpacked safely.
     """
-    entry = catalogue.DATASETS.get(name)
-    if entry is None:
-        known = ", ".join(catalogue.DATASETS)
-        raise InputError(f"data set {name!r} is unknown{suggest(name, catalogue.DATASETS)}; choose one of {known}")
+    choice("data set", name, catalogue.DATASETS)
+    entry = catalogue.DATASETS[name]
     root = Path(os.path.abspath(Path(root).expanduser())) if root is not None else data_dir()
     if entry.layout == "demo":
         folder = demo.generate(root / name)
@@ -102,9 +101,8 @@ def get(name: str, root=None) -> Path | None:
             _verify(archive, entry.sha256)
         unpack(archive, folder)
     except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror or error}); free space or choose another root"
-        ) from None
+        reason = error.strerror or error
+        raise InputError(f"{folder}: cannot be written ({reason}); free space or choose another root") from None
     if not own_archive:
         archive.unlink()
     print(f"{name}: in {folder}")
@@ -159,9 +157,8 @@ def download(url: str, target: Path, sha256: str = "") -> Path:
                     bar.update(len(chunk))
     except urllib.error.HTTPError as error:
         if error.code != 416:  # 416: nothing is left to send, so the part is the whole file or a wrong one
-            raise InputError(
-                f"{url}: the server answers {error.code} {error.reason}; try later or see its page"
-            ) from None
+            answer = f"{error.code} {error.reason}"
+            raise InputError(f"{url}: the server answers {answer}; try later or see its page") from None
         total = None
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)

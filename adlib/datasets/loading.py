@@ -7,8 +7,9 @@ import pandas as pd
 
 from adlib.datasets import catalogue, demo, elpv, layouts, mad
 from adlib.datasets.table import MASK_THRESHOLD, existing_folder, make_table, refuse_misnamed, subfolders
-from adlib.errors import InputError, suggest
+from adlib.errors import InputError
 from adlib.paths import data_dir
+from adlib.settings import choice
 
 # Each has categories(root), rows(root, category) and mask_files(root, category): a `Layout`, or a module where patterns
 # of paths do not say it. They stand in the order in which an unknown folder is tried: the general layout comes last.
@@ -109,14 +110,12 @@ def _recognise(folder: Path) -> str | None:
 def _layout(dataset: str):
     if dataset in mad.NAMES:
         return mad
-    entry = catalogue.DATASETS.get(dataset)
-    name = entry.layout if entry is not None else dataset
-    if name in LAYOUTS:
-        return LAYOUTS[name]
-    if entry is not None:
+    name = catalogue.layout_of(dataset)
+    if name == "textures":
         raise InputError(f"{dataset!r} holds textures, not images to inspect; give its folder as textures=")
-    names = sorted({*LAYOUTS, *(name for name, entry in catalogue.DATASETS.items() if entry.layout in LAYOUTS)})
-    raise InputError(f"data set {dataset!r} is unknown{suggest(dataset, names)}; choose one of {', '.join(names)}")
+    names = {*LAYOUTS, *(name for name, entry in catalogue.DATASETS.items() if entry.layout in LAYOUTS)}
+    choice("data set", dataset, sorted(names))
+    return LAYOUTS[name]
 
 
 def locate(dataset: str, root) -> tuple:

@@ -15,19 +15,3 @@ from adlib.images.files import (
     resample,
     to_tensor,
 )
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "RESIZE_MODES",
-    "Batch",
-    "Geometry",
-    "Resize",
-    "aspect_size",
-    "batches",
-    "image_shape",
-    "list_images",
-    "read_image",
-    "read_mask",
-    "resample",
-    "to_tensor",
-]

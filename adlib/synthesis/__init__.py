@@ -28,23 +28,3 @@ from adlib.synthesis.perlin import lattice_noise, perlin_mask, pnoise2_noise
 from adlib.synthesis.registry import defaults, names, register, synthesise
 from adlib.synthesis.sources import Sources
 from adlib.synthesis.split import SyntheticSplit
-
-__all__ = [
-    "Rule",
-    "Sources",
-    "SyntheticSplit",
-    "blends",
-    "cutpaste",
-    "defaults",
-    "feature",
-    "foreground",
-    "lattice_noise",
-    "names",
-    "nsa",
-    "pagmfr",
-    "perlin_mask",
-    "pnoise2_noise",
-    "register",
-    "rule_for",
-    "synthesise",
-]

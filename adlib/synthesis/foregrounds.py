@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from adlib.datasets.catalogue import layout_of
 from adlib.errors import InputError
 from adlib.settings import choice
 from adlib.synthesis.objects import border, object_side, separation
@@ -70,14 +71,6 @@ RULES = {
 }
 
 
-# Names of data sets that come in the layout of another one.
-LAYOUT_OF = {
-    **dict.fromkeys(("mvtec_ad", "mpdd", "wfdd", "mad_man", "mad_sys"), "mvtec"),
-    "mvtec_loco": "loco",
-    "mvtec_3d": "mvtec3d",
-}
-
-
 def rule_for(dataset: str, category: str) -> Rule | str:
     """Return the published rule of a category, "auto" where none was published.
 
@@ -87,7 +80,7 @@ def rule_for(dataset: str, category: str) -> Rule | str:
     >>> rule_for("mvtec", "pill").method
     'otsu'
     """
-    rules = RULES.get(LAYOUT_OF.get(dataset, dataset), {})
+    rules = RULES.get(layout_of(dataset), {})
     return rules.get(category, rules.get("*", "auto"))
 
 

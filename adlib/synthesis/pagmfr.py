@@ -8,12 +8,13 @@ reproduction.
 import cv2
 import numpy as np
 
+from adlib.datasets.catalogue import layout_of
 from adlib.errors import InputError
 from adlib.settings import choice
 from adlib.synthesis.blends import as_float, perlin_dtd
 from adlib.synthesis.cutpaste import jitter_colours, turn
 from adlib.synthesis.draws import overlap, pixel, uniform
-from adlib.synthesis.foregrounds import LAYOUT_OF, RULES, auto_mask, looks_like_object
+from adlib.synthesis.foregrounds import RULES, auto_mask, looks_like_object
 from adlib.synthesis.nsa import CLASSES, changed_mask, paste
 from adlib.synthesis.registry import register
 
@@ -35,7 +36,7 @@ def category_kind(dataset: str, category: str) -> str:
     >>> category_kind("mvtec", "leather"), category_kind("visa", "pcb1"), category_kind("folder", "bolts")
     ('texture', 'object', 'auto')
     """
-    kinds = KINDS.get(LAYOUT_OF.get(dataset, dataset), {})
+    kinds = KINDS.get(layout_of(dataset), {})
     return kinds.get(category, kinds.get("*", "auto"))
 
 

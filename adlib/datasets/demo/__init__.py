@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from adlib.datasets import loco
 from adlib.datasets.demo import scenes
 from adlib.datasets.layouts import MVTEC
 from adlib.datasets.table import unknown_category
@@ -127,15 +128,8 @@ def _write(root: Path, seed: int) -> None:
                 _save(root / category / "test" / kind / f"{i:03d}.png", image)
                 value = 255 - k if category == "tray" else 255
                 _save(root / category / "ground_truth" / kind / f"{i:03d}_mask.png", mask.astype(np.uint8) * value)
-    config = [
-        {
-            "defect_name": kind,
-            "pixel_value": 255 - k,
-            "saturation_threshold": SATURATION.get(kind, 1.0),
-            "relative_saturation": True,
-        }
-        for k, kind in enumerate(scenes.DEFECTS["tray"])
-    ]
+    entries = [(kind, 255 - k, SATURATION.get(kind, 1.0), True) for k, kind in enumerate(scenes.DEFECTS["tray"])]
+    config = [dict(zip(loco.FIELDS, entry, strict=True)) for entry in entries]
     (root / "tray" / "defects_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (root / STAMP).write_text(json.dumps({"seed": seed, "version": VERSION}) + "\n")
 
