@@ -9,13 +9,13 @@ class InputError(ValueError):
     """
 
 
-def suggest(name: str, known) -> str:
-    """Return " (did you mean 'x'?)" for the nearest known name, or an empty string.
+def suggest(name: str, names) -> str:
+    """Return " (did you mean 'x'?)" for the nearest of the names, or an empty string.
 
     >>> suggest("scew", ["screw", "tile"])
     " (did you mean 'screw'?)"
     """
     import difflib
 
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(name), [str(other) for other in names], n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -92,8 +92,8 @@ def shaped(method: str, values: dict, image_paths, report=None) -> dict:
 
 def study_settings(profile: str, study: str, overrides: dict | None = None) -> dict:
     """Return the settings of a study: the profile's, then `overrides` on top; unknown names are refused."""
-    known = load(profile)["studies"]
-    choice("study", study, known)
+    studies = load(profile)["studies"]
+    choice("study", study, studies)
     for name in overrides or {}:
-        choice(f"setting of {study}", name, known[study])
-    return {**known[study], **(overrides or {})}
+        choice(f"setting of {study}", name, studies[study])
+    return {**studies[study], **(overrides or {})}

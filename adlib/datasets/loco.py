@@ -51,8 +51,8 @@ def _check_entry(entry: dict, source) -> None:
         raise InputError(f"{source}: relative_saturation {relative!r} of pixel value {value} must be true or false")
     highest = 1 if relative else math.inf
     if type(threshold) not in (int, float) or not 0 < threshold <= highest or math.isinf(threshold):
-        wanted = "a share of the region above 0 and up to 1" if relative else "a number of pixels above 0"
-        raise InputError(f"{source}: saturation_threshold {threshold!r} of pixel value {value} must be {wanted}")
+        expected = "a share of the region above 0 and up to 1" if relative else "a number of pixels above 0"
+        raise InputError(f"{source}: saturation_threshold {threshold!r} of pixel value {value} must be {expected}")
 
 
 def saturation_area(region_area: int, threshold: float, relative: bool) -> int:

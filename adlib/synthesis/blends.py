@@ -51,7 +51,7 @@ def perlin_dtd(
     DRAEM also rotates the normal image now and then; that is an augmentation of the host and left to the caller. The
     texture variant of RealNet (Zhang et al., CVPR 2024) is the same, meant with a foreground (see `foreground`).
     """
-    mask, info = perlin_mask(foreground.shape, rng, foreground, exponents, 90.0, threshold, area, backend, octaves)
+    mask, info = perlin_mask(foreground.shape, rng, foreground, exponents, threshold, area, backend, octaves)
     opacity = uniform("opacity", opacity, rng, 0, 1)
     return _blend_texture(image, rng, sources, mask, info, opacity, DRAEM_AUGMENTATIONS)
 
@@ -81,12 +81,12 @@ def dual_mask(shape, rng, foreground, exponents, threshold, area, backend, octav
     Either mask is drawn until it is not empty, where the original draws the pair until its combination is not.
     """
     for tries in range(1, TRIES + 1):
-        pair = [perlin_mask(shape, rng, None, exponents, 90.0, threshold, area, backend, octaves) for _ in range(2)]
+        pair = [perlin_mask(shape, rng, None, exponents, threshold, area, backend, octaves) for _ in range(2)]
         mask, how = combine(pair[0][0], pair[1][0], rng.random())
         mask = mask & foreground
         if mask.any():
             return mask, {"masks": [drawn for _, drawn in pair], "combination": how, "tries": tries}
-    mask, drawn = perlin_mask(shape, rng, foreground, exponents, 90.0, None, area, backend, octaves)
+    mask, drawn = perlin_mask(shape, rng, foreground, exponents, None, area, backend, octaves)
     how = f"no pixel in {TRIES} combined masks: one mask by area instead"
     return mask, {"masks": [drawn], "combination": "first", "tries": TRIES, "fallback": how}
 
@@ -101,7 +101,7 @@ def memseg(
     The shuffled host has three augmentations and then its grid x grid tiles in random order: the right colours at the
     wrong place.
     """
-    mask, info = perlin_mask(foreground.shape, rng, foreground, exponents, 90.0, threshold, area, backend, octaves)
+    mask, info = perlin_mask(foreground.shape, rng, foreground, exponents, threshold, area, backend, octaves)
     opacity = uniform("opacity", opacity, rng, 0, 1)
     if rng.random() < structure:
         foreign, drawn = augment(np.rint(image * 255).astype(np.uint8), rng)
@@ -139,7 +139,7 @@ def splice(
     if shape == "polygon":
         mask, info = polygon_mask(foreground, rng, area)
     else:
-        mask, info = perlin_mask(foreground.shape, rng, foreground, exponents, 90.0, None, area, backend, octaves)
+        mask, info = perlin_mask(foreground.shape, rng, foreground, exponents, None, area, backend, octaves)
     foreign, source = sources.normal(foreground.shape, rng)
     if foreign is None:
         foreign, source = sources.texture(foreground.shape, rng)

@@ -81,16 +81,16 @@ def pagmfr_object(
     uniform("area", area, rng, 1e-6, 1)
     bounds = np.broadcast_to(np.log(area), 2)
     result, mask, drawn = image, np.zeros(foreground.shape, bool), []
-    wanted = 1
-    while wanted < number and rng.random() < 0.5:
-        wanted += 1
-    for _ in range(wanted):
+    n_objects = 1
+    while n_objects < number and rng.random() < 0.5:
+        n_objects += 1
+    for _ in range(n_objects):
         share = float(np.exp(rng.uniform(*bounds)))
         pixels, shape, info = _scaled_object(rng, sources, share * foreground.sum(), foreground.shape)
-        placed = _place(shape, foreground, rng)
-        if placed is None:
+        place = _place(shape, foreground, rng)
+        if place is None:
             continue
-        inside, of_patch, corner, tries = placed
+        inside, of_patch, corner, tries = place
         patch, colours = jitter_colours(as_float(pixels), rng, jitter)
         region = np.zeros(foreground.shape, bool)
         region[inside] = shape[of_patch] & foreground[inside]

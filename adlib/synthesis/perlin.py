@@ -12,6 +12,7 @@ from adlib.settings import choice
 
 BACKENDS = ("lattice", "pnoise2")
 TRIES = 10
+ROTATION = 90.0  # a mask is turned by U(-90, 90) degrees
 
 
 def lattice_noise(shape, cells, angles) -> np.ndarray:
@@ -100,7 +101,6 @@ def perlin_mask(
     rng: np.random.Generator,
     foreground=None,
     exponents: tuple[int, int] = (0, 5),
-    rotation: float = 90.0,
     threshold: float | None = 0.5,
     area: tuple[float, float] = (0.01, 0.10),
     backend: str = "lattice",
@@ -112,7 +112,6 @@ def perlin_mask(
         shape: (H, W) in pixels.
         foreground: bool (H, W) or None.
         exponents: lowest and highest e of the 2^e lattice cells, drawn for each axis (0 to 5 in DRAEM and GLASS).
-        rotation: degrees, drawn from U(-rotation, rotation).
         threshold: fixed level of the noise (0.5 in DRAEM and GLASS: about 5 % of the image, and 3 % of all masks are
             empty at first). None takes the level that marks the share `area` of the foreground instead. Octaves and
             `pnoise2` narrow the range of the noise; with them None is the choice that works.
@@ -130,7 +129,7 @@ def perlin_mask(
 
     def field(border):
         cells = tuple(1 << int(e) for e in rng.integers(exponents[0], exponents[1] + 1, 2))
-        degrees = float(rng.uniform(-rotation, rotation))
+        degrees = float(rng.uniform(-ROTATION, ROTATION))
         noise = rotate(perlin_noise(shape, cells, rng, backend, octaves), degrees, border)
         return noise, {"cells": cells, "rotation": degrees}
 

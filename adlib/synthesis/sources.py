@@ -39,9 +39,8 @@ class Sources:
         """Return `sources` as it is, or make a folder, path or list serve in every role."""
         if sources is None or isinstance(sources, cls):
             return sources or cls()
-        made = cls()
-        made.textures = made.objects = made.normals = _pool(sources, "sources")
-        return made
+        pool = _pool(sources, "sources")
+        return cls(pool, pool, pool)
 
     def texture(self, shape: tuple[int, int], rng: np.random.Generator, fit: str = "stretch"):
         """Draw a texture of the host's size.
