@@ -24,6 +24,7 @@ from adlib.images import Batch, backbones, batches, neighbours, patches, to_tens
 from adlib.images.features import allocate, resize_of
 from adlib.images.maps import check_images, top_mean, upsample_and_smooth
 from adlib.methods import Scores, storage
+from adlib.methods.normals import collect
 from adlib.settings import as_dict, build
 from adlib.synthesis.judge import Judge
 
@@ -63,8 +64,8 @@ class PatchCore:
         settings: changes to `PatchCoreSettings`, by name.
 
     Attributes after `fit`:
-        memory_bank: float32 tensor (M, D), the coreset in order of selection.
-        bank_image: int64 tensor (M,), the training image each row came from.
+        memory_bank: float32 (M, D), the coreset in order of selection.
+        bank_image: int64 (M,), the training image each row came from.
         patch_size: the neighbourhood in use, the settings' or the one chosen.
         normal_scores, normal_map_maxima: float32 (n,), image scores and map maxima of training images against the
             bank *without their own rows*: what thresholds are made of.
@@ -72,7 +73,9 @@ class PatchCore:
 
     name = "patchcore"
     Settings = PatchCoreSettings
-    KEPT = storage.Kept(tensors=("memory_bank", "bank_image"), facts=("grid", "patch_size"))
+    KEPT = storage.Kept(
+        arrays=("memory_bank", "bank_image", "normal_scores", "normal_map_maxima"), facts=("grid", "patch_size")
+    )
     save = storage.save
 
     def __init__(self, **settings):
@@ -98,12 +101,9 @@ class PatchCore:
             self.patch_size = choose_patch_size(table, s)
         embeddings, numbers, self.grid = self.collect_rows(table.image_path, rng)
         n_keep = max(1, int(len(embeddings) * s.coreset))
-        if s.sampler == "none":
-            keep = np.arange(len(embeddings))  # NaN is refused here by the index, below by `select`
-        else:
-            keep = neighbours.select(embeddings, n_keep, s.sampler, s.projection_dim, rng=rng)
-        self.memory_bank = torch.from_numpy(np.ascontiguousarray(embeddings[keep]))  # (M, D)
-        self.bank_image = torch.from_numpy(numbers[keep] // (self.grid[0] * self.grid[1]))  # (M,)
+        keep = neighbours.select(embeddings, n_keep, s.sampler, s.projection_dim, rng=rng)
+        self.memory_bank = np.ascontiguousarray(embeddings[keep])  # (M, D)
+        self.bank_image = numbers[keep] // (self.grid[0] * self.grid[1])  # (M,)
         self._build_index()
         every_patch = len(embeddings) == len(table) * self.grid[0] * self.grid[1]
         self.normal_scores, self.normal_map_maxima = self._leave_one_out(
@@ -142,7 +142,7 @@ class PatchCore:
         return rows, numbers, tuple(grid.shape[2:])
 
     def _build_index(self):
-        self.index = neighbours.NearestNeighbours().fit(self.memory_bank.numpy())
+        self.index = neighbours.NearestNeighbours().fit(self.memory_bank)
 
     def _leave_one_out(self, image_paths, rng, embeddings=None) -> tuple[np.ndarray, np.ndarray]:
         """Score training images as if each had been held out: its own rows are struck from the bank.
@@ -151,24 +151,22 @@ class PatchCore:
         without it; the scores err on the high side, never on the low one. `embeddings` (N, D) are the rows of all
         images in order, where they are at hand; otherwise the images are embedded once more.
         """
-        s, image_scores, map_maxima = self.settings, [], []
-        numbers = np.sort(rng.permutation(len(image_paths))[: s.n_calibration])
+        numbers = np.sort(rng.permutation(len(image_paths))[: self.settings.n_calibration])
         if embeddings is None:
             again = batches([image_paths[i] for i in numbers], self.resize, 1, "thresholds")
             images = (patches.to_rows(self.embed(batch.images)).cpu().numpy() for batch in again)
         else:
             n = self.grid[0] * self.grid[1]
             images = (np.ascontiguousarray(embeddings[i * n : (i + 1) * n]) for i in numbers)
-        for i, rows in zip(numbers, images, strict=True):
-            others = self.memory_bank[self.bank_image != int(i)].numpy()
-            if len(others) == 0:  # a single training image: there is no other normal to compare with
-                continue
-            index = neighbours.NearestNeighbours().fit(others)
-            image_score, patch_scores = self._score_rows(rows, index, others)
-            patch_scores = patches.to_grid(torch.from_numpy(patch_scores), self.grid)
-            image_scores.append(image_score[0])
-            map_maxima.append(upsample_and_smooth(patch_scores, self.resize.hw, s.sigma).max())
-        return np.array(image_scores, np.float32), np.array(map_maxima, np.float32)
+
+        def scores():
+            for i, rows in zip(numbers, images, strict=True):
+                others = self.memory_bank[self.bank_image != i]
+                if len(others):  # else it is the only training image, and there is no other normal to compare with
+                    index = neighbours.NearestNeighbours().fit(others)
+                    yield self._score_rows(rows, (1, *self.grid), index, self.resize.hw)
+
+        return collect(scores())
 
     # -- score (section 3.3) ----------------------------------------------------------------------------------------
 
@@ -182,31 +180,25 @@ class PatchCore:
         images = check_images(batch)
         grid = self.embed(images)  # (B, D, h, w)
         rows = patches.to_rows(grid).cpu().numpy()  # (B h w, D)
-        image_scores, patch_scores = self._score_rows(rows, self.index, self.memory_bank.numpy(), len(images))
-        patch_scores = patches.to_grid(torch.from_numpy(patch_scores), tuple(grid.shape[2:]))  # (B, h, w)
-        return Scores(image_scores, upsample_and_smooth(patch_scores, tuple(images.shape[-2:]), self.settings.sigma))
+        return self._score_rows(rows, (len(grid), *grid.shape[2:]), self.index, tuple(images.shape[-2:]))
 
-    def _score_rows(self, rows, index, memory_bank, n_images: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Return image scores (B,) and patch scores (B h w,) for embeddings of `n_images` images."""
+    def _score_rows(self, rows, shape, index, size) -> Scores:
+        """Score embeddings (B h w, D) of images, `shape` = (B, h, w), by the bank in `index`; maps of `size`."""
         s = self.settings
-        squared, nearest = index.query(rows, min(s.k, len(memory_bank)))  # (B h w, k)
+        squared, nearest = index.query(rows, min(s.k, len(index.memory_bank)))  # (B h w, k)
         distances = squared if s.squared else np.sqrt(squared)
-        patch_scores = distances.mean(axis=1)
-        per_image = patch_scores.reshape(n_images, -1)  # (B, h w)
+        patch_scores = distances.mean(axis=1).reshape(shape)  # (B, h, w)
+        per_image = len(patch_scores), -1
         if s.image_score == "reweight":
-            image_scores = reweighted_scores(
-                rows.reshape(n_images, -1, rows.shape[1]),
-                np.sqrt(squared[:, 0]).reshape(n_images, -1),
-                nearest[:, 0].reshape(n_images, -1),
-                memory_bank,
-                index,
-                s.b,
-            )
+            to_nearest, nearest = np.sqrt(squared[:, 0]).reshape(per_image), nearest[:, 0].reshape(per_image)
+            embeddings = rows.reshape(*per_image, rows.shape[1])  # (B, h w, D)
+            image_scores = reweighted_scores(embeddings, to_nearest, nearest, index, s.b)
         elif s.image_score == "top":
-            image_scores = top_mean(torch.from_numpy(per_image)).numpy()
+            image_scores = top_mean(torch.from_numpy(patch_scores)).numpy()
         else:
-            image_scores = per_image.max(axis=1)
-        return image_scores.astype(np.float32), patch_scores.astype(np.float32)
+            image_scores = patch_scores.max(axis=(1, 2))
+        maps = upsample_and_smooth(torch.from_numpy(patch_scores.astype(np.float32)), size, s.sigma)
+        return Scores(image_scores.astype(np.float32), maps)
 
     @classmethod
     def load(cls, path):
@@ -240,7 +232,7 @@ def choose_patch_size(table, settings: PatchCoreSettings, candidates=(1, 3), n_i
     return max(ratings, key=ratings.get)
 
 
-def reweighted_scores(rows, distances, nearest, memory_bank, index, b: int) -> np.ndarray:
+def reweighted_scores(rows, distances, nearest, index, b: int) -> np.ndarray:
     """Image scores by Eq. 7: the largest nearest-neighbour distance s*, damped where bank rows crowd around it.
 
         s = (1 - exp(|t - m*|) / sum over m in N_b(m*) of exp(|t - m|)) s*
@@ -250,10 +242,12 @@ def reweighted_scores(rows, distances, nearest, memory_bank, index, b: int) -> n
 
     Args:
         rows: (B, P, D) embeddings; distances, nearest: (B, P), Euclidean distance to the nearest bank row, its number.
+        index: holds the bank.
 
     Returns:
         float64 (B,).
     """
+    memory_bank = index.memory_bank
     b = min(b, len(memory_bank))
     scores = np.empty(len(rows))
     for i in range(len(rows)):

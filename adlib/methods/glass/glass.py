@@ -42,7 +42,7 @@ from adlib.settings import build
 from adlib.synthesis.judge import Judge
 from adlib.synthesis.registry import SomeFamilies
 
-PAPER_WIDTH = 1536  # the width that the paper's noise was numbers for
+PAPER_WIDTH = 1536  # the width that the paper's noise was chosen for
 # What "paper" means for `scale` and `foreground`, which the authors' scripts set by category and by data set.
 PAPER_ENLARGED = {("mvtec_ad", "toothbrush"): 329 / 288, ("mvtec_ad", "wood"): 329 / 288}  # scale / image size; else 1
 PAPER_FOREGROUNDS = ("mvtec_ad", "visa", "wfdd")  # MPDD and own data train without
