@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from adlib.images import backbones
-from adlib.methods.reconstruction import to_grid, to_images
+from adlib.images.features import channels_first
 from adlib.methods.ulsad import step as ulsad_step
 from adlib.methods.ulsad import ulsad
 
@@ -62,19 +62,17 @@ def one_step(channels: int, repeats: int, precision: str = "float32") -> list[di
     for net in nets:
         net.to(memory_format=torch.channels_last)
     stored = (images * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-    images = to_images(stored, "cpu").contiguous()  # the same rounded pixels for both
+    images = (channels_first(stored, "cpu").float() / 255).contiguous()  # the same rounded pixels for both
     with torch.inference_mode():
         pooled = ulsad.pool_features(backbone(images), channels)
         features = ((pooled - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)).permute(0, 2, 3, 1).contiguous().numpy()
-        f = to_grid(features, "cpu")
+        f = channels_first(features, "cpu")
         attended = ulsad_step.attend(f, f).permute(0, 2, 3, 1).contiguous().numpy()
-    settings = ulsad.ULSADSettings()
 
     def our_losses():
-        f, attended_f = to_grid(features, "cpu"), to_grid(attended, "cpu")
-        x = to_images(stored, "cpu")
+        f, attended_f, x = (channels_first(part, "cpu") for part in (features, attended, stored))
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            return list(ulsad_step.losses(f, attended_f, nets[0](f), nets[1](x), settings).values())
+            return list(ulsad_step.losses(f, attended_f, nets[0](f), nets[1](x.float() / 255)).values())
 
     def their_losses():
         return plain_losses(backbone, mean, std, *their_nets, images)

@@ -21,11 +21,12 @@ import torch
 
 from adlib import datasets, images, synthesis
 from adlib.evaluation import metrics
+from adlib.images.features import channels_first, picture_features
+from adlib.images.maps import enlarge, smooth
 from adlib.methods import training
-from adlib.methods.reconstruction import epoch_rows, to_grid
 from adlib.methods.ulsad import maps as ulsad_maps
 from adlib.methods.ulsad import step as ulsad_step
-from adlib.methods.ulsad.ulsad import ULSAD, channel_statistics, disturbed
+from adlib.methods.ulsad.ulsad import BORDER, SIGMA, ULSAD, channel_statistics, disturbed
 from adlib_book import studies
 
 FAMILIES = ("cutpaste", "cutpaste_scar", "nsa")
@@ -64,8 +65,7 @@ def prepare(table, thin: bool) -> dict:
     method = ULSAD(backbone="tf_efficientnet_lite0", image_size=SIZE, context=32, channels=CHANNELS)
 
     def features(pictures):
-        blocks = [method._pool(images.to_tensor(np.stack(pictures[i : i + 8]))) for i in range(0, len(pictures), 8)]
-        return torch.cat(blocks).permute(0, 2, 3, 1).numpy()
+        return picture_features(np.stack(pictures), method.embed, 8)
 
     def read(paths):
         return [method.resize.image(images.read_image(path))[0] for path in paths]
@@ -90,7 +90,7 @@ def prepare(table, thin: bool) -> dict:
 def readings(data: dict, net) -> dict[str, dict[str, torch.Tensor]]:
     """Ways to make a map of features and their reconstruction: name -> part -> maps (n, h, w)."""
     with torch.inference_mode():
-        features = {part: to_grid(data[part], "cpu") for part in ("train", "held", "test")}
+        features = {part: channels_first(data[part], "cpu") for part in ("train", "held", "test")}
         features["train"] = features["train"][:N_SAMPLE]
         left = {part: f - torch.cat([net(x)[:, :CHANNELS] for x in f.split(8)]) for part, f in features.items()}
         plain = {part: ulsad_step.dissimilarity(f, f - left[part]) for part, f in features.items()}
@@ -106,7 +106,7 @@ def measure(data: dict, small: dict[str, torch.Tensor]) -> dict:
     """Metrics of the enlarged, smoothed maps on held-out and test images."""
     row = {}
     for prefix, part in (("held_", "held"), ("", "test")):
-        maps = ulsad_maps.smooth(ulsad_maps.enlarge(small[part][:, None], (SIZE, SIZE))[:, 0], 4.0)
+        maps = smooth(enlarge(small[part], (SIZE, SIZE)).numpy(), SIGMA, BORDER)
         pixel = metrics.pixel_metrics(list(maps), list(data[f"{part}_masks"]))
         scores = maps.max(axis=(1, 2)).astype(np.float64)
         values = metrics.image_metrics(scores, data[f"{part}_labels"]) | pixel
@@ -126,7 +126,7 @@ def run(data: dict, v: Variant, seed: int) -> list[dict]:
     for step in range(1, v.looks[-1] + 1):
         started = time.process_time()
         net.train()
-        f = to_grid(data["train"][epoch_rows(len(data["train"]), v.batch_size, seed, step - 1)], "cpu")
+        f = channels_first(data["train"][training.epoch_rows(len(data["train"]), v.batch_size, seed, step - 1)], "cpu")
         with torch.autocast("cpu", torch.bfloat16, enabled=v.half):
             reconstructed = net(disturbed(f, v.noise, v.hidden)).float()
         optimizer.zero_grad()

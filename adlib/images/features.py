@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from adlib.errors import InputError
-from adlib.images.files import Resize, batches
+from adlib.images.files import Resize, batches, to_tensor
 
 STATUS = Path("/proc/self/status")  # Linux only
 
@@ -83,3 +83,14 @@ def frozen_features(image_paths, resize: Resize, embed, batch_size: int, max_mem
             pictures[rows] = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
         start += len(block)
     return features, pictures
+
+
+def picture_features(images: np.ndarray, embed, batch_size: int) -> np.ndarray:
+    """Embed images uint8 (N, H, W, 3) that are no files -> float32 (N, h, w, C); `embed` as above."""
+    parts = [embed(to_tensor(images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
+    return torch.cat(parts).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def channels_first(array: np.ndarray, device) -> torch.Tensor:
+    """(B, h, w, C) -> tensor (B, C, h, w) of the same type, the same bytes in channels-last order."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device).permute(0, 3, 1, 2)

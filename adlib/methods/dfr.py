@@ -23,21 +23,16 @@ from torch import nn
 
 from adlib import settings as S
 from adlib.errors import InputError
-from adlib.images import Batch, backbones, batches, to_tensor
-from adlib.images.features import allocate
+from adlib.images import Batch, backbones
+from adlib.images.features import channels_first, frozen_features, picture_features, resize_of
+from adlib.images.maps import check_images, enlarge, top_mean
 from adlib.methods import Scores, storage, training
-from adlib.methods.few_shot.support_images import below, check_fingerprint, top_mean
-from adlib.methods.normals import split_normals, without_selection
-from adlib.methods.reconstruction import (
-    epoch_rows,
-    resize_of,
-    synthetic_images,
-    synthetic_score,
-    to_grid,
-)
-from adlib.settings import as_dict, build, choice
+from adlib.methods.normals import collect, split_normals, without_selection
+from adlib.settings import build, choice
+from adlib.synthesis.judge import Judge
 
 VGG_RELUS = tuple(f"relu{block}_{i}" for block, n in ((1, 2), (2, 2), (3, 4), (4, 4)) for i in range(1, n + 1))
+N_PCA_IMAGES = 10  # training images that the width of the bottleneck follows from
 
 
 @dataclass(frozen=True)
@@ -51,24 +46,20 @@ class DFRSettings(training.Options):
     resize: S.ResizeMode = "stretch"
     scale: S.Count | None = None  # pixels, only for resize "short_side"
     map_size: S.Count = 256  # every map is resized to this before its windows are averaged; see `DFR.__init__`
-    window: S.Count = 4  # cells of the resized map
-    stride: S.Count = 4  # cells; map_size / stride = 64 positions a side
-    upsample: Literal["bilinear", "nearest"] = "bilinear"  # bilinear (corners aligned), nearest
-    latent: S.Count | None = None  # width of the bottleneck; None: by PCA
-    variance: S.Share = 0.9  # share of variance that the PCA must keep
-    n_pca_images: S.Count = 10  # training images the PCA sees
-    batch_norm: bool = True
+    window: S.Count = 4  # cells of the resized map that one position averages; 256 / 4 = 64 positions a side
+    latent: S.Count | None = None  # width of the bottleneck; None: as many principal components as keep 90 %
     learning_rate: S.Positive = 1e-4  # Adam
     batch_size: S.Count = 4  # images a step
     epochs: S.Count = 700  # passes over the training images
-    positive_share: S.Share = 0.005  # share of normal pixels that the segmentation threshold lets through
     image_score: Literal["max", "top"] = "max"  # max (paper), top (mean of the highest 1 % of the map)
-    threshold_images: Literal["train", "held_out"] = "train"  # whose pixels; held_out, if any: not biased low
+    threshold_images: Literal["train", "held_out"] = (
+        "train"  # whose pixels set the segmentation threshold; held_out, if any: not biased low
+    )
     max_memory: S.NotNegative = 8.0  # GiB of cached features held in memory; more go to a memory-mapped temporary file
 
     def check(self):
-        if not self.stride <= self.window <= self.map_size:
-            raise InputError(f"window {self.window} must lie between stride {self.stride} and map_size {self.map_size}")
+        if self.window > self.map_size:
+            raise InputError(f"window {self.window} must not be larger than map_size {self.map_size}")
 
 
 # -- regional features (section 3.1) ----------------------------------------------------------------------------------
@@ -150,25 +141,22 @@ def vgg_relus(name: str, stages: tuple[str, ...], weights: str) -> backbones.Bac
 class FeatureAutoEncoder(nn.Module):
     """1x1 convolutions C -> (C + 2 L) / 2 -> 2 L -> L and back; no activation at the bottleneck and the output."""
 
-    def __init__(self, channels: int, latent: int, batch_norm: bool = True):
+    def __init__(self, channels: int, latent: int):
         super().__init__()
         widths = (channels, (channels + 2 * latent) // 2, 2 * latent, latent)
-        self.encoder = _pointwise(widths, batch_norm)
-        self.decoder = _pointwise(widths[::-1], batch_norm)
+        self.encoder = _pointwise(widths)
+        self.decoder = _pointwise(widths[::-1])
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
         return self.decoder(self.encoder(features))
 
 
-def _pointwise(widths, batch_norm: bool) -> nn.Sequential:
+def _pointwise(widths) -> nn.Sequential:
     layers = []
-    for i, (before, after) in enumerate(itertools.pairwise(widths)):
-        if i:
-            layers += [nn.BatchNorm2d(before)] if batch_norm else []
-            layers.append(nn.ReLU(inplace=True))
-        layers.append(nn.Conv2d(before, after, 1))
-    return nn.Sequential(*layers)
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Conv2d(before, after, 1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-2])
 
 
 def pca_width(tokens: np.ndarray, variance: float = 0.9) -> int:
@@ -212,6 +200,8 @@ class DFR:
 
     name = "dfr"
     Settings = DFRSettings
+    KEPT = storage.Kept(modules=("auto_encoder",), facts=("latent", "segmentation_threshold"))
+    save, load = storage.save, classmethod(storage.load)
 
     def __init__(self, **settings):
         self.settings = s = build(DFRSettings, settings, owner="dfr")
@@ -224,15 +214,14 @@ class DFR:
         self.channels = sum(self.backbone.channels)
         # Of an input that is not square: as many cells, and square ones.
         flat = math.sqrt(self.resize.hw[0] / self.resize.hw[1])  # height over width
-        sides = (max(s.window, round(s.map_size * f / s.stride) * s.stride) for f in (flat, 1 / flat))
+        sides = (max(s.window, round(s.map_size * f / s.window) * s.window) for f in (flat, 1 / flat))
         self.map_size = s.map_size if flat == 1 else tuple(sides)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) in [0, 1] -> features (B, C, h, w) on the common grid."""
-        s = self.settings
+        window = self.settings.window
         with torch.inference_mode():
-            pyramid = self.backbone(images.to(self.device))
-            return aggregate(pyramid, self.map_size, s.window, s.stride, s.upsample)
+            return aggregate(self.backbone(images.to(self.device)), self.map_size, window, window)
 
     # -- fit ------------------------------------------------------------------------------------------------------
 
@@ -240,34 +229,33 @@ class DFR:
         """Train on a sample table of normal images; arguments as for `ULSAD.fit`."""
         train, held_out = split_normals(table, self.settings, validation)
         self.settings = s = without_selection(self.settings, held_out)
-        features = self._features(train.image_path)  # (N, h, w, C)
-        if not np.isfinite(features[0]).all():
-            raise InputError(f"features of backbone {s.backbone!r} contain NaN; check its weights and the images")
-        self._held_out = self._features(held_out.image_path) if len(held_out) else features[:0]
-        self.latent = s.latent or pca_width(features[: s.n_pca_images], s.variance)
-        synthetic = self._synthetic(held_out) if s.watched else None
-        self._build(seed=s.seed)
+        features = self._features(train)  # (N, h, w, C)
+        self._held_out = self._features(held_out) if len(held_out) else features[:0]
+        self.latent = s.latent or pca_width(features[:N_PCA_IMAGES])
+        judge = Judge(held_out, self.resize, s.n_synthetic, s.seed) if s.watched else None
+        judged = picture_features(judge.images, self.embed, s.batch_size) if judge else None
+        self.build_networks()
         batch_size = min(s.batch_size, len(train))
         n_steps = s.steps or s.epochs * max(1, len(train) // batch_size)
 
         def compute_losses(modules, batch, _step):
-            f = to_grid(batch, self.device)
+            f = channels_first(batch, self.device)
             return {"reconstruction": F.mse_loss(modules["auto_encoder"](f), f)}
 
         self.history = training.train(
             {"auto_encoder": self.auto_encoder},
             [torch.optim.Adam(self.auto_encoder.parameters(), s.learning_rate)],
-            lambda step: features[epoch_rows(len(train), batch_size, s.seed, step)],
+            lambda step: features[training.epoch_rows(len(train), batch_size, s.seed, step)],
             compute_losses,
             n_steps,
             s,
             origin=training.origin(self, train, held_out),
-            validate=(lambda: self._validate(synthetic)) if synthetic else None,
+            validate=(lambda: judge.rate(*self._scores(judged))) if judge else None,
             progress="dfr",
         )
-        self._calibrate()
+        self._score_held_out()
         shown = features if s.threshold_images == "train" or not len(held_out) else self._held_out
-        self.segmentation_threshold = segmentation_threshold(self._maps(shown), s.positive_share)
+        self.segmentation_threshold = segmentation_threshold(self._scores(shown).map)
         return self
 
     def use_snapshot(self, states: dict) -> None:
@@ -275,87 +263,41 @@ class DFR:
         if not hasattr(self, "_held_out"):
             raise InputError("use_snapshot needs the held-out images of fit; they are not saved with a model")
         self.auto_encoder.load_state_dict(states["auto_encoder"])
-        self._calibrate()
+        self._score_held_out()
 
-    def _features(self, image_paths) -> np.ndarray:
-        features, at = None, 0
-        for batch in batches(image_paths, self.resize, self.settings.batch_size, progress="features"):
-            rows = self.embed(batch.images).permute(0, 2, 3, 1).cpu().numpy()  # (B, h, w, C)
-            if features is None:
-                features = allocate((len(image_paths), *rows.shape[1:]), self.settings.max_memory)
-            features[at : at + len(rows)] = rows
-            at += len(rows)
-        return features
-
-    def _build(self, seed: int = 0) -> None:
+    def build_networks(self) -> None:
+        """Make the auto-encoder, with weights that follow from the seed alone."""
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.auto_encoder = FeatureAutoEncoder(self.channels, self.latent, self.settings.batch_norm)
+            torch.manual_seed(self.settings.seed)
+            self.auto_encoder = FeatureAutoEncoder(self.channels, self.latent)
         self.auto_encoder.to(self.device, memory_format=torch.channels_last).eval()
 
-    def _calibrate(self) -> None:
-        maps = self._maps(self._held_out)
-        self.normal_scores, self.normal_map_maxima = self._image_scores(maps), maps.max(axis=(1, 2))
+    def _features(self, table) -> np.ndarray:
+        s = self.settings
+        return frozen_features(table.image_path, self.resize, self.embed, s.batch_size, s.max_memory)[0]
 
-    def _synthetic(self, held_out) -> tuple:
-        images, masks, labels = synthetic_images(held_out, self.settings, self.resize)
-        size = self.settings.batch_size
-        parts = [self.embed(to_tensor(images[i : i + size])) for i in range(0, len(images), size)]
-        return torch.cat(parts).permute(0, 2, 3, 1).cpu().numpy(), masks, labels
-
-    def _validate(self, synthetic) -> dict[str, float]:
-        features, masks, labels = synthetic
-        maps = self._maps(features)
-        return synthetic_score(self._image_scores(maps), maps, masks, labels)
+    def _score_held_out(self) -> None:
+        self.normal_scores, self.normal_map_maxima = collect([self._scores(self._held_out)])
 
     # -- score ----------------------------------------------------------------------------------------------------
 
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]: error map, enlarged bilinearly with aligned corners; `image_score`."""
+        storage.check_fitted(self)
         images = batch.images if isinstance(batch, Batch) else batch
-        maps = self._enlarged(self.embed(images))
-        return Scores(self._image_scores(maps), maps)
+        check_images(images)
+        return self._score(self.embed(images))
 
-    def _image_scores(self, maps: np.ndarray) -> np.ndarray:
-        return maps.max(axis=(1, 2)) if self.settings.image_score == "max" else top_mean(torch.from_numpy(maps)).numpy()
+    @torch.inference_mode()
+    def _score(self, features: torch.Tensor) -> Scores:
+        errors = energy(features, self.auto_encoder(features))  # (B, h, w)
+        maps = enlarge(errors, self.resize.hw, align_corners=True).cpu()  # (B, H, W)
+        scores = maps.amax(dim=(1, 2)) if self.settings.image_score == "max" else top_mean(maps)
+        return Scores(scores.numpy(), maps.numpy())
 
-    def _maps(self, features: np.ndarray) -> np.ndarray:
-        """Maps (N, H, W) of cached features (N, h, w, C)."""
+    def _scores(self, features: np.ndarray) -> Scores:
+        """Scores of cached features (N, h, w, C), a batch at a time."""
         size = self.settings.batch_size
-        parts = [features[i : i + size] for i in range(0, max(1, len(features)), size)]
-        return np.concatenate([self._enlarged(to_grid(part, self.device)) for part in parts])
-
-    def _enlarged(self, features: torch.Tensor) -> np.ndarray:
-        with torch.inference_mode():
-            maps = energy(features, self.auto_encoder(features))[:, None]  # (B, 1, h, w)
-            return F.interpolate(maps, size=self.resize.hw, mode="bilinear", align_corners=True)[:, 0].cpu().numpy()
-
-    # -- save and load --------------------------------------------------------------------------------------------
-
-    def save(self, path):
-        """Write the fitted method to the folder `path`."""
-        if not hasattr(self, "segmentation_threshold"):
-            raise InputError("this DFR is not fitted; call fit(table) before save")
-        tensors = {f"auto_encoder.{key}": value for key, value in self.auto_encoder.state_dict().items()}
-        for name in ("normal_scores", "normal_map_maxima"):
-            tensors[name] = torch.from_numpy(getattr(self, name))
-        facts = {
-            "backbone_fingerprint": self.backbone.fingerprint,
-            "latent": self.latent,
-            "segmentation_threshold": self.segmentation_threshold,
-        }
-        storage.save_model(path, self.name, as_dict(self.settings), tensors, **facts)
-
-    @classmethod
-    def load(cls, path):
-        """Read a fitted method; refuses a network that was trained on features of other backbone weights."""
-        header, tensors = storage.read_model(path)
-        method = cls(**header["settings"])
-        check_fingerprint(header, method.backbone, path)
-        with storage.parts_of(path):
-            method.latent, method.segmentation_threshold = header["latent"], header["segmentation_threshold"]
-            method._build()
-            method.auto_encoder.load_state_dict(below("auto_encoder.", tensors))
-            for name in ("normal_scores", "normal_map_maxima"):  # of an older model both are one
-                setattr(method, name, tensors.get(name, tensors["normal_scores"]).numpy())
-        return method
+        blocks = [features[i : i + size] for i in range(0, max(1, len(features)), size)]
+        parts = [self._score(channels_first(block, self.device)) for block in blocks]
+        return Scores(*(np.concatenate(part) for part in zip(*parts, strict=True)))

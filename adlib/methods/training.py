@@ -95,6 +95,13 @@ def step_generator(seed: int, step: int) -> np.random.Generator:
     return np.random.default_rng([seed, step])
 
 
+def epoch_rows(n_images: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Return the images of a step: every epoch is a new shuffle that follows from the seed; a short rest is dropped."""
+    epoch, place = divmod(step, max(1, n_images // batch_size))
+    order = step_generator(seed, epoch).permutation(n_images)
+    return order[place * batch_size : (place + 1) * batch_size]
+
+
 def weighted_rows(weights, batch_size: int, seed: int, step: int) -> np.ndarray:
     """Draw the rows of a step with replacement, in proportion to `weights` (n,): weighted sampling.
 

@@ -1,6 +1,5 @@
 """From what ULSAD's networks leave over to a map: residuals, their normal range, quantiles (arXiv 2410.16255, 3.4)."""
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -94,22 +93,6 @@ def peaks_at_the_border(maps: torch.Tensor, cells: int = 2) -> bool:
     row, column = peak // width, peak % width
     edge = torch.minimum(torch.minimum(row, height - 1 - row), torch.minimum(column, width - 1 - column))
     return bool((edge < cells).float().mean() > 0.5)
-
-
-def enlarge(maps: torch.Tensor, size: tuple[int, int], pad: bool = False) -> np.ndarray:
-    """Maps (B, M, h, w) -> float32 array (B, M, H, W): zero padded if asked, then bilinear."""
-    maps = F.pad(maps, (4, 4, 4, 4)) if pad else maps
-    return F.interpolate(maps.float(), size=size, mode="bilinear").cpu().numpy()
-
-
-def smooth(maps: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur maps (..., H, W) with a Gaussian cut off at 4 sigma, edges mirrored without repeating the border."""
-    if sigma == 0:
-        return maps
-    width = 2 * int(4 * sigma + 0.5) + 1
-    flat = maps.reshape(-1, *maps.shape[-2:])
-    blurred = [cv2.GaussianBlur(m, (width, width), sigma, borderType=cv2.BORDER_REFLECT_101) for m in flat]
-    return np.stack(blurred).reshape(maps.shape)
 
 
 def map_quantiles(blurred_maps: np.ndarray, quantiles=(0.9, 0.995)) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TERMS = ("attention", "local_global")  # of the loss, those of the global branch
 TILE = 256  # queries whose attention to all tokens is held at once
 
 
@@ -171,8 +172,8 @@ def local_loss(features, reconstructed, direction: float = 0.5) -> torch.Tensor:
     return dissimilarity(features, reconstructed[:, : features.shape[1]], direction).mean()
 
 
-def losses(features, attended, reconstructed, from_image, settings) -> dict[str, torch.Tensor]:
-    """The three terms of the loss, each the mean over images and positions; their sum is minimised.
+def losses(features, attended, reconstructed, from_image, direction=0.5, terms=TERMS) -> dict[str, torch.Tensor]:
+    """The terms of the loss, each the mean over images and positions; their sum is minimised.
 
     Args:
         features: standardised features F (B, C, h, w).
@@ -180,12 +181,13 @@ def losses(features, attended, reconstructed, from_image, settings) -> dict[str,
         reconstructed: R (B, 2 C, h, w), output of the reconstruction network.
         from_image: G (B, C, h, w), output of the global network. It is never matched to F itself: only what the
             image's own features say when asked with it must be the same (attention loss).
-        settings: `direction`, `direction_global`, `attention_loss`, `local_global_loss`.
+        direction: weight of the angle, see `dissimilarity`.
+        terms: which of `TERMS` there are beside the local one.
     """
-    s, c = settings, features.shape[1]
-    terms = {"local": local_loss(features, reconstructed, s.direction)}  # L_pl
-    if s.attention_loss:
-        terms["attention"] = attention_loss(from_image, features, attended, s.direction_global)  # L_pg
-    if s.local_global_loss:
-        terms["local_global"] = dissimilarity(from_image, reconstructed[:, c:], s.direction_global).mean()  # L_lg
-    return terms
+    values = {"local": local_loss(features, reconstructed, direction)}  # L_pl
+    if "attention" in terms:
+        values["attention"] = attention_loss(from_image, features, attended, direction)  # L_pg
+    if "local_global" in terms:
+        imitated = reconstructed[:, features.shape[1] :]
+        values["local_global"] = dissimilarity(from_image, imitated, direction).mean()  # L_lg
+    return values

@@ -9,55 +9,48 @@ around it is normal; the global branch, which draws the image from 64 numbers, h
 
 The defaults are the paper's. The released code has three behaviours that matter, each a setting here:
 
-- `quantiles_from`: it computes the quantiles that bring both maps to one scale in the last epoch but tests the best
-  epoch, where they are mostly unset ("none": the maps are added raw). Default: the weights that are kept.
+- `quantiles`: it computes the quantiles that bring both maps to one scale in the last epoch but tests the best epoch,
+  where they are mostly unset (None: the maps are added raw). Default: those of the weights that are kept.
 - `hold_out`: it takes the good *test* images as validation set. We hold out training images, or take `validation`.
 - `final_relu`: its reconstruction ends in a ReLU, so negative features cannot be reproduced. Default True, as there.
 
 Where we differ: features and their self-attention are computed once, since neither can change; all sizes follow the
 feature grid, so that other image sizes than 256 work. Settings that the paper does not have make short training worth
 its while: in training `schedule`, `noise`, `hidden`, `global_every`; in the maps `context`, `whiten`,
-`global_residual`, `area`, `position_wise`, `fusion` and "auto". Their defaults leave the paper's method as it is; the
-study in notebook 24 shows what each of them does.
+`global_residual`, `area`, `position_wise`, `maps`. Their defaults leave the paper's method as it is; the study in
+notebook 24 shows what each of them does.
 """
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from adlib import settings as S
 from adlib.errors import InputError
-from adlib.images import Batch, backbones, batches
-from adlib.images.features import allocate
+from adlib.images import Batch, backbones
+from adlib.images.features import allocate, channels_first, frozen_features, picture_features, resize_of
+from adlib.images.maps import check_images, enlarge, smooth
 from adlib.methods import Scores, storage, training
-from adlib.methods.few_shot.support_images import below, check_fingerprint
-from adlib.methods.normals import split_normals, without_selection
-from adlib.methods.reconstruction import (
-    epoch_rows,
-    resize_of,
-    synthetic_images,
-    synthetic_score,
-    to_grid,
-    to_images,
-)
+from adlib.methods.normals import collect, split_normals, without_selection
 from adlib.methods.ulsad.maps import (
-    enlarge,
     map_quantiles,
     normalise,
     place_statistics,
     residuals,
     small_maps,
-    smooth,
     whitened_maps,
     whitening,
 )
-from adlib.methods.ulsad.step import GlobalNet, ReconstructionNet, attend, local_loss, losses
-from adlib.settings import as_dict, build
+from adlib.methods.ulsad.step import TERMS, GlobalNet, ReconstructionNet, attend, local_loss, losses
+from adlib.settings import build
+from adlib.synthesis.judge import Judge
 
-MAPS = ("both", "local", "global")
+SIGMA, BORDER = 4.0, cv2.BORDER_REFLECT_101  # Gaussian smoothing of the maps, input pixels (section 3.4)
+WEIGHT_DECAY = 2e-5  # of Adam (section 4)
 N_SAMPLE = 128  # training images that the covariance and the level of the residuals rest on
 TwoImages = Annotated[int, S.Must(lambda v: v >= 2, "be at least 2: one cell an image is normalised over the batch")]
 Quantiles = Annotated[
@@ -79,13 +72,10 @@ class ULSADSettings(training.Options):
     context: S.Whole = 0  # pixels of mirrored surroundings that the backbone sees; 0: the zero padding of its layers
     channels: S.Count = 384  # C, length of a feature after pooling along the channels
     final_relu: bool = True  # ReLU after the last layer of the reconstruction network, as released
-    direction: S.NotNegative = 0.5  # lambda of the local term; 0 leaves magnitude only
-    direction_global: S.NotNegative = 0.5  # lambda of the attention and the local-global term
-    attention_loss: bool = True  # L_pg; without it nothing ties the global branch to the features
-    local_global_loss: bool = True  # L_lg
+    direction: S.NotNegative = 0.5  # lambda of all terms; 0 leaves magnitude only
+    global_losses: tuple[Literal[TERMS], ...] = TERMS  # L_pg, which ties the global branch to the features, and L_lg
     learning_rate: S.Positive = 2e-4  # Adam
     schedule: Literal["constant", "cosine"] = "constant"  # cosine: up in 5 % of the steps, down to 1 %
-    weight_decay: S.NotNegative = 2e-5
     batch_size: TwoImages = 8  # images a step
     epochs: S.Count = 200  # passes over the training images
     noise: S.NotNegative = 0.0  # standard deviation of noise on the standardised features in training
@@ -95,13 +85,10 @@ class ULSADSettings(training.Options):
     global_residual: Literal["imitation", "features"] = "imitation"  # G - R_g as in the paper; features: F - G
     area: S.NotNegative = 0.0  # Gaussian that the global residual is averaged over before it is measured, cells
     position_wise: Literal["off", "on", "auto"] = "off"  # standardise maps by normal ones at the same place
-    maps: Literal[(*MAPS, "auto")] = "both"  # auto, here and above: by held-out pseudo-anomalies
-    fusion: Literal["mean", "max"] = "mean"  # of local and global map: mean, max
-    quantiles: Quantiles = (0.9, 0.995)  # q_a, q_b of the pixels of held-out normal maps
-    quantiles_from: Literal["chosen_weights", "none"] = "chosen_weights"  # none: add the maps raw
-    sigma: S.NotNegative = 4.0  # Gaussian smoothing of the maps, input pixels
-    pad_maps: bool = False  # pad the small maps by 4 zero cells on each side before they are enlarged
-    image_score: Literal["max", "top"] = "max"  # max, top (mean of the highest 1 % of the map)
+    # Mean or maximum of both maps, or one of them. auto, here and above: by held-out pseudo-anomalies; of maps it
+    # takes the maximum or one of them.
+    maps: Literal["mean", "max", "local", "global", "auto"] = "mean"
+    quantiles: Quantiles | None = (0.9, 0.995)  # q_a, q_b of the pixels of held-out normal maps; None: maps as they are
     max_memory: S.NotNegative = 8.0  # GiB of cached features held in memory; more go to a memory-mapped temporary file
 
     def check(self):
@@ -169,6 +156,12 @@ def disturbed(features: torch.Tensor, noise: float, hidden: float) -> torch.Tens
     return features
 
 
+def read_maps(maps: np.ndarray, name: str) -> Scores:
+    """Local and global map (B, 2, H, W) -> the map that counts and its maximum; `name`: mean, max, local or global."""
+    readings = {"mean": maps.mean(axis=1), "max": maps.max(axis=1), "local": maps[:, 0], "global": maps[:, 1]}
+    return Scores(readings[name].max(axis=(1, 2)), readings[name])
+
+
 # -- the method -------------------------------------------------------------------------------------------------------
 
 
@@ -181,9 +174,9 @@ class ULSAD:
     Attributes after `fit`:
         reconstruction_net, global_net: the trained networks.
         channel_mean, channel_std: float32 tensors (C,), for standardisation.
-        chosen_maps, chosen_level: both, local or global, and whether there is a level; as set or as "auto" found.
-        residual_mean (M, C, h, w), residual_matrix (M, C, C): of the M whitened residuals.
-        level: (2, 2, h, w), mean and deviation of normal maps at every place; 0 and 1 without `position_wise`.
+        reading: (mean, max, local or global; whether maps are standardised by place), as set or as "auto" found.
+        residual_mean (M, C, h, w), residual_matrix (M, C, C): of the M whitened residuals; empty where M is 0.
+        level: (2, 2, h, w), mean and deviation of normal maps at every place; 0 and 1 where that is not in the reading.
         quantiles: float32 (2, 2), rows local and global, columns q_a and q_b.
         normal_scores, normal_map_maxima: float32 (n,), of the held-out normal images.
         history: losses, validations and snapshots (`adlib.methods.training.History`).
@@ -191,6 +184,13 @@ class ULSAD:
 
     name = "ulsad"
     Settings = ULSADSettings
+    KEPT = storage.Kept(
+        modules=("reconstruction_net", "global_net"),
+        tensors=("channel_mean", "channel_std", "residual_mean", "residual_matrix", "level"),
+        arrays=("quantiles", "normal_scores", "normal_map_maxima"),
+        facts=("reading",),
+    )
+    save, load = storage.save, classmethod(storage.load)
 
     def __init__(self, **settings):
         self.settings = s = build(ULSADSettings, settings, owner="ulsad")
@@ -224,45 +224,49 @@ class ULSAD:
             validation: normal images that are not trained on (MVTec LOCO ships some): quantiles, threshold, selection.
 
         Of fewer than four images none is held out: quantiles then come from the training images (too low), "auto"
-        takes both maps without a level, the last weights are kept, and there are no normal scores.
+        takes the maximum of both maps without a level, the last weights are kept, and there are no normal scores.
         """
         train, held_out = split_normals(table, self.settings, validation)
         if len(train) < 2:
             raise InputError("1 normal training image; ulsad normalises over the images of a batch: give at least 2")
         self.settings = s = without_selection(self.settings, held_out)
-        features, images = self._features(train.image_path)
+        features, images = self._features(train)
         mean, std = channel_statistics(features)
         for block in features:  # in place, image by image
             block -= mean
             block /= std
-        self.channel_mean, self.channel_std = torch.from_numpy(mean), torch.from_numpy(std)
-        if not np.isfinite(features[0]).all():
-            raise InputError(f"features of backbone {s.backbone!r} contain NaN; check its weights and the images")
-        attended = self._self_attention(features) if s.attention_loss else None
-        held_features, held_images = self._features(held_out.image_path)
-        self._held_out = (held_features - mean) / std, held_images
-        self._pseudo = self._synthetic(held_out) if len(held_out) and (s.watched or self._is_open()) else None
+        self.channel_mean, self.channel_std = (torch.from_numpy(x).to(self.device) for x in (mean, std))
+        self._sample = features[:N_SAMPLE], images[:N_SAMPLE]
+        self._held_out = features[:0], images[:0]
+        self._judge = None
+        if len(held_out):
+            held_out_features, held_out_images = self._features(held_out)
+            self._held_out = (held_out_features - mean) / std, held_out_images
+            if s.watched or "auto" in (s.maps, s.position_wise):
+                self._judge = Judge(held_out, self.resize, s.n_synthetic, s.seed)
+                judged = picture_features(self._judge.images, self.embed, s.batch_size)
+                self._judge_features = (judged - mean) / std
+        attended = self._self_attention(features) if "attention" in s.global_losses else None
 
-        self._build(seed=s.seed)
+        self.build_networks()
         modules = {"reconstruction": self.reconstruction_net, "global": self.global_net}
         parameters = [p for module in modules.values() for p in module.parameters()]
         batch_size = min(s.batch_size, len(train))
 
         def make_batch(step):
-            rows = epoch_rows(len(train), batch_size, s.seed, step)
+            rows = training.epoch_rows(len(train), batch_size, s.seed, step)
             return features[rows], None if attended is None else attended[rows], images[rows]
 
         def compute_losses(modules, batch, step):
-            f, attended_f = (None if x is None else to_grid(x, self.device) for x in batch[:2])
+            f, attended_f = (None if x is None else channels_first(x, self.device) for x in batch[:2])
             reconstructed = modules["reconstruction"](disturbed(f, s.noise, s.hidden))  # (B, 2 C, h, w)
             if step % s.global_every:
                 return {"local": local_loss(f, reconstructed, s.direction)}
-            from_image = modules["global"](to_images(batch[2], self.device))  # (B, C, h, w)
-            return losses(f, attended_f, reconstructed, from_image, s)
+            from_image = modules["global"](channels_first(batch[2], self.device).float() / 255)  # (B, C, h, w)
+            return losses(f, attended_f, reconstructed, from_image, s.direction, s.global_losses)
 
-        self._sample = features[:N_SAMPLE], images[:N_SAMPLE]
         n_steps = s.steps or s.epochs * max(1, len(train) // batch_size)
-        optimizer = torch.optim.Adam(parameters, s.learning_rate, weight_decay=s.weight_decay, fused=True)
+        optimizer = torch.optim.Adam(parameters, s.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
         falling = [training.warm_up_cosine(optimizer, n_steps, 0.05, 0.01)] if s.schedule == "cosine" else None
         self.history = training.train(
             modules,
@@ -273,81 +277,73 @@ class ULSAD:
             s,
             origin=training.origin(self, train, held_out),
             schedulers=falling,
-            validate=self._choose if s.watched else None,
+            validate=self._choose_reading if s.watched else None,
             progress="ulsad",
         )
         self.calibrate()
         return self
 
     def use_snapshot(self, states: dict) -> None:
-        """Put the weights of `history.snapshots` in place and calibrate again; what "auto" chose stays as it is."""
+        """Put the weights of `history.snapshots` in place and calibrate again, with the reading as it is."""
         self._check_held_out()
         self.reconstruction_net.load_state_dict(states["reconstruction"])
         self.global_net.load_state_dict(states["global"])
         self._score_held_out()
 
-    def _features(self, image_paths) -> tuple[np.ndarray, np.ndarray]:
-        """Raw pooled features (N, h, w, C) float32 and the images (N, H, W, 3) uint8, each computed once."""
-        shape = (len(image_paths), *self.grid, self.settings.channels)
-        features = allocate(shape, self.settings.max_memory)
-        images = np.empty((len(image_paths), *self.resize.hw, 3), np.uint8)
-        at = 0
-        for batch in batches(image_paths, self.resize, self.settings.batch_size, progress="features"):
-            pooled = self._pool(batch.images)  # (B, C, h, w)
-            rows = slice(at, at + len(batch))
-            features[rows] = pooled.permute(0, 2, 3, 1).cpu().numpy()
-            images[rows] = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
-            at += len(batch)
-        return features, images
+    def calibrate(self) -> None:
+        """Fit covariance, level and quantiles to the weights as they are, and score the held-out normals.
 
-    def _pool(self, images: torch.Tensor) -> torch.Tensor:
-        pad, cells = self.settings.context, self.settings.context // self.backbone.strides[0]
-        with torch.inference_mode():
-            images = F.pad(images.to(self.device), (pad,) * 4, mode="reflect") if pad else images.to(self.device)
-            pooled = pool_features(self.backbone(images), self.settings.channels)
-            return pooled[:, :, cells : cells + self.grid[0], cells : cells + self.grid[1]]  # (B, C, h, w)
+        `fit` ends with this. Call it again after a change of the settings that only concern the maps.
+        """
+        self._check_held_out()
+        maps, place = self.settings.maps, self.settings.position_wise
+        if self._judge and "auto" in (maps, place):
+            self._choose_reading()
+        else:
+            self.reading = "max" if maps == "auto" else maps, place == "on"
+        self._score_held_out()
 
-    def _self_attention(self, features: np.ndarray) -> np.ndarray:
-        attended = allocate(features.shape, self.settings.max_memory)
-        with torch.inference_mode():
-            for i in range(len(features)):
-                f = to_grid(features[i : i + 1], self.device)
-                attended[i] = attend(f, f)[0].permute(1, 2, 0).cpu().numpy()
-        return attended
-
-    def _build(self, seed: int | None = None) -> None:
+    def build_networks(self) -> None:
         """Make both networks, with weights that follow from the seed alone."""
         with torch.random.fork_rng():
-            torch.manual_seed(seed or 0)
+            torch.manual_seed(self.settings.seed)
             c = self.settings.channels
             self.reconstruction_net = ReconstructionNet(c, self.settings.final_relu)
             self.global_net = GlobalNet(c, self.resize.hw, self.grid)
         for net in (self.reconstruction_net, self.global_net):
             net.to(self.device, memory_format=torch.channels_last).eval()
 
-    def calibrate(self) -> None:
-        """Fit covariance, levels and quantiles to the weights as they are, and score the held-out normals.
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> pooled features (B, C, h, w), not standardised."""
+        pad, cells = self.settings.context, self.settings.context // self.backbone.strides[0]
+        with torch.inference_mode():
+            images = F.pad(images.to(self.device), (pad,) * 4, mode="reflect") if pad else images.to(self.device)
+            pooled = pool_features(self.backbone(images), self.settings.channels)
+            return pooled[:, :, cells : cells + self.grid[0], cells : cells + self.grid[1]]  # (B, C, h, w)
 
-        `fit` ends with this. Call it again after a change of the settings that only concern the maps.
-        """
-        self._check_held_out()
-        maps, level = self.settings.maps, self.settings.position_wise == "on"
-        if self._pseudo and self._is_open():
-            self._choose()
-        else:
-            self.chosen_maps, self.chosen_level = "both" if maps == "auto" else maps, level
-        self._score_held_out()
+    def _features(self, table) -> tuple[np.ndarray, np.ndarray]:
+        """Pooled features float32 (N, h, w, C) and the images uint8 (N, H, W, 3), each computed once."""
+        s = self.settings
+        return frozen_features(table.image_path, self.resize, self.embed, s.batch_size, s.max_memory, images=True)
 
-    def _score_held_out(self) -> None:
-        n = len(self._held_out[0])
-        scores, maps = self._combine(self._calibrate(*(self._held_out if n else self._sample)), self.chosen_maps)
-        self.normal_scores, self.normal_map_maxima = scores[:n], maps.max(axis=(1, 2))[:n]
+    def _self_attention(self, features: np.ndarray) -> np.ndarray:
+        attended = allocate(features.shape, self.settings.max_memory)
+        with torch.inference_mode():
+            for i in range(len(features)):
+                f = channels_first(features[i : i + 1], self.device)
+                attended[i] = attend(f, f)[0].permute(1, 2, 0).cpu().numpy()
+        return attended
 
     def _check_held_out(self) -> None:
         if not hasattr(self, "_held_out"):
             raise InputError("calibration needs the held-out images of fit; they are not saved with a model")
 
-    def _calibrate(self, features: np.ndarray, images: np.ndarray) -> np.ndarray:
+    def _score_held_out(self) -> None:
+        n = len(self._held_out[0])
+        maps = self._on_one_scale(self._calibrate(*(self._held_out if n else self._sample), self.reading[1]))
+        self.normal_scores, self.normal_map_maxima = collect([read_maps(maps[:n], self.reading[0])])
+
+    def _calibrate(self, features: np.ndarray, images: np.ndarray, by_place: bool) -> np.ndarray:
         """Fit what turns residuals into maps to the weights as they are; return the raw maps of these normal images.
 
         Covariance and level come from training images, the quantiles from the held-out ones that are given.
@@ -355,80 +351,67 @@ class ULSAD:
         s = self.settings
         self.level = torch.ones(2, 2, *self.grid, device=self.device)
         self.level[0] = 0  # the mean; the deviation is 1
+        self.residual_mean, self.residual_matrix = torch.empty(0), torch.empty(0)
         if s.whiten != "off":
             normal = torch.cat([self._residuals(*outputs) for outputs in self._outputs(*self._sample)])
             self.residual_mean, self.residual_matrix = whitening(normal)
-        if self.chosen_level:
-            self.level = place_statistics(self._small(*self._sample))
+        if by_place:
+            small = [self._small_maps(*outputs) for outputs in self._outputs(*self._sample)]
+            self.level = place_statistics(torch.cat(small))
         raw = self._raw_maps(features, images)
-        if s.quantiles_from == "none":
-            self.quantiles = np.tile(np.float32([0, 0.1]), (2, 1))  # 0.1 (map - 0) / (0.1 - 0): the map as it is
-        else:
-            self.quantiles = map_quantiles(smooth(raw, s.sigma), s.quantiles)
+        self.quantiles = np.tile(np.float32([0, 0.1]), (2, 1))  # 0.1 (map - 0) / (0.1 - 0): the map as it is
+        if s.quantiles is not None:
+            self.quantiles = map_quantiles(smooth(raw, SIGMA, BORDER), s.quantiles)
         return raw
 
-    def _synthetic(self, held_out) -> tuple:
-        """Standardised features, images, masks and labels of a fixed set of pseudo-anomalies."""
-        images, masks, labels = synthetic_images(held_out, self.settings, self.resize)
-        size = self.settings.batch_size
-        parts = [self._pool(to_images(images[i : i + size], self.device)) for i in range(0, len(images), size)]
-        features = torch.cat(parts).permute(0, 2, 3, 1).cpu().numpy()  # (N, h, w, C)
-        return (features - self.channel_mean.numpy()) / self.channel_std.numpy(), images, masks, labels
+    def _choose_reading(self) -> dict[str, float]:
+        """Score the judge's images; of the readings of the maps that the settings leave open, keep the best.
 
-    def _is_open(self) -> bool:
-        return "auto" in (self.settings.maps, self.settings.position_wise)
-
-    def _choose(self) -> dict[str, float]:
-        """Score the held-out pseudo-anomalies; of the readings of the maps that the settings leave open, keep the best.
-
-        The quantiles are those of the clean images among them. Ties go to the first: both maps, no level.
+        The quantiles are those of the clean images among them. Ties go to the first: the maximum, no level.
         """
-        features, images, masks, labels = self._pseudo
-        maps = MAPS if self.settings.maps == "auto" else (self.settings.maps,)
-        levels = {"off": (False,), "on": (True,), "auto": (False, True)}[self.settings.position_wise]
-        found = {}
-        for self.chosen_level in levels:
-            self._calibrate(features[labels == 0], images[labels == 0])
-            raw = self._raw_maps(features, images)
-            for name in maps:
-                found[name, self.chosen_level] = synthetic_score(*self._combine(raw, name), masks, labels)
-        self.chosen_maps, self.chosen_level = max(found, key=lambda reading: found[reading]["score"])
-        return found[self.chosen_maps, self.chosen_level]
+        s, features, images = self.settings, self._judge_features, self._judge.images
+        clean, ratings = self._judge.labels == 0, {}
+        for by_place in {"off": (False,), "on": (True,), "auto": (False, True)}[s.position_wise]:
+            self._calibrate(features[clean], images[clean], by_place)
+            maps = self._on_one_scale(self._raw_maps(features, images))
+            for name in ("max", "local", "global") if s.maps == "auto" else (s.maps,):
+                ratings[name, by_place] = self._judge.rate(*read_maps(maps, name))
+        self.reading = max(ratings, key=lambda reading: ratings[reading]["score"])
+        return ratings[self.reading]
 
     # -- score ----------------------------------------------------------------------------------------------------
 
     def score(self, batch: Batch | torch.Tensor) -> Scores:
-        """Score images (B, 3, H, W) in [0, 1]: the combined map and its maximum."""
-        images = batch.images if isinstance(batch, Batch) else batch
-        return Scores(*self._combine(self._score_raw(images), self.chosen_maps))
-
-    def branch_maps(self, batch: Batch | torch.Tensor) -> np.ndarray:
-        """Return the local and the global map, normalised and blurred, float32 (B, 2, H, W)."""
-        images = batch.images if isinstance(batch, Batch) else batch
-        return smooth(normalise(self._score_raw(images), self.quantiles), self.settings.sigma)
+        """Score images (B, 3, H, W) in [0, 1]: the map of the reading and its maximum."""
+        maps = self.branch_maps(batch)
+        return read_maps(maps, self.reading[0])
 
     @torch.inference_mode()
-    def _score_raw(self, images: torch.Tensor) -> np.ndarray:
-        pooled = self._pool(images)
-        f = (pooled - self.channel_mean.view(1, -1, 1, 1).to(pooled)) / self.channel_std.view(1, -1, 1, 1).to(pooled)
-        images = images.to(self.device)
-        return self._enlarged(self._maps_of(f, self.reconstruction_net(f), self.global_net(images)))
+    def branch_maps(self, batch: Batch | torch.Tensor) -> np.ndarray:
+        """Return the local and the global map, normalised and blurred, float32 (B, 2, H, W)."""
+        storage.check_fitted(self)
+        images = batch.images if isinstance(batch, Batch) else batch
+        check_images(images)
+        pooled = self.embed(images)
+        f = (pooled - self.channel_mean.view(1, -1, 1, 1)) / self.channel_std.view(1, -1, 1, 1)
+        small = self._small_maps(f, self.reconstruction_net(f), self.global_net(images.to(self.device)))
+        return self._on_one_scale(self._enlarged(small))
 
     def _outputs(self, features: np.ndarray, images: np.ndarray):
-        """Yield (F, R, G), a batch at a time, of cached features (N, h, w, C) and images (N, H, W, 3)."""
+        """Yield (F, R, G), a batch at a time, of standardised features (N, h, w, C) and images (N, H, W, 3)."""
         size = self.settings.batch_size
         for i in range(0, len(features), size):
-            f, x = to_grid(features[i : i + size], self.device), to_images(images[i : i + size], self.device)
+            f, x = (channels_first(part[i : i + size], self.device) for part in (features, images))
             with torch.inference_mode():
-                yield f, self.reconstruction_net(f), self.global_net(x)
+                yield f, self.reconstruction_net(f), self.global_net(x.float() / 255)
 
     def _residuals(self, features, reconstructed, from_image) -> torch.Tensor:
         """The residuals that are whitened: of both branches or of the global one alone (B, M, C, h, w)."""
         s = self.settings
-        found = residuals(features, reconstructed, from_image, s.global_residual, s.area)
-        return found if s.whiten == "both" else found[:, 1:]
+        both = residuals(features, reconstructed, from_image, s.global_residual, s.area)
+        return both if s.whiten == "both" else both[:, 1:]
 
-    def _maps_of(self, features, reconstructed, from_image) -> torch.Tensor:
+    def _small_maps(self, features, reconstructed, from_image) -> torch.Tensor:
         """F, R, G -> local and global map on the feature grid (B, 2, h, w)."""
         maps = small_maps(features, reconstructed, from_image)
         if self.settings.whiten != "off":
@@ -437,67 +420,12 @@ class ULSAD:
             maps = torch.cat([maps[:, : 2 - white.shape[1]], white], dim=1)
         return (maps - self.level[0]) / self.level[1]
 
-    def _small(self, features: np.ndarray, images: np.ndarray) -> torch.Tensor:
-        return torch.cat([self._maps_of(*outputs) for outputs in self._outputs(features, images)])
-
     def _raw_maps(self, features: np.ndarray, images: np.ndarray) -> np.ndarray:
-        return self._enlarged(self._small(features, images))
+        """Maps (N, 2, H, W) of standardised features (N, h, w, C) and images, before they are on one scale."""
+        return self._enlarged(torch.cat([self._small_maps(*outputs) for outputs in self._outputs(features, images)]))
 
     def _enlarged(self, maps: torch.Tensor) -> np.ndarray:
-        return enlarge(maps, self.resize.hw, self.settings.pad_maps)  # (B, 2, H, W)
+        return enlarge(maps.flatten(0, 1), self.resize.hw).unflatten(0, (-1, 2)).cpu().numpy()  # (B, 2, H, W)
 
-    def _combine(self, raw_maps: np.ndarray, wanted: str) -> tuple[np.ndarray, np.ndarray]:
-        """Raw maps (B, 2, H, W) -> image scores (B,) and the final map (B, H, W): normalise, blur, average."""
-        s = self.settings
-        maps = smooth(normalise(raw_maps, self.quantiles), s.sigma)
-        fused = maps.mean(axis=1) if s.fusion == "mean" else maps.max(axis=1)
-        chosen = {"both": fused, "local": maps[:, 0], "global": maps[:, 1]}[wanted]
-        flat = chosen.reshape(len(chosen), -1)
-        if s.image_score == "top":
-            n_top = max(1, flat.shape[1] // 100)
-            return np.partition(flat, -n_top, axis=1)[:, -n_top:].mean(axis=1), chosen
-        return flat.max(axis=1), chosen
-
-    # -- save and load --------------------------------------------------------------------------------------------
-
-    def save(self, path):
-        """Write the fitted method to the folder `path`."""
-        if not hasattr(self, "quantiles"):
-            raise InputError("this ULSAD is not fitted; call fit(table) before save")
-        tensors = {
-            "channel_mean": self.channel_mean,
-            "channel_std": self.channel_std,
-            "quantiles": torch.from_numpy(self.quantiles),
-            "level": self.level,
-            "normal_scores": torch.from_numpy(self.normal_scores),
-            "normal_map_maxima": torch.from_numpy(self.normal_map_maxima),
-        }
-        if self.settings.whiten != "off":
-            tensors |= {"residual_mean": self.residual_mean, "residual_matrix": self.residual_matrix}
-        for name, net in (("reconstruction", self.reconstruction_net), ("global", self.global_net)):
-            tensors |= {f"{name}.{key}": value for key, value in net.state_dict().items()}
-        facts = {
-            "backbone_fingerprint": self.backbone.fingerprint,
-            "maps": self.chosen_maps,
-            "level": self.chosen_level,
-        }
-        storage.save_model(path, self.name, as_dict(self.settings), tensors, **facts)
-
-    @classmethod
-    def load(cls, path):
-        """Read a fitted method; refuses networks that were trained on features of other backbone weights."""
-        header, tensors = storage.read_model(path)
-        method = cls(**header["settings"])
-        check_fingerprint(header, method.backbone, path)
-        method._build()
-        with storage.parts_of(path):
-            for name, net in (("reconstruction", method.reconstruction_net), ("global", method.global_net)):
-                net.load_state_dict(below(f"{name}.", tensors))
-            for name in ("residual_mean", "residual_matrix") if method.settings.whiten != "off" else ():
-                setattr(method, name, tensors[name].to(method.device))
-            method.level = tensors["level"].to(method.device)
-            method.chosen_maps, method.chosen_level = header["maps"], header["level"]
-            method.channel_mean, method.channel_std = tensors["channel_mean"], tensors["channel_std"]
-            for name in ("quantiles", "normal_scores", "normal_map_maxima"):
-                setattr(method, name, tensors[name].numpy())
-        return method
+    def _on_one_scale(self, raw_maps: np.ndarray) -> np.ndarray:
+        return smooth(normalise(raw_maps, self.quantiles), SIGMA, BORDER)
