@@ -284,9 +284,7 @@ class DFR:
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]: error map, enlarged bilinearly with aligned corners; `image_score`."""
         storage.check_fitted(self)
-        images = batch.images if isinstance(batch, Batch) else batch
-        check_images(images)
-        return self._score(self.embed(images))
+        return self._score(self.embed(check_images(batch)))
 
     @torch.inference_mode()
     def _score(self, features: torch.Tensor) -> Scores:

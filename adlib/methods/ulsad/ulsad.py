@@ -390,8 +390,7 @@ class ULSAD:
     def branch_maps(self, batch: Batch | torch.Tensor) -> np.ndarray:
         """Return the local and the global map, normalised and blurred, float32 (B, 2, H, W)."""
         storage.check_fitted(self)
-        images = batch.images if isinstance(batch, Batch) else batch
-        check_images(images)
+        images = check_images(batch)
         pooled = self.embed(images)
         f = (pooled - self.channel_mean.view(1, -1, 1, 1)) / self.channel_std.view(1, -1, 1, 1)
         small = self._small_maps(f, self.reconstruction_net(f), self.global_net(images.to(self.device)))
