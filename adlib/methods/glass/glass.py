@@ -31,7 +31,7 @@ from adlib import synthesis
 from adlib.datasets import check_training_table
 from adlib.errors import InputError
 from adlib.images import Batch, backbones, image_shape, patches, read_mask, to_tensor
-from adlib.images.features import frozen_features, resize_of
+from adlib.images.features import channels_first, frozen_features, picture_features, resize_of
 from adlib.images.maps import align, check_images, top_mean, upsample_and_smooth
 from adlib.methods import Scores, storage, training
 from adlib.methods.glass.hypothesis import MODES, Verdict, decide, published_name
@@ -295,8 +295,7 @@ class Glass:
         """Return the function that rates the network on held-out damaged images; their features are made once."""
         s = self.settings
         judge = Judge(held_out, self.resize, s.n_synthetic, s.seed)
-        starts = range(0, len(judge.images), s.batch_size)
-        tokens = torch.cat([self.embed(to_tensor(judge.images[i : i + s.batch_size])) for i in starts])
+        tokens = channels_first(picture_features(judge.images, self.embed, s.batch_size), self.device)
         return lambda: judge.rate(*self._scores(tokens, self.resize.hw))
 
     # -- score ------------------------------------------------------------------------------------------------------
