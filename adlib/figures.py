@@ -139,21 +139,6 @@ def _set_title(axis, text, width: float) -> None:
     axis.set_title("\n".join(lines), fontsize="small")
 
 
-def _finish_maps(figure, axes, labels, shown, title: str, height: float):
-    """Label the rows of a grid of maps, add the colour bar of `shown` and the title, and settle the layout."""
-    for axis, label in zip(axes[:, 0], labels, strict=True):
-        low = {"rotation": 0, "ha": "right", "va": "center"} if height < 1 else {}  # lower than its name is long
-        axis.set_ylabel(label, **low)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        sns.despine(ax=axis, left=True, bottom=True)
-    if shown is not None:
-        figure.colorbar(shown, ax=axes, label="score", fraction=0.02, pad=0.01)
-    if title:
-        figure.suptitle(textwrap.fill(title, max(20, int(9 * figure.get_figwidth()))))
-    return _laid_out(figure)
-
-
 def draw_outline(axis, mask, color=ACCENT) -> None:
     """Draw the outline of a mask (H, W) on an axis that shows its image."""
     contours, _ = cv2.findContours(np.uint8(np.asarray(mask) > 0), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -169,17 +154,11 @@ def anomaly_maps(images, masks, maps, titles=None, scale=None, size: float = 1.8
         images: (H, W, 3) each; masks: bool (H, W) each; maps: float (H, W) each.
         scale: scores of the first and the last colour; default the range over all maps shown.
     """
-    low, high = scale or (min(m.min() for m in maps), max(m.max() for m in maps))
-    width, height = _cell(images, 3, len(images), size)
-    figure, axes = plt.subplots(3, len(images), figsize=(len(images) * width + 0.9, 3 * height + 0.5), squeeze=False)
-    for i in range(len(images)):
-        axes[0, i].imshow(images[i])
-        draw_outline(axes[0, i], masks[i])
-        axes[1, i].imshow(masks[i], cmap="gray", vmin=0, vmax=1)
-        shown = axes[2, i].imshow(maps[i], vmin=low, vmax=high)
-        if titles is not None:
-            _set_title(axes[0, i], titles[i], width)
-    return _finish_maps(figure, axes, ("image", "truth", "anomaly map"), shown, title, height)
+    scale = scale or (min(m.min() for m in maps), max(m.max() for m in maps))
+    figure = compare_maps(images, {"anomaly map": maps}, titles, scale, size, title, masks)
+    for axis, mask in zip(figure.axes, masks, strict=False):  # the first row shows the images
+        draw_outline(axis, mask)
+    return figure
 
 
 def strongest(scores: pd.DataFrame, kinds: int = 5) -> list[int]:
@@ -257,13 +236,6 @@ def score_histogram(scores: pd.DataFrame, threshold=None, title: str = ""):
     return figure
 
 
-def _laid_out(figure):
-    """Settle the layout of a figure of many axes once; it would be solved again each time it is shown or saved."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    return figure
-
-
 def compare_maps(images, rows: dict, titles=None, scale=(0, 1), size: float = 1.8, title: str = "", masks=None):
     """Show the same images (H, W, 3) above several rows of maps, {row label: maps (H, W)}, on one colour scale.
 
@@ -286,7 +258,19 @@ def compare_maps(images, rows: dict, titles=None, scale=(0, 1), size: float = 1.
                 axis.set(facecolor="0.92", box_aspect=height / width)
             else:
                 shown = axis.imshow(anomaly_map, vmin=scale[0], vmax=scale[1])
-    return _finish_maps(figure, axes, [*above, *rows], shown, title, height)
+    for axis, label in zip(axes[:, 0], [*above, *rows], strict=True):
+        low = {"rotation": 0, "ha": "right", "va": "center"} if height < 1 else {}  # lower than its name is long
+        axis.set_ylabel(label, **low)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        sns.despine(ax=axis, left=True, bottom=True)
+    if shown is not None:
+        figure.colorbar(shown, ax=axes, label="score", fraction=0.02, pad=0.01)
+    if title:
+        figure.suptitle(textwrap.fill(title, max(20, int(9 * figure.get_figwidth()))))
+    figure.draw_without_rendering()  # settles the layout once: it would be solved again each time it is shown or saved
+    figure.set_layout_engine("none")
+    return figure
 
 
 def in_units_of_normals(maps, labels) -> np.ndarray:
@@ -299,15 +283,6 @@ def in_units_of_normals(maps, labels) -> np.ndarray:
     low = float(np.median(maps[normal] if normal.any() else maps))
     high = float(maps[normal].max() if normal.any() else maps.max())
     return (maps - low) / max(high - low, 1e-12)
-
-
-def scores_by_category(axis, scores: pd.DataFrame, title: str = "") -> None:
-    """Draw image scores (columns `score`, `label`, `category`) of several categories on one axis of scores."""
-    kind = scores.label.map({0: "normal", 1: "anomalous"})
-    palette = {"normal": NORMAL, "anomalous": ANOMALOUS}
-    sns.stripplot(scores, x="score", y="category", hue=kind, palette=palette, size=3, dodge=True, ax=axis)
-    axis.set(title=title, xlabel="image score, one scale for all", ylabel="")
-    axis.get_legend().set_title("")
 
 
 def curves(found: dict, title: str = ""):

@@ -83,10 +83,7 @@ class Run:
     def __init__(self, method, *, notebook, profile, dataset, data_root, category, seed, settings=None, out_dir=""):
         self.method, self.notebook, self.profile = method, notebook, profile
         self.dataset, self.category, self.seed = dataset, category, seed
-        self.settings = profiles.method_settings(profile, method, settings)
-        fields = methods.get(method).Settings.__dataclass_fields__
-        if "seed" in fields:
-            self.settings["seed"] = seed
+        self.settings = profiles.method_settings(profile, method, {**(settings or {}), "seed": seed})
         self.table = datasets.load(dataset, data_root or None, category)
         self.train = self.table[(self.table.split == "train") & (self.table.label == 0)]
         self.test = self.table[self.table.split == "test"]

@@ -270,9 +270,8 @@ def run_method(
     out = Path(out)
     if not force:
         with contextlib.suppress(InputError):
-            cls = methods.get(method)
-            values = settings | ({"seed": seed} if "seed" in cls.Settings.__dataclass_fields__ else {})
-            wanted = runs.content_hash(method, build(cls.Settings, values), seed, table)
+            values = build(methods.get(method).Settings, settings | {"seed": seed})
+            wanted = runs.content_hash(method, values, seed, table)
             told = read_story(out)
             if runs.read_record(out)["content_hash"] == wanted and (told["status"] == "complete" or not story):
                 for name in ("record.json", "scores.csv"):

@@ -1,6 +1,5 @@
 """Published numbers as tables, and beside the numbers measured here."""
 
-import numpy as np
 import pandas as pd
 
 from adlib import methods
@@ -12,6 +11,7 @@ from adlib_book.tables import (
     MAIN_METRICS,
     METRICS,
     PAPER_DATASETS,
+    Cell,
     Records,
     Table,
     cell_text,
@@ -36,7 +36,7 @@ def beside_published(records: Records, cells: pd.DataFrame, profile: str) -> Tab
     """
     numbers = published.load()
     numbers = numbers[~numbers.evidence.isin(published.UNPRINTED)]
-    text, data, links, without = [], [], [], {}
+    lines, data, without = [], [], {}
     for cell in [*_main(cells), *_full_means(cells)]:
         record = records.table[records.table.run == cell.runs[0]].iloc[0]
         reference = _reference(numbers, cell, record)
@@ -54,14 +54,10 @@ def beside_published(records: Records, cells: pd.DataFrame, profile: str) -> Tab
             "gap": f"{cell.mean - reference.value:+.2f}",
             "known differences": "; ".join(differences) or "none known: the gap is unexplained",
         }
-        text.append(line)
-        links.append({"ours": cell.runs})
-        data.append(
-            line | {"published": reference.printed, "evidence": reference.evidence, "ours": round(cell.mean, 2)}
-        )
+        lines.append({name: Cell(text, runs=cell.runs if name == "ours" else ()) for name, text in line.items()})
+        plain = {"published": reference.printed, "evidence": reference.evidence, "ours": round(cell.mean, 2)}
+        data.append(line | plain)
     columns = ["data", "method", "metric", "published", "source", "ours", "gap", "known differences"]
-    text = pd.DataFrame(text, columns=columns)
-    links = pd.DataFrame(links, columns=columns).map(lambda value: value if isinstance(value, list) else [])
     notes = [
         f"Percent. {MARKS}",
         "Known differences are read from the record and the published row; how much each contributes is not known.",
@@ -71,8 +67,8 @@ def beside_published(records: Records, cells: pd.DataFrame, profile: str) -> Tab
         listed = "; ".join(f"{place} ({', '.join(names)})" for place, names in without.items())
         notes.append(f"No published number at hand: {listed}.")
     title = f"Published beside measured, profile {profile}"
-    data = pd.DataFrame(data, columns=[*columns, "evidence"])
-    return Table(f"{profile}_beside_published", title, text, data, None, links, tuple(notes), tuple(records.left_out))
+    frames = pd.DataFrame(lines, columns=columns), pd.DataFrame(data, columns=[*columns, "evidence"])
+    return Table(f"{profile}_beside_published", title, *frames, tuple(notes), tuple(records.left_out))
 
 
 def _main(cells: pd.DataFrame) -> list:
@@ -177,14 +173,18 @@ def by_category(dataset: str, metric: str, file: str = "") -> Table:
         if set(known) <= set(part.category[part.method == m])
     }
 
-    def frame(value) -> pd.DataFrame:
-        cells = {m: [value(found.get((c, m))) for c in rows] for m in columns}
-        return pd.DataFrame(cells, index=pd.Index(rows, name=dataset))
+    order = rank(
+        part.drop_duplicates(["category", "method"], keep="last")
+        .pivot(index="category", columns="method", values="value")
+        .reindex(rows, columns=columns)
+    )
 
-    text = frame(lambda row: "" if row is None else published.marked(row.printed, row.evidence))
-    ranks = rank(frame(lambda row: np.nan if row is None else row.value))
-    text.loc["mean, recomputed here"] = pd.Series(recomputed).reindex(columns).fillna("")
-    ranks.loc["mean, recomputed here"] = 0
+    def printed(category, method) -> Cell:
+        row = found.get((category, method))
+        return Cell(published.marked(row.printed, row.evidence), order.at[category, method]) if row else Cell("")
+
+    cells = pd.DataFrame({m: [printed(c, m) for c in rows] for m in columns}, pd.Index(rows, name=dataset))
+    cells.loc["mean, recomputed here"] = pd.Series(recomputed, dtype=object).reindex(columns).fillna("").map(Cell)
     notes = [
         LEGEND[0],
         f"{MARKS} Empty: not at hand.",
@@ -194,7 +194,7 @@ def by_category(dataset: str, metric: str, file: str = "") -> Table:
     measure = "PRO" if metric == "pro" else METRICS[metric]
     data = part.drop(columns=["file", "printed"]).reset_index(drop=True)
     name = f"published_{file.removesuffix('.csv')}" if file else f"published_{dataset}_{metric}"
-    return Table(name, f"Published {measure}, {dataset}", text, data, ranks, None, tuple(notes))
+    return Table(name, f"Published {measure}, {dataset}", cells, data, tuple(notes))
 
 
 def _remarks(part: pd.DataFrame) -> list[str]:
@@ -236,7 +236,7 @@ def means(few_shot: bool) -> Table:
     )
     kind = "few-shot means" if few_shot else "means"
     name = "published_few_shot" if few_shot else "published_means"
-    return Table(name, f"Published {kind} over all categories", text, text, notes=notes)
+    return Table(name, f"Published {kind} over all categories", text.map(Cell), text, notes)
 
 
 def build() -> list[Table]:

@@ -149,22 +149,19 @@ def _markdown_notes(table: Table) -> str:
 
 def markdown(table: Table, runs: str = "../runs") -> str:
     """A Markdown table; `runs` is the way from the file to the folder of runs."""
-    frame = _with_index(table.text)
-    cells = [list(map(_markdown_text, row)) for row in frame.itertuples(index=False)]
-    extra = len(frame.columns) - len(table.text.columns)  # columns that the index made
-    for i, row in enumerate(cells):
-        for j in range(extra, len(row)):
-            rank = 0 if table.ranks is None else int(table.ranks.iat[i, j - extra])
-            links = [] if table.runs is None else table.runs.iat[i, j - extra]
-            if row[j] and links:
-                row[j] = f"[{row[j]}]({runs}/{links[0]}/record.json)"
-            row[j] = MARKDOWN_STYLES.get(rank, "{}").format(row[j])
-            if len(links) > 1:
-                row[j] += " " + " ".join(f"[{_seed(link)}]({runs}/{link}/record.json)" for link in links[1:])
-    right = [j >= extra and _numeric(frame.iloc[:, j]) for j in range(len(frame.columns))]
-    lines = ["| " + " | ".join(_markdown_text(str(name)) for name in frame.columns) + " |"]
-    lines.append("| " + " | ".join("---:" if r else "---" for r in right) + " |")
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)]) + "\n"
+
+    def link(run: str, text: str) -> str:
+        return f"[{text}]({runs}/{run}/record.json)"
+
+    def style(text: str, rank: int) -> str:
+        return MARKDOWN_STYLES.get(rank, "{}").format(text)
+
+    frame = _printed(table, _markdown_text, link, lambda run, seed: f" {link(run, seed)}", style)
+    right = [_numeric(column) for _, column in table.text.items()]
+    if not isinstance(frame.index, pd.RangeIndex):
+        frame, right = frame.reset_index(), [False, *right]
+    rows = [frame.columns, ["---:" if r else "---" for r in right], *frame.itertuples(index=False)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def html(table: Table) -> str:
@@ -178,15 +175,11 @@ def html(table: Table) -> str:
 
 def html_table(table: Table, runs: str = "../runs") -> str:
     """The table alone, for a page or a notebook; without links where `runs` is ""."""
-    text = table.text.map(escape)
-    if table.runs is not None and runs:
-        for i in range(len(text)):
-            for j in range(len(text.columns)):
-                links = table.runs.iat[i, j]
-                if text.iat[i, j] and links:
-                    first, *rest = [f'<a href="{runs}/{escape(link)}/record.json">' for link in links]
-                    more = [f"{tag}{_seed(link)}</a>" for tag, link in zip(rest, links[1:], strict=True)]
-                    text.iat[i, j] = " ".join([f"{first}{text.iat[i, j]}</a>", *more])
+
+    def link(run: str, text: str) -> str:
+        return f'<a href="{runs}/{escape(run)}/record.json">{text}</a>' if runs else text
+
+    text = _printed(table, escape, link, lambda run, seed: f" {link(run, seed)}" if runs else "")
     styler = _styler(table, text, HTML_STYLES).set_caption(escape(table.title))
     styler = styler.hide(axis="index", names=not isinstance(table.text.index, pd.RangeIndex))
     return styler.to_html(table_uuid=table.name, table_attributes='class="adlib"')
@@ -197,18 +190,13 @@ def latex(table: Table) -> str:
 
     Cells link to their runs where the document defines the commands of `LATEX_LINKS`.
     """
-    text = table.text.map(_latex_text)
-    linked = table.runs is not None and table.runs.map(bool).to_numpy().any()
-    if linked:
-        for i in range(len(text)):
-            for j in range(len(text.columns)):
-                links = [_latex_link(run) for run in table.runs.iat[i, j]]
-                if text.iat[i, j] and links:
-                    more = [rf"\adlibseed{{{link}}}{{{_seed(link)}}}" for link in links[1:]]
-                    text.iat[i, j] = rf"\adlibrun{{{links[0]}}}{{{text.iat[i, j]}}}" + "".join(more)
-    text.columns = [_latex_text(str(name)) for name in text.columns]
-    text.index = text.index if isinstance(text.index, pd.RangeIndex) else [_latex_text(str(n)) for n in text.index]
-    styler = _styler(table, text, LATEX_STYLES)
+    text = _printed(
+        table,
+        _latex_text,
+        lambda run, text: rf"\adlibrun{{{_latex_link(run)}}}{{{text}}}",
+        lambda run, seed: rf"\adlibseed{{{_latex_link(run)}}}{{{seed}}}",
+    )
+    styler = _styler(table, text.rename_axis(None), LATEX_STYLES)
     widths = ["l"] if not isinstance(text.index, pd.RangeIndex) else []
     for j in range(len(text.columns)):
         longest = table.text.iloc[:, j].str.len().max() if len(text) else 0
@@ -218,6 +206,7 @@ def latex(table: Table) -> str:
     environment = "longtable" if len(text) > LONG else None
     caption = _latex_text(table.title) if environment else None
     made = styler.to_latex(hrules=True, column_format="".join(widths), environment=environment, caption=caption)
+    linked = any(cell.runs for cell in table.cells.to_numpy().flat)
     return f"{LATEX_PLAIN}\n{made}" if linked else made
 
 
@@ -253,16 +242,28 @@ def document(made: list[Table]) -> str:
 # -- helpers ----------------------------------------------------------------------------------------------------------
 
 
+def _printed(table: Table, escape, link, further, style=lambda text, rank: text) -> pd.DataFrame:
+    """The cells, rows and columns of a table in one form.
+
+    Args:
+        escape: text -> text of the form.
+        link: (run, text) -> the text of a cell as a link to its first run; further: (run, seed) -> one to another seed.
+        style: (text, rank) -> text that shows the rank, where no stylesheet does.
+    """
+
+    def printed(cell: tables.Cell) -> str:
+        text = escape(cell.text)
+        first, *rest = cell.runs if text and cell.runs else [""]
+        text = style(link(first, text) if first else text, cell.rank)
+        return text + "".join(further(run, run.rpartition("-")[2]) for run in rest)
+
+    frame = table.cells.map(printed).rename(columns=escape)
+    return frame if isinstance(frame.index, pd.RangeIndex) else frame.rename(index=escape)
+
+
 def _styler(table: Table, text: pd.DataFrame, styles: dict):
-    styler = text.style
-    if table.ranks is None:
-        return styler
-    css = table.ranks.map(lambda rank: styles.get(rank, "")).to_numpy()
-    return styler.apply(lambda _: css, axis=None)
-
-
-def _with_index(text: pd.DataFrame) -> pd.DataFrame:
-    return text if isinstance(text.index, pd.RangeIndex) else text.reset_index()
+    css = table.cells.map(lambda cell: styles.get(cell.rank, "")).to_numpy()
+    return text.style.apply(lambda _: css, axis=None)
 
 
 def _numeric(column: pd.Series) -> bool:
@@ -285,10 +286,6 @@ def _latex_link(run: str) -> str:
     for character in "#%":
         run = run.replace(character, f"\\{character}")
     return run
-
-
-def _seed(run: str) -> str:
-    return run.rpartition("-")[2]  # seed1
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -46,6 +46,20 @@ LEGEND = (
 )
 
 
+class Cell(NamedTuple):
+    """One printed cell.
+
+    Attributes:
+        text: as printed.
+        rank: 1, 2, 3 where it is among the best three, else 0.
+        runs: the run folders it links to, relative to `results/runs`, one a seed.
+    """
+
+    text: str
+    rank: int = 0
+    runs: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Table:
     """One table, before it is written.
@@ -53,22 +67,23 @@ class Table:
     Attributes:
         name: stem of the files.
         title: one line.
-        text: the printed cells; rows and columns as printed.
+        cells: of `Cell`; rows and columns as printed.
         data: the same numbers for machines, one row a number (the CSV).
-        ranks: 1, 2, 3 where a cell is among the best three, else 0; None without ranks.
-        runs: run folders of each cell, relative to `results/runs`; None without links.
         notes: what must be read with it.
         left_out: one line a record that could not be used, and why.
     """
 
     name: str
     title: str
-    text: pd.DataFrame
+    cells: pd.DataFrame
     data: pd.DataFrame
-    ranks: pd.DataFrame | None = None
-    runs: pd.DataFrame | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> pd.DataFrame:
+        """The text of every cell."""
+        return self.cells.map(lambda cell: cell.text)
 
     @property
     def footnotes(self) -> list[str]:
@@ -76,8 +91,8 @@ class Table:
         return [*self.notes, *(f"Left out: {line}." for line in self.left_out)]
 
 
-class KindCell(NamedTuple):
-    """A number of one kind of anomaly: what a row of `make_cells` says of it."""
+class Measured(NamedTuple):
+    """One metric in percent over the seeds of a cell: mean and deviation (NaN where undefined), values by seed."""
 
     mean: float
     sd: float
@@ -227,8 +242,6 @@ def make_cells(records: Records) -> pd.DataFrame:
     for (dataset, category, column), group in records.table.groupby(["dataset", "category", "column"], sort=True):
         low, high = _interval(records, group)
         for metric in METRICS:
-            values = {seed: 100 * v for seed, v in zip(group.seed, group[metric], strict=True) if _known(v)}
-            array = np.array(list(values.values()))
             rows.append(
                 {
                     "dataset": dataset,
@@ -236,16 +249,20 @@ def make_cells(records: Records) -> pd.DataFrame:
                     "column": column,
                     "method": group.method.iloc[0],
                     "metric": metric,
-                    "mean": array.mean() if len(array) else np.nan,
-                    "sd": array.std(ddof=1) if len(array) > 1 else np.nan,
                     "low": low if metric == "image_auroc" else np.nan,
                     "high": high if metric == "image_auroc" else np.nan,
-                    "values": values,
-                    "seeds": sorted(group.seed),
-                    "runs": list(group.run),
                 }
+                | _measured(group[metric], group)._asdict()
             )
     return pd.DataFrame(rows)
+
+
+def _measured(values, group: pd.DataFrame) -> Measured:
+    """Sum up fractions, one a run of `group`, None or NaN where the data define none."""
+    values = {seed: 100 * value for seed, value in zip(group.seed, values, strict=True) if _known(value)}
+    array = np.array(list(values.values()))
+    mean, sd = array.mean() if len(array) else np.nan, array.std(ddof=1) if len(array) > 1 else np.nan
+    return Measured(mean, sd, values, sorted(group.seed), list(group.run))
 
 
 def _interval(records: Records, group: pd.DataFrame) -> tuple[float, float]:
@@ -321,28 +338,28 @@ def by_category(records: Records, cells: pd.DataFrame, profile: str, dataset: st
                 found[label, column] = row
     rows = [*categories, *groups]
     value = pd.DataFrame({c: [getattr(found.get((r, c)), "mean", np.nan) for r in rows] for c in columns}, index=rows)
-    text = pd.DataFrame({c: [cell_text(found.get((r, c))) for r in rows] for c in columns}, index=rows)
-    links = pd.DataFrame({c: [getattr(found.get((r, c)), "runs", []) for r in rows] for c in columns}, index=rows)
-    for place in damaged:
-        text.loc[place] = f"{text.loc[place].removesuffix(NO_RECORD)} {DAMAGED}".strip()
     order = rank(value)
+
+    def printed(row, column) -> Cell:
+        text = cell_text(found.get((row, column)))
+        if (row, column) in damaged:
+            text = f"{text.removesuffix(NO_RECORD)} {DAMAGED}".strip()
+        return Cell(text, order.at[row, column], getattr(found.get((row, column)), "runs", ()))
+
+    printed_cells = pd.DataFrame({c: [printed(r, c) for r in rows] for c in columns}, pd.Index(rows, name=dataset))
     complete = value.loc[recorded].dropna(axis=1)
     complete = complete.drop(columns=[column for column in complete if _oracle(column)])
     if min(complete.shape) > 1:
         label, average = f"average rank ({len(recorded)} categories)", average_ranks(complete.round(2)).average
-        text.loc[label] = average.map("{:.2f}".format).reindex(columns).fillna(NO_RECORD)
-        order.loc[label], links.loc[label] = 0, pd.Series({column: [] for column in columns})
-    for frame in (value, text, links):
-        frame.index.name = dataset
+        printed_cells.loc[label] = average.map("{:.2f}".format).reindex(columns).fillna(NO_RECORD).map(Cell)
     absent = [category for category in known if category not in recorded]
     notes = [*LEGEND, f"Protocol: {records.protocol}."]
     notes += [f"No record at all: {', '.join(absent)}."] if absent else []
     notes += [line for line in records.remarks if line.startswith(f"{dataset} / ")]
     data = _tidy(part, recorded, columns)
     title = f"{METRICS[metric]}, {dataset}, profile {profile}"
-    return Table(
-        f"{profile}_{dataset}_{metric}", title, text, data, order, links, tuple(notes), tuple(records.left_out)
-    )
+    name = f"{profile}_{dataset}_{metric}"
+    return Table(name, title, printed_cells, data, tuple(notes), tuple(records.left_out))
 
 
 def by_category_all(records: Records, cells: pd.DataFrame, profile: str) -> list[Table]:
@@ -358,12 +375,7 @@ def by_category_all(records: Records, cells: pd.DataFrame, profile: str) -> list
 
 def headline(records: Records, cells: pd.DataFrame, profile: str) -> Table:
     """The table of the README: one row a data set, category and method."""
-    wanted = {
-        "image_auroc": "image AUROC",
-        "pixel_auroc": "pixel AUROC",
-        "aupro_30": "AUPRO@0.3",
-        "aupro_05": "AUPRO@0.05",
-    }
+    wanted = {metric: METRICS[metric] for metric in (*MAIN_METRICS, "aupro_05")}
     return _rows_by_run(records, cells, f"{profile}_headline", f"Results, profile {profile}", wanted, memory=False)
 
 
@@ -373,7 +385,7 @@ def overview(records: Records, cells: pd.DataFrame, profile: str) -> Table:
 
 
 def _rows_by_run(records, cells, name, title, wanted, memory) -> Table:
-    text, ranks, links, data = [], [], [], []
+    lines, data = [], []
     for (dataset, category), part in cells.groupby(["dataset", "category"], sort=False):
         columns = _ordered(set(part.column), METHODS)
         found = {(row.column, row.metric): row for row in part.itertuples()}
@@ -392,18 +404,13 @@ def _rows_by_run(records, cells, name, title, wanted, memory) -> Table:
                 costs["training images"] = str(group.n_images.iloc[0]["train"])
                 costs["peak MiB"] = _whole(group.peak_memory_mib.max())
             interval = "" if np.isnan(first.low) else f"{first.low:.1f} to {first.high:.1f}"
-            cells_of = {wanted[m]: cell_text(found[column, m]) for m in wanted}
+            measured = {wanted[m]: Cell(cell_text(found[column, m]), order.at[column, m]) for m in wanted}
             key = {"data": dataset if category == dataset else f"{dataset} / {category}", "method": column}
-            printed = key | {"image AUROC": cells_of.pop("image AUROC"), "95 % interval": interval} | cells_of | costs
-            text.append(printed)
-            ranks.append({wanted[m]: order.loc[column, m] for m in wanted})
-            links.append({"method": first.runs})
+            line = {"data": Cell(key["data"]), "method": Cell(column, runs=first.runs)}
+            line |= {"image AUROC": measured["image AUROC"], "95 % interval": Cell(interval)} | measured
+            lines.append(line | {label: Cell(cost) for label, cost in costs.items()})
             plain = {wanted[m]: round(found[column, m].mean, 2) for m in wanted}
             data.append(key | plain | {"95 % low": round(first.low, 2), "95 % high": round(first.high, 2)} | costs)
-    text = pd.DataFrame(text)
-    ranks = pd.DataFrame(ranks).reindex(columns=text.columns).fillna(0).astype(int)
-    links = pd.DataFrame(links).reindex(columns=text.columns)
-    links = links.map(lambda value: value if isinstance(value, list) else [])
     notes = (
         LEGEND[0].replace("of a row", "of a category"),
         LEGEND[1],
@@ -415,7 +422,7 @@ def _rows_by_run(records, cells, name, title, wanted, memory) -> Table:
         ),
         *records.remarks,
     )
-    return Table(name, title, text, pd.DataFrame(data), ranks, links, notes, tuple(records.left_out))
+    return Table(name, title, pd.DataFrame(lines), pd.DataFrame(data), notes, tuple(records.left_out))
 
 
 def coverage(records: Records, profile: str) -> Table:
@@ -444,14 +451,13 @@ def coverage(records: Records, profile: str) -> Table:
                 {"dataset": dataset, "method": method, "recorded": len(have), "categories": len(wanted)}
                 | {"missing": " ".join(missing_here)}
             )
-    text = pd.DataFrame.from_dict(rows, orient="index", columns=methods)
-    text.index.name = "categories with a record"
+    text = pd.DataFrame.from_dict(rows, orient="index", columns=methods).rename_axis("categories with a record")
     title = f"What is there and what is missing, profile {profile}"
     notes = (
         f"{NO_RECORD}: no record of that method on that data set. Methods that run on some categories only are counted "
         f"on those. {DAMAGED}: a record is damaged.",
     )
-    return Table(f"{profile}_coverage", title, text, pd.DataFrame(data), notes=notes, left_out=tuple(records.left_out))
+    return Table(f"{profile}_coverage", title, text.map(Cell), pd.DataFrame(data), notes, tuple(records.left_out))
 
 
 def logical_structural(records: Records, profile: str) -> Table:
@@ -465,14 +471,17 @@ def logical_structural(records: Records, profile: str) -> Table:
     both = records.table[records.table.by_kind.notna()] if len(records.table) else records.table
     cells = {}  # (dataset, category, column) -> label -> cell
     for place, group in both.groupby(["dataset", "category", "column"]) if len(both) else ():
-        cells[place] = {label: _kind_cell(group, *measure) for measure, label in measures.items()}
+        cells[place] = {
+            label: _measured([values[kind][key] for values in group.by_kind], group)
+            for (key, kind), label in measures.items()
+        }
     for dataset, column in dict.fromkeys((dataset, column) for dataset, _, column in cells):
         known = DATASETS[dataset].categories if dataset in DATASETS else ()
         members = [cells.get((dataset, category, column)) for category in known]
         if len(members) > 1 and all(members):
             averages = {label: mean_over([member[label] for member in members]) for label in measures.values()}
             cells[dataset, f"mean of {len(members)}", column] = averages
-    text, ranks, links, data = [], [], [], []
+    lines, data = [], []
     for dataset, category in dict.fromkeys(place[:2] for place in cells):
         found = {column: row for (*place, column), row in cells.items() if place == [dataset, category]}
         means = {
@@ -481,44 +490,21 @@ def logical_structural(records: Records, profile: str) -> Table:
         }
         order = rank(pd.DataFrame(means, index=list(measures.values()))).T
         for column, row in found.items():
-            line = {"data": f"{dataset} / {category}", "method": column}
-            line |= {label: cell_text(cell) if cell else "" for label, cell in row.items()}
-            run = next((cell.runs for cell in row.values() if cell), [])
-            seeds = next((cell.seeds for cell in row.values() if cell), [])
-            text.append(line)
-            ranks.append(dict(order.loc[column]))
-            links.append({"method": run})
-            data.append(line | {"seeds": len(seeds)})
+            one = next(filter(None, row.values()))
+            line = {"data": Cell(f"{dataset} / {category}"), "method": Cell(column, runs=one.runs)}
+            line |= {
+                label: Cell(cell_text(cell) if cell else "", order.at[column, label]) for label, cell in row.items()
+            }
+            lines.append(line)
+            data.append({label: cell.text for label, cell in line.items()} | {"seeds": len(one.seeds)})
     columns = ["data", "method", *measures.values()]
     notes = [LEGEND[0].replace("of a row", "of a category"), "Each kind against all good images; the mean is that of "
              "the two kinds, whatever their numbers."]  # fmt: skip
-    if not text:
+    if not lines:
         notes = ["No record of this profile holds anomalies of both kinds (MVTec LOCO AD does)."]
-    frame = pd.DataFrame(text, columns=columns)
-    return Table(
-        f"{profile}_logical_structural",
-        f"Logical and structural anomalies, profile {profile}",
-        frame,
-        pd.DataFrame(data, columns=[*columns, "seeds"]),
-        pd.DataFrame(ranks, columns=columns).fillna(0).astype(int),
-        pd.DataFrame(links, columns=columns).map(lambda value: value if isinstance(value, list) else []),
-        tuple(notes),
-        tuple(records.left_out),
-    )
-
-
-def _kind_cell(group: pd.DataFrame, key: str, kind: str):
-    """Cell of one metric of one kind of anomaly over the seeds of a group; None where it is not defined."""
-    values = {
-        seed: 100 * found[kind][key]
-        for seed, found in zip(group.seed, group.by_kind, strict=True)
-        if _known(found[kind][key])
-    }
-    if not values:
-        return None
-    array = np.array(list(values.values()))
-    deviation = array.std(ddof=1) if len(array) > 1 else np.nan
-    return KindCell(array.mean(), deviation, values, sorted(group.seed), list(group.run))
+    title = f"Logical and structural anomalies, profile {profile}"
+    frames = pd.DataFrame(lines, columns=columns), pd.DataFrame(data, columns=[*columns, "seeds"])
+    return Table(f"{profile}_logical_structural", title, *frames, tuple(notes), tuple(records.left_out))
 
 
 # -- helpers ----------------------------------------------------------------------------------------------------------

@@ -3,9 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from adlib.methods.few_shot.unified import Unified
 from adlib_book.studies import unseen_products
 
 SMALL = {"image_size": 64}
@@ -29,20 +27,6 @@ def test_all_detectors_see_the_same_features_and_support():
         assert tuple(known.stages) == (2, 3)
     assert made["unified, trained"][1]["steps"] == 7
     assert made["unified, step 0"][1].get("steps") != 7
-
-
-def test_a_cached_backbone_computes_an_image_once():
-    method = Unified(**unseen_products.detectors(2, 0, {}, SMALL)["unified, step 0"][1])
-    cached = unseen_products.CachedBackbone(method.backbone)
-    stack = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    first = cached(stack[:2])
-    calls = []
-    cached.backbone.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
-    again = cached(stack[[1, 2, 0]])
-    assert calls == [1]
-    for one, two, plain in zip(first, again, method.backbone(stack), strict=True):
-        torch.testing.assert_close(one[1], two[0])
-        torch.testing.assert_close(two[[2, 0, 1]], plain, atol=1e-5, rtol=1e-4)
 
 
 def test_study_on_one_fold():

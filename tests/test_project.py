@@ -129,6 +129,7 @@ from adlib.methods import Scores
 @dataclass(frozen=True)
 class Settings:
     image_size: int = 64
+    seed: int = 0
 
 
 class Toy:

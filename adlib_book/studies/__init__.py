@@ -23,7 +23,7 @@ from adlib.errors import InputError
 from adlib.evaluation.metrics import image_metrics
 from adlib.images import Batch, batches, patches, read_image, to_tensor
 from adlib.images.maps import upsample_and_smooth
-from adlib.methods import Scores, get
+from adlib.methods import Scores
 from adlib.methods.few_shot.support_images import pixel_hash
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import choice
@@ -64,9 +64,8 @@ class Study:
 
     def method_settings(self, method: str, **changes) -> dict:
         """Return the profile's settings of a method; the study's seed and `changes` and those given here on top."""
-        seed = {"seed": self.seed} if "seed" in get(method).Settings.__dataclass_fields__ else {}
         own = self.settings.get("changes", {}).get(method, {})
-        settings = profiles.method_settings(self.profile, method, seed | own | changes)
+        settings = profiles.method_settings(self.profile, method, {"seed": self.seed} | own | changes)
         return profiles.shaped(method, settings, self.train.image_path)
 
     def measure(self, method, test: pd.DataFrame | None = None, /, **columns) -> evaluation.Evaluation:
@@ -92,13 +91,13 @@ class Study:
         return results_dir() / "studies" / f"{self.name}_{self.profile}.csv"
 
 
-def write_rows(name: str, rows: pd.DataFrame, keys=(), order: str | None = None, float_format: str | None = None):
+def write_rows(name: str, rows: pd.DataFrame, keys=(), order=None, float_format: str | None = None):
     """Add rows to `results/studies/<name>.csv`, in place of those there that agree with a new one in all `keys`.
 
     Args:
         rows: what was measured.
         keys: columns; without any nothing is replaced.
-        order: column to sort the whole by, or None to leave the new rows at the end.
+        order: columns to sort the whole by, or None to leave the new rows at the end.
 
     Returns:
         the whole table.

@@ -25,7 +25,7 @@ from adlib.errors import InputError
 from adlib.evaluation import Evaluation, evaluate, metrics
 from adlib.evaluation.thresholds import from_normals
 from adlib.images import Resize, image_shape
-from adlib.paths import atomic_path, results_dir
+from adlib.paths import results_dir
 from adlib_book import learning_curves, studies
 
 STUDY = "92_protocol_audit"
@@ -100,10 +100,9 @@ def fit_all(profile: str, data_root: str = "", seed: int = 0, settings: dict | N
                 print(f"left out: {place} is not below data root {data_root!r}")
                 continue
             table = datasets.load(dataset, places.get(dataset), category)
-            values = profiles.method_settings(profile, name, chosen["changes"].get(name))
-            seeded = {"seed": seed} if "seed" in methods.get(name).Settings.__dataclass_fields__ else {}
+            values = profiles.method_settings(profile, name, chosen["changes"].get(name, {}) | {"seed": seed})
             train = table[(table.split == "train") & (table.label == 0)]
-            method = methods.create(name, **profiles.shaped(name, values | seeded, train.image_path)).fit(train)
+            method = methods.create(name, **profiles.shaped(name, values, train.image_path)).fit(train)
             test = table[table.split == "test"]
             yield Audited(dataset, category, name, method, test, evaluate(method, test))
 
@@ -135,15 +134,9 @@ def audit_all(fitted: list[Audited], seed: int = 0) -> pd.DataFrame:
 
 def write(table: pd.DataFrame, profile: str) -> Path:
     """Write rows to `results/studies/audit_<profile>.csv`; rows of other categories, methods and seeds there stay."""
-    file, keys = results_dir() / "studies" / f"audit_{profile}.csv", ["dataset", "category", "method", "seed"]
-    before = read(profile)
-    if len(before):
-        renewed = set(map(tuple, table[keys].to_numpy()))
-        before = before[[tuple(row) not in renewed for row in before[keys].to_numpy()]]
-    with atomic_path(file) as temporary:
-        merged = pd.concat([before, table]).sort_values(keys, kind="stable")
-        merged.to_csv(temporary, index=False, float_format="%.4f")
-    return file
+    keys = ["dataset", "category", "method", "seed"]
+    studies.write_rows(f"audit_{profile}", table, keys, keys, "%.4f")
+    return results_dir() / "studies" / f"audit_{profile}.csv"
 
 
 def read(profile: str) -> pd.DataFrame:

@@ -8,7 +8,6 @@ have seen *other* categories only. `pooled` throws the scores of all held-out im
 all products. Labels and masks are read here, after scoring; no setting is chosen by what comes out.
 """
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
-from torch import nn
 
 from adlib import datasets, images, profiles
 from adlib.evaluation import metrics, thresholds
@@ -27,6 +25,7 @@ from adlib.methods.padim import Padim
 from adlib.methods.patchcore import PatchCore
 from adlib.methods.spade import Spade
 from adlib.settings import build
+from adlib_book.studies import RememberingBackbone
 
 DEMO = ("brick", "gear", "grass", "gravel", "tray")
 REAL = {"magnetic_tile": "magnetic_tile", "screw": "mvtec_ad", "leather": "mvtec_ad_samples"}  # category -> folder
@@ -48,26 +47,6 @@ MVTEC_HELD_OUT = (
 MVTEC_FOLDS = tuple(
     (tuple(name for other in MVTEC_HELD_OUT if other != names for name in other), names) for names in MVTEC_HELD_OUT
 )
-
-
-class CachedBackbone(nn.Module):
-    """A backbone that computes the features of an image once: detectors and seeds share them."""
-
-    def __init__(self, backbone):
-        super().__init__()
-        self.backbone, self.store = backbone, {}
-        for name in ("name", "stages", "channels", "strides", "fingerprint"):
-            setattr(self, name, getattr(backbone, name))
-
-    def forward(self, stack: torch.Tensor) -> list[torch.Tensor]:
-        """(B, 3, H, W) -> one map (B, C_l, h_l, w_l) a stage."""
-        keys = [hashlib.blake2b(image.numpy().tobytes(), digest_size=12).digest() for image in stack]
-        new = [i for i, key in enumerate(keys) if key not in self.store]
-        if new:
-            with torch.no_grad():
-                for i, *features in zip(new, *self.backbone(stack[new]), strict=True):
-                    self.store[keys[i]] = [f.clone() for f in features]
-        return [torch.stack(stage) for stage in zip(*(self.store[key] for key in keys), strict=True)]
 
 
 class Queries(NamedTuple):
@@ -269,7 +248,7 @@ def swap_answer(swap: pd.DataFrame, kind: str, threshold: float) -> dict:
 def _share(method, cached: dict):
     if getattr(method.settings, "train_last_stage", False):
         return method  # what one detector trains is not for the others
-    method.backbone = cached.setdefault(method.backbone.fingerprint, CachedBackbone(method.backbone))
+    method.backbone = cached.setdefault(method.backbone.fingerprint, RememberingBackbone(method.backbone))
     return method
 
 
