@@ -61,7 +61,7 @@ def method_palette(labels) -> dict[str, str]:
 
 def metric_label(name: str) -> str:
     """The name of a metric for readers: "image_auroc" is "image AUROC", "aupro_30" is "AUPRO@0.3"."""
-    name = re.sub(r"aupro_(\d+)", lambda found: f"AUPRO@{int(found[1]) / 100:g}", name)
+    name = re.sub(r"aupro_(\d+)", lambda match: f"AUPRO@{int(match[1]) / 100:g}", name)
     return name.replace("auroc", "AUROC").replace("aupro", "AUPRO").replace("_", " ")
 
 
@@ -285,16 +285,16 @@ def in_units_of_normals(maps, labels) -> np.ndarray:
     return (maps - low) / max(high - low, 1e-12)
 
 
-def curves(found: dict, title: str = ""):
-    """ROC and precision-recall of images and PRO of pixels, one line a method.
+def curves(results: dict, title: str = ""):
+    """ROC and precision-recall of images and PRO of pixels, one line per method.
 
     Args:
-        found: {label: (scores table with `label` and `score`, maps (n, H, W) or None, masks (n, H, W))}; maps may be of
-            a subset of the images and smaller than the network's input.
+        results: {label: (scores table with `label` and `score`, maps (n, H, W) or None, masks (n, H, W))}; maps may be
+            of a subset of the images and smaller than the network's input.
     """
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
-    styles = method_styles(found)
-    for i, (label, (scores, maps, masks)) in enumerate(found.items()):
+    styles = method_styles(results)
+    for i, (label, (scores, maps, masks)) in enumerate(results.items()):
         # A marker at every fifth of the panel's diagonal, each line's a little further along than the last one's.
         style = styles[label]._asdict() | {"linewidth": 1.4, "markersize": 5, "markevery": (0.018 * i, 0.2)}
         both = scores.label.nunique() == 2  # one class alone has no curve, only its name in the legend
@@ -317,13 +317,13 @@ def curves(found: dict, title: str = ""):
     return figure
 
 
-def score_histograms(found: dict, columns: int = 4, title: str = ""):
+def score_histograms(results: dict, columns: int = 4, title: str = ""):
     """Image scores of several methods, {label: (scores table, threshold or None)}, each in units of its threshold."""
-    rows = -(-len(found) // columns)
+    rows = -(-len(results) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, 1.9 * rows), squeeze=False)
-    for axis in axes.flat[len(found) :]:
+    for axis in axes.flat[len(results) :]:
         axis.set_axis_off()
-    for axis, (label, (scores, threshold)) in zip(axes.flat, found.items(), strict=False):
+    for axis, (label, (scores, threshold)) in zip(axes.flat, results.items(), strict=False):
         normal = scores.score[scores.label == 0]
         unit = threshold or float((normal if len(normal) else scores.score).max()) or 1.0
         bins = np.histogram_bin_edges(scores.score / unit, 23)
@@ -342,7 +342,7 @@ def score_histograms(found: dict, columns: int = 4, title: str = ""):
 
 
 def time_accuracy_memory(records: pd.DataFrame, metric: str = "image_auroc", title: str = ""):
-    """One mark a method: milliseconds an image and accuracy (means over its runs given), peak memory as area.
+    """One mark per method: milliseconds per image and accuracy (means over its runs given), peak memory as area.
 
     Give runs of the same categories for all methods, or the marks compare different things.
     """
@@ -358,7 +358,7 @@ def time_accuracy_memory(records: pd.DataFrame, metric: str = "image_auroc", tit
     for row in grouped.itertuples():
         style = {"color": styles[row.Index].color, "alpha": 0.9, "edgecolor": "black", "linewidth": 0.5}
         axis.scatter(row.ms, 100 * row.value, s=area * row.memory, **style)
-    axis.set(xscale="log", xlabel="ms an image (log)", ylabel=f"{metric_label(metric)}, %", title=title)
+    axis.set(xscale="log", xlabel="ms per image (log)", ylabel=f"{metric_label(metric)}, %", title=title)
     axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 3, 5)))
     axis.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
@@ -407,8 +407,8 @@ def _label_discs(axis, labels, places, areas) -> None:
             covered = sum(_overlap(box, other) for j, other in enumerate(taken) if j != i)
             outside = 4 * half.prod() - _overlap(box, inside)
             if covered + outside < best - 1e-6:
-                best, chosen, where = covered + outside, offset, box
-        text.set_position(tuple(chosen))
+                best, shift, where = covered + outside, offset, box
+        text.set_position(tuple(shift))
         taken.append(where)
 
 
@@ -417,18 +417,18 @@ def _overlap(a, b) -> float:
     return float(np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)))
 
 
-def learning_curves(found: dict, title: str = ""):
+def learning_curves(curves: dict, title: str = ""):
     """Held-out and test scores over the steps of a training, {label: {column: list}} with a column `step`.
 
     The test line is an oracle: nothing was selected by it.
     """
-    found = {label: pd.DataFrame(curve) for label, curve in found.items()}
+    curves = {label: pd.DataFrame(curve) for label, curve in curves.items()}
     parts = ("auroc", "aupro", "score")
-    names = dict.fromkeys(n for curve in found.values() for n in curve if any(part in n for part in parts))
-    names = [n for n in names if any(n in curve and curve[n].notna().any() for curve in found.values())]
+    names = dict.fromkeys(n for curve in curves.values() for n in curve if any(part in n for part in parts))
+    names = [n for n in names if any(n in curve and curve[n].notna().any() for curve in curves.values())]
     looks = dict(zip(names, zip(itertools.cycle(sns.color_palette(PALETTE)), itertools.cycle("osD^v<>")), strict=False))
-    figure, axes = plt.subplots(1, len(found), figsize=(3.4 * len(found) + 1.4, 2.8), squeeze=False, sharey=True)
-    for axis, (label, curve) in zip(axes[0], found.items(), strict=True):
+    figure, axes = plt.subplots(1, len(curves), figsize=(3.4 * len(curves) + 1.4, 2.8), squeeze=False, sharey=True)
+    for axis, (label, curve) in zip(axes[0], curves.items(), strict=True):
         for name, (color, marker) in looks.items():
             if name in curve and curve[name].notna().any():
                 axis.plot(curve.step, 100 * curve[name].astype(float), color=color, marker=marker, markersize=4)
@@ -441,13 +441,13 @@ def learning_curves(found: dict, title: str = ""):
     return figure
 
 
-def radar(found: dict, title: str = ""):
-    """Image AUROC of each kind of defect against all normal test images, one closed line a method.
+def radar(results: dict, title: str = ""):
+    """Image AUROC of each kind of defect against all normal test images, one closed line per method.
 
     Args:
-        found: {label: scores table with `score`, `label`, `defect`}, all of the same category.
+        results: {label: scores table with `score`, `label`, `defect`}, all of the same category.
     """
-    values = {label: auroc_by_defect(scores) for label, scores in found.items()}
+    values = {label: auroc_by_defect(scores) for label, scores in results.items()}
     kinds = list(next(iter(values.values())).index)
     angles = np.linspace(0, 2 * np.pi, len(kinds), endpoint=False)
     figure, axis = plt.subplots(figsize=(5.6, 3.8), subplot_kw={"projection": "polar"})

@@ -1,4 +1,4 @@
-"""The run record: one folder a run, with everything that is needed to trace a number or to make it again.
+"""The run record: one folder per run, with everything that is needed to trace a number or to make it again.
 
     results/runs/<profile>/<method>/<dataset>-<category>-seed<k>/{record.json, scores.csv, maps.npz, notebook.ipynb}
 
@@ -189,19 +189,19 @@ def write_maps(directory, evaluation: Evaluation) -> None:
     At most `MAPS_IMAGES` images, evenly spaced, at most `MAPS_SIDE` pixels a side; one byte range for all maps.
     """
     n = len(evaluation.anomaly_maps)
-    chosen = np.unique(np.linspace(0, n - 1, min(n, MAPS_IMAGES)).round().astype(int))
+    rows = np.unique(np.linspace(0, n - 1, min(n, MAPS_IMAGES)).round().astype(int))
     height, width = evaluation.anomaly_maps[0].shape
     factor = min(1.0, MAPS_SIDE / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    maps = np.stack([cv2.resize(evaluation.anomaly_maps[i], size, interpolation=cv2.INTER_AREA) for i in chosen])
+    maps = np.stack([cv2.resize(evaluation.anomaly_maps[i], size, interpolation=cv2.INTER_AREA) for i in rows])
     low, high = float(maps.min()), float(maps.max())
     levels = np.rint((maps - low) * (65535 / max(high - low, 1e-12))).astype(np.uint16)
     masks = np.zeros(maps.shape, bool)
     if evaluation.masks:  # at original resolution there are none
-        soft = (cv2.resize(np.float32(evaluation.masks[i]), size, interpolation=cv2.INTER_AREA) for i in chosen)
+        soft = (cv2.resize(np.float32(evaluation.masks[i]), size, interpolation=cv2.INTER_AREA) for i in rows)
         masks = np.stack([mask >= 0.5 for mask in soft])
     with atomic_path(Path(directory) / "maps.npz") as temporary:
-        np.savez_compressed(temporary, levels=levels, low=low, high=high, masks=masks, rows=chosen)
+        np.savez_compressed(temporary, levels=levels, low=low, high=high, masks=masks, rows=rows)
 
 
 def read_maps(directory) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -214,9 +214,9 @@ def read_maps(directory) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     if not file.is_file():
         return None
     try:
-        with np.load(file, allow_pickle=False) as found:
-            low, high = float(found["low"]), float(found["high"])
-            return (low + found["levels"].astype(np.float32) * ((high - low) / 65535), found["masks"], found["rows"])
+        with np.load(file, allow_pickle=False) as stored:
+            low, high = float(stored["low"]), float(stored["high"])
+            return (low + stored["levels"].astype(np.float32) * ((high - low) / 65535), stored["masks"], stored["rows"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         raise InputError(f"{file} is damaged; delete it and run again") from None
 
@@ -240,13 +240,13 @@ def collect(folder=None) -> tuple[pd.DataFrame, list[str]]:
     """Read all records below `results/runs` (or `folder`).
 
     Returns:
-        one row a run: method, dataset, category, profile, seed, the metrics, seconds, memory, `run` (its folder below
+        one row per run: method, dataset, category, profile, seed, the metrics, seconds, memory, `run` (its folder below
         the results) and, as they stand in the record, protocol, parameters, n_images, table_hash, by_kind (None
         where anomalies are of one kind) and older (why it is of an earlier version, else None), sorted; and one line
         for every record that could not be read, that says it is of another run than its folder, or repeats another.
     """
     folder = Path(folder) if folder else results_dir() / "runs"
-    rows, damaged, known = [], [], {}
+    rows, damaged, files = [], [], {}
     keys = ("profile", "method", "dataset", "category", "seed")
     for file in sorted(folder.rglob("record.json")):
         try:
@@ -259,10 +259,10 @@ def collect(folder=None) -> tuple[pd.DataFrame, list[str]]:
         if re.search(r"-seed\d+$", place) and place != own:
             damaged.append(f"{file} is damaged: it is the record of {own}; put it there or run again")
             continue
-        if who in known:
-            damaged.append(f"{file} repeats {known[who]}; keep one of them")
+        if who in files:
+            damaged.append(f"{file} repeats {files[who]}; keep one of them")
             continue
-        known[who] = file
+        files[who] = file
         rows.append(
             {key: record[key] for key in keys}
             | record["metrics"]
@@ -303,11 +303,11 @@ def device_name() -> str:
 
 def versions() -> dict:
     """Return the versions of what a number may depend on."""
-    found = {"python": platform.python_version()}
+    packages = {"python": platform.python_version()}
     for package in VERSIONED:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            packages[package] = metadata.version(package)
+    return packages
 
 
 def git_commit() -> str | None:

@@ -21,8 +21,8 @@ def notebook_path(name: str) -> Path:
     folder = root() / "notebooks"
     file = folder / f"{name.removesuffix('.ipynb')}.ipynb"
     if not file.is_file():
-        known = [f.stem for f in sorted(folder.glob("*.ipynb"))]
-        raise InputError(f"notebook {name!r} does not exist{suggest(name, known)}; there are: {', '.join(known)}")
+        names = [f.stem for f in sorted(folder.glob("*.ipynb"))]
+        raise InputError(f"notebook {name!r} does not exist{suggest(name, names)}; there are: {', '.join(names)}")
     return file
 
 

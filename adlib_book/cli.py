@@ -23,7 +23,7 @@ def run(options) -> int:
 
     dataset = options.dataset or (datasets.guess_dataset(options.data_root) if options.data_root else "demo")
     try:
-        state, told = notebook_jobs.run_method(
+        state, outcome = notebook_jobs.run_method(
             options.method,
             data_root=options.data_root or "",
             dataset=dataset,
@@ -38,8 +38,8 @@ def run(options) -> int:
     except notebook_jobs.NotebookError as error:
         return fail(str(error), 1)
     print(f"{options.method} on {dataset}/{options.category}: {state}, see {os.path.join(options.out, 'record.json')}")
-    if state == "done" and told["status"] == "failed":
-        fail(f"{notebook_jobs.story_line(told)}; see {os.path.join(options.out, 'notebook.ipynb')}", 1)
+    if state == "done" and outcome["status"] == "failed":
+        fail(f"{notebook_jobs.story_line(outcome)}; see {os.path.join(options.out, 'notebook.ipynb')}", 1)
         return 0 if options.keep_going else 1
     return 0
 
@@ -54,9 +54,9 @@ def notebook(options) -> int:
             output = notebook_jobs.refresh(options.name)
         elif options.out:
             output = options.out
-            told = notebook_jobs.run_notebook(options.name, output, parse_overrides(options.set))
-            if told["status"] == "failed":
-                return fail(f"{notebook_jobs.story_line(told)}; see {output}", 1)
+            outcome = notebook_jobs.run_notebook(options.name, output, parse_overrides(options.set))
+            if outcome["status"] == "failed":
+                return fail(f"{notebook_jobs.story_line(outcome)}; see {output}", 1)
         else:
             raise InputError("give --out FILE for the executed copy, or --refresh to renew the notebook itself")
     except notebook_jobs.NotebookError as error:
@@ -102,9 +102,9 @@ def tables(options) -> int:
     if options.profile:
         profiles.load(options.profile)
     folder = Path(options.results).resolve() if options.results else results_dir()
-    chosen = [options.profile] if options.profile else table_files.profiles_at_hand(folder)
-    made = table_files.write_all(chosen, folder)
-    print(f"{len(made)} tables of {', '.join([*chosen, 'published numbers'])}: {folder / 'tables'}")
+    names = [options.profile] if options.profile else table_files.profiles_at_hand(folder)
+    made = table_files.write_all(names, folder)
+    print(f"{len(made)} tables of {', '.join([*names, 'published numbers'])}: {folder / 'tables'}")
     own = folder == root() / "results"
     for table in made:
         if own and table.name == "laptop_headline":

@@ -41,8 +41,8 @@ def snapshot_metrics(method, table: pd.DataFrame, max_memory: float = 2.0) -> pd
         for step, states in snapshots.items():
             if states is not None:
                 method.use_snapshot(states)
-            found = evaluation.evaluate(method, table).metrics
-            rows.append({"step": step, "seconds": _seconds(history, step), **{name: found[name] for name in METRICS}})
+            values = evaluation.evaluate(method, table).metrics
+            rows.append({"step": step, "seconds": _seconds(history, step), **{name: values[name] for name in METRICS}})
         if len(snapshots) > 1:
             method.use_snapshot(snapshots[history.selected_step])
     return pd.DataFrame(rows).astype(dict.fromkeys(METRICS, float))
@@ -61,14 +61,14 @@ def selections(curve: pd.DataFrame, history) -> dict[str, int]:
     The second is missing where nothing was validated at the snapshots' steps. The third is the published protocol of
     many papers: the largest sum of image and pixel AUROC. It knows the answers.
     """
-    chosen, held_out = {"last": len(curve) - 1}, held_out_scores(curve, history)
+    rows, held_out = {"last": len(curve) - 1}, held_out_scores(curve, history)
     if np.isfinite(held_out).any():
-        chosen["synthetic"] = int(np.nanargmax(held_out))
-    chosen[ORACLE] = int((curve.image_auroc.fillna(0) + curve.pixel_auroc.fillna(0)).to_numpy().argmax())
-    return chosen
+        rows["synthetic"] = int(np.nanargmax(held_out))
+    rows[ORACLE] = int((curve.image_auroc.fillna(0) + curve.pixel_auroc.fillna(0)).to_numpy().argmax())
+    return rows
 
 
-def as_record(curve: pd.DataFrame, chosen: dict[str, int]) -> dict:
+def as_record(curve: pd.DataFrame, rows: dict[str, int]) -> dict:
     """`learning_curve` and `selections` in JSON types, for `runs.Run.write`; what is undefined is None."""
 
     def plain(value):
@@ -76,7 +76,7 @@ def as_record(curve: pd.DataFrame, chosen: dict[str, int]) -> dict:
 
     return {
         "learning_curve": {name: [plain(value) for value in curve[name]] for name in curve},
-        "selections": {name: {key: plain(curve[key][i]) for key in curve} for name, i in chosen.items()},
+        "selections": {name: {key: plain(curve[key][i]) for key in curve} for name, i in rows.items()},
     }
 
 
@@ -87,7 +87,7 @@ def recorded(method: str, profile: str, folder=None) -> tuple[pd.DataFrame, pd.D
         curves (category, seed, step, seconds, metrics) and selections (category, seed, selection, step, metrics);
         both empty where there is no record that holds them.
     """
-    found, picked = [], []
+    curves, selections = [], []
     folder = Path(folder) if folder else results_dir() / "runs"
     for file in sorted((folder / profile / method).glob("*/record.json")):
         record = runs.read_record(file.parent)
@@ -95,13 +95,14 @@ def recorded(method: str, profile: str, folder=None) -> tuple[pd.DataFrame, pd.D
             continue
         who = {"category": record["category"], "seed": record["seed"]}
         curve = pd.DataFrame(record["learning_curve"])
-        found.append(curve.reindex(columns=["step", "seconds", *METRICS]).assign(**who))  # older records had no seconds
-        picked += [who | {"selection": name} | values for name, values in record["selections"].items()]
-    return (pd.concat(found, ignore_index=True) if found else pd.DataFrame()), pd.DataFrame(picked)
+        curve = curve.reindex(columns=["step", "seconds", *METRICS])  # older records had no seconds
+        curves.append(curve.assign(**who))
+        selections += [who | {"selection": name} | values for name, values in record["selections"].items()]
+    return (pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()), pd.DataFrame(selections)
 
 
 def over_seeds(table: pd.DataFrame, keys: list[str], columns=METRICS) -> pd.DataFrame:
-    """Mean and standard deviation in percent over the seeds ("85.1 ± 2.0"), one row a group of `keys`."""
+    """Mean and standard deviation in percent over the seeds ("85.1 ± 2.0"), one row per group of `keys`."""
     grouped = 100 * table.groupby(keys, sort=False)[list(columns)].agg(["mean", "std"]).astype(float)
     shown = {
         name: [f"{m:.1f} ± {d:.1f}" if d == d else f"{m:.1f}" if m == m else "" for m, d in grouped[name].to_numpy()]

@@ -53,10 +53,10 @@ class Job:
     def command(self, out: str) -> list[str]:
         """The `adlib run` command line of this job."""
         place = ["--data-root", self.data_root] if self.data_root else []
-        chosen = ["--dataset", self.dataset, "--category", self.category, "--profile", self.profile]
+        data = ["--dataset", self.dataset, "--category", self.category, "--profile", self.profile]
         # Snakemake deletes what a failed job has written: a failed story must not look like one.
-        told = ["--keep-going"] if self.story else ["--no-story"]
-        return ["run", self.method, *place, *chosen, "--seed", str(self.seed), *told, "--out", out]
+        ending = ["--keep-going"] if self.story else ["--no-story"]
+        return ["run", self.method, *place, *data, "--seed", str(self.seed), *ending, "--out", out]
 
 
 def plan(profile: str, data_root: str = "") -> list[Job]:
@@ -65,23 +65,23 @@ def plan(profile: str, data_root: str = "") -> list[Job]:
 
     settings = profiles.load(profile)
     if data_root and settings["discover"]:
-        found = [(name, str(path), categories) for name, _, path, categories in datasets.discover(data_root)]
-        if not found:
+        places = [(name, str(path), categories) for name, _, path, categories in datasets.discover(data_root)]
+        if not places:
             raise InputError(
                 f"data root {data_root} holds no known data set; expected folders like mvtec_ad/<category>/train/good "
                 "(see: adlib data list)"
             )
     else:
-        found = []
-        for name, chosen in settings["datasets"].items():
-            categories = chosen.get("categories", "all")
-            found.append((name, "", datasets.categories(name, None) if categories == "all" else categories))
-    if not found:
+        places = []
+        for name, entry in settings["datasets"].items():
+            categories = entry.get("categories", "all")
+            places.append((name, "", datasets.categories(name, None) if categories == "all" else categories))
+    if not places:
         raise InputError(f"profile {profile!r} needs data: give --data-root DIR (make: DATA=DIR)")
     jobs = [
         Job(profile, method, name, path, category, seed)
         for method in settings["methods"]
-        for name, path, categories in found
+        for name, path, categories in places
         for category in categories
         if category in settings["only"].get(method, categories)
         for seed in settings["seeds"]
@@ -138,19 +138,19 @@ def run_notebook(name: str, output, parameters: dict, story: bool = True, figure
     figures = figures or results_dir() / "figures" / parameters.get("profile", "smoke")
     failed = output.with_name(f"failed-{notebook.name}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    told = {"status": "complete" if story else "skipped", "cell": None, "error": None, "notebook": notebook.name}
+    outcome = {"status": "complete" if story else "skipped", "cell": None, "error": None, "notebook": notebook.name}
     try:
         with atomic_path(output) as temporary:
             try:
                 _execute(notebook, temporary, parameters, story, figures)
             except BaseException as error:
-                known = isinstance(error, papermill.PapermillExecutionError | DeadKernelError)
-                failure = _story_failure(temporary) if known else None
+                expected = isinstance(error, papermill.PapermillExecutionError | DeadKernelError)
+                failure = _story_failure(temporary) if expected else None
                 if failure is None:
                     if temporary.stat().st_size:
                         os.replace(temporary, failed)
                     raise
-                told |= failure
+                outcome |= failure
         failed.unlink(missing_ok=True)
     except papermill.PapermillExecutionError as error:
         if error.ename == "InputError":
@@ -161,7 +161,7 @@ def run_notebook(name: str, output, parameters: dict, story: bool = True, figure
         raise NotebookError(
             f"the kernel of {notebook.name} died, most often for lack of memory; see {failed} for how far it came"
         ) from None
-    return told
+    return outcome
 
 
 def _execute(notebook: Path, output: Path, parameters: dict, story: bool, figures) -> None:
@@ -271,12 +271,12 @@ def run_method(
     if not force:
         with contextlib.suppress(InputError):
             values = build(methods.get(method).Settings, settings | {"seed": seed})
-            wanted = runs.content_hash(method, values, seed, table)
-            told = read_story(out)
-            if runs.read_record(out)["content_hash"] == wanted and (told["status"] == "complete" or not story):
+            current = runs.content_hash(method, values, seed, table)
+            outcome = read_story(out)
+            if runs.read_record(out)["content_hash"] == current and (outcome["status"] == "complete" or not story):
                 for name in ("record.json", "scores.csv"):
                     (out / name).touch()  # Snakemake compares times
-                return "up to date", told
+                return "up to date", outcome
     parameters = {
         "profile": profile,
         "dataset": dataset,
@@ -286,10 +286,10 @@ def run_method(
         "settings": overrides,
         "out_dir": str(out.resolve()),
     }
-    told = run_notebook(methods.METHODS[method].notebook, out / "notebook.ipynb", parameters, story)
+    outcome = run_notebook(methods.METHODS[method].notebook, out / "notebook.ipynb", parameters, story)
     with atomic_path(out / "story.json") as temporary:
-        temporary.write_text(json.dumps(told, indent=2) + "\n")
-    return "done", told
+        temporary.write_text(json.dumps(outcome, indent=2) + "\n")
+    return "done", outcome
 
 
 def read_story(out) -> dict:
@@ -323,18 +323,18 @@ def reproduce(profile: str, data_root: str = "", cores: int | None = None) -> in
     for notebook in failed:
         print(f"failed: {_last_error(notebook)} ({notebook})", file=sys.stderr)
     folders = [results_dir() / "runs" / job.folder for job in jobs]
-    lost = {folder: told for folder in folders if (told := read_story(folder))["status"] == "failed"}
-    for folder, told in lost.items():
-        print(f"{story_line(told)} ({folder / 'notebook.ipynb'})", file=sys.stderr)
+    failures = {folder: outcome for folder in folders if (outcome := read_story(folder))["status"] == "failed"}
+    for folder, outcome in failures.items():
+        print(f"{story_line(outcome)} ({folder / 'notebook.ipynb'})", file=sys.stderr)
     if finished.returncode:
         return 1
-    if not lost and _times(jobs, profile, data_root) == before:
+    if not failures and _times(jobs, profile, data_root) == before:
         print(f"Nothing to do: all results of profile {profile!r} are up to date.")
     print(f"tables     {results_dir() / 'tables'}")
     print(f"figures    {os.environ.get('ADLIB_FIGURES') or results_dir() / 'figures' / profile}")
     print(f"notebooks  {results_dir() / 'notebooks' / profile}")
     print(f"records    {results_dir() / 'runs' / profile}")
-    return 1 if lost else 0
+    return 1 if failures else 0
 
 
 # -- notebooks that a batch runs once --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Published numbers: what the papers and other code bases report, one number a row, with where it was read.
+"""Published numbers: what the papers and other code bases report, one number per row, with where it was read.
 
 The files are `adlib_book/reported/*.csv`. Nothing is computed, rounded or filled in there: what a source does not give
 is blank. The evidence column says how the number was read, because few of the papers themselves could be read.
@@ -54,7 +54,7 @@ def load(folder=None) -> pd.DataFrame:
     """Read and check all published numbers.
 
     Returns:
-        one row a number with `COLUMNS` (strings, but `value` a float in the unit of the metric), `printed` (the value
+        one row per number with `COLUMNS` (strings, but `value` a float in the unit of the metric), `printed` (the value
         with the digits that were printed) and `file`.
 
     Raises:
@@ -80,7 +80,7 @@ def load(folder=None) -> pd.DataFrame:
     twice = numbers[numbers.duplicated(keys)]
     if len(twice):
         row = twice.iloc[0]
-        raise InputError(f"{row.file}: {', '.join(row[keys])} stands there twice; keep one row a number")
+        raise InputError(f"{row.file}: {', '.join(row[keys])} stands there twice; keep one row per number")
     return numbers.assign(printed=numbers.value).astype({"value": float})
 
 

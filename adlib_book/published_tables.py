@@ -32,7 +32,7 @@ MARKS = "â€  second-hand: read in a transcription, a digest or a summary page. â
 def beside_published(records: Records, cells: pd.DataFrame, profile: str) -> Table:
     """Published beside measured, with the gap and every difference of protocol that the facts show.
 
-    One row a category, and one for the mean over the categories where every category of the data set has a record.
+    One row per category, and one for the mean over the categories where every category of the data set has a record.
     """
     numbers = published.load()
     numbers = numbers[~numbers.evidence.isin(published.UNPRINTED)]
@@ -77,15 +77,15 @@ def _main(cells: pd.DataFrame) -> list:
 
 def _full_means(cells: pd.DataFrame) -> list:
     """Mean cells of the methods that have every category of a data set of several."""
-    found = []
+    means = []
     for (dataset, _, metric), group in cells.groupby(["dataset", "column", "metric"], sort=False):
-        known = set(DATASETS[dataset].categories) if dataset in DATASETS else set()
-        if metric in MAIN_METRICS and len(known) > 1 and known == set(group.category):
+        names = set(DATASETS[dataset].categories) if dataset in DATASETS else set()
+        if metric in MAIN_METRICS and len(names) > 1 and names == set(group.category):
             members = list(group.itertuples())
             mean = mean_over(members)
             if mean is not None:
-                found.append(mean._replace(category="mean", runs=members[0].runs))
-    return found
+                means.append(mean._replace(category="mean", runs=members[0].runs))
+    return means
 
 
 def _reference(numbers: pd.DataFrame, cell, record):
@@ -114,29 +114,29 @@ def known_differences(reference, record, whole: bool = False) -> list[str]:
         record: a row of `runs.collect()`.
         whole: the row is a mean over categories; numbers of images are then not compared.
     """
-    found = []
+    differences = []
     ours = record.parameters.get("backbone", "")
     if not reference.backbone:
-        found.append(f"backbone of the source not known, ours {ours}")
+        differences.append(f"backbone of the source not known, ours {ours}")
     elif BACKBONE_NAMES.get(ours, ours) != reference.backbone:
-        found.append(f"backbone {ours}, not {reference.backbone}")
+        differences.append(f"backbone {ours}, not {reference.backbone}")
     size = record.protocol.get("image_size")
     if not reference.image_size:
-        found.append("image size of the source not known")
+        differences.append("image size of the source not known")
     elif str(size) != reference.image_size:
-        found.append(f"{size} px, not {reference.image_size} px")
+        differences.append(f"{size} px, not {reference.image_size} px")
     entry, n = DATASETS.get(record.dataset), record.n_images
     counts = entry.counts.get(record.category) if entry and not whole else None
     if not counts and not whole:
-        found.append("images of the source not known")
+        differences.append("images of the source not known")
     if counts and n["train"] != counts[0]:
-        found.append(f"{n['train']} of {counts[0]} training images")
+        differences.append(f"{n['train']} of {counts[0]} training images")
     if counts and n["test_normal"] + n["test_anomalous"] != sum(counts[1:]):
-        found.append(f"{n['test_normal'] + n['test_anomalous']} of {sum(counts[1:])} test images")
+        differences.append(f"{n['test_normal'] + n['test_anomalous']} of {sum(counts[1:])} test images")
     if reference.selection == "test":
-        found.append("the source chose its step on the test set")
+        differences.append("the source chose its step on the test set")
     if reference.metric == "pro":
-        found.append("another PRO routine")
+        differences.append("another PRO routine")
     own = methods.get(record.method).Settings()
     others = [
         name
@@ -145,8 +145,8 @@ def known_differences(reference, record, whole: bool = False) -> list[str]:
     ]
     if others:
         more = f" and {len(others) - N_NAMED} more" if len(others) > N_NAMED else ""
-        found.append(f"settings other than the published ones: {', '.join(others[:N_NAMED])}{more}")
-    return found
+        differences.append(f"settings other than the published ones: {', '.join(others[:N_NAMED])}{more}")
+    return differences
 
 
 def by_category(dataset: str, metric: str, file: str = "") -> Table:
@@ -156,21 +156,21 @@ def by_category(dataset: str, metric: str, file: str = "") -> Table:
         dataset, metric: which.
         file: only the rows of this file; by default all, but of a paper's own table only the paper's own method.
     """
-    numbers, known = published.load(), DATASETS[dataset].categories
+    numbers, names = published.load(), DATASETS[dataset].categories
     part = numbers[
         (numbers.dataset == dataset) & (numbers.metric == metric) & ~numbers.evidence.isin(published.UNPRINTED)
     ]
     part = part[part.file == file] if file else part[(part.file != TABLE_ONE) | (part.method == "PAGMFR")]
     sources = part.groupby(["method", "source", "backbone"], sort=False)
-    full = [group for _, group in sources if len(set(group.category) & set(known)) > len(known) / 2]
+    full = [group for _, group in sources if len(set(group.category) & set(names)) > len(names) / 2]
     part = pd.concat(full)
-    found = {(row.category, row.method): row for row in part.itertuples()}
+    numbers_at = {(row.category, row.method): row for row in part.itertuples()}
     columns = list(dict.fromkeys(part.method))
-    rows = [c for c in (*known, *published.MEANS) if c in set(part.category)]
+    rows = [c for c in (*names, *published.MEANS) if c in set(part.category)]
     recomputed = {
-        m: f"{part[(part.method == m) & part.category.isin(known)].value.mean():.2f}"
+        m: f"{part[(part.method == m) & part.category.isin(names)].value.mean():.2f}"
         for m in columns
-        if set(known) <= set(part.category[part.method == m])
+        if set(names) <= set(part.category[part.method == m])
     }
 
     order = rank(
@@ -180,7 +180,7 @@ def by_category(dataset: str, metric: str, file: str = "") -> Table:
     )
 
     def printed(category, method) -> Cell:
-        row = found.get((category, method))
+        row = numbers_at.get((category, method))
         return Cell(published.marked(row.printed, row.evidence), order.at[category, method]) if row else Cell("")
 
     cells = pd.DataFrame({m: [printed(c, m) for c in rows] for m in columns}, pd.Index(rows, name=dataset))

@@ -92,8 +92,8 @@ def complete_block(table: pd.DataFrame) -> pd.DataFrame:
         own = frozenset(present.columns[row])
         shared |= {own} | {own & other for other in shared}
     best = table.iloc[:0]
-    for chosen in sorted(shared, key=lambda names: [name in names for name in table.columns], reverse=True):
-        columns = [name for name in table.columns if name in chosen]
+    for methods in sorted(shared, key=lambda names: [name in names for name in table.columns], reverse=True):
+        columns = [name for name in table.columns if name in methods]
         block = table.loc[present[columns].all(axis=1), columns] if len(columns) > 1 else table.iloc[:0]
         if (block.size, len(block)) > (best.size, len(best)):
             best = block

@@ -35,7 +35,7 @@ from adlib_book import teaching
 # One plain object, one texture, one set with defects that no patch shows.
 THRESHOLD_CATEGORIES = ("gear", "brick", "tray")
 MARKER = ".adlib-site"  # says that a folder may be cleared and written again
-STEPS = 255  # of the quantised maps: one byte a pixel
+STEPS = 255  # of the quantised maps: one byte per pixel
 SHOWN_METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro_30": "AUPRO@0.3"}
 
 
@@ -226,7 +226,7 @@ def write_records(folder: Path) -> tuple[list[str], list[str]]:
         cells |= {name: _percent(row.get(key)) for key, name in SHOWN_METRICS.items()}
         rows.append(cells | {"record": f'<a href="{html.escape(run)}.html">record</a>'})
     lines = ["# Run records", ""]
-    lines += ["One row a run: what was run, what came out (in percent), and the record with everything else.", ""]
+    lines += ["One row per run: what was run, what came out (in percent), and the record with everything else.", ""]
     if damaged:
         lines += [":::{warning}", "Damaged records, left out of every table:", ""]
         lines += [f"- `{Path(line.split()[0]).parent.name}`: {line.split(':', 1)[1].strip()}" for line in damaged]
@@ -334,7 +334,7 @@ def _threshold_maps(table: pd.DataFrame, settings: dict) -> dict:
 
 
 def quantise(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Round maps down to one byte a pixel, on one scale for all.
+    """Round maps down to one byte per pixel, on one scale for all.
 
     Because of rounding *down*, a quantised pixel is at or above step k exactly where the pixel itself is at or above
     the score of that step: thresholds at steps lose nothing.

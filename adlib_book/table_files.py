@@ -1,6 +1,6 @@
 """All tables in four forms, and the block of results in the README: what `adlib tables` writes.
 
-Every form is made from the same `Table`: CSV with one row a number, Markdown, an HTML page and LaTeX. A cell of the
+Every form is made from the same `Table`: CSV with one row per number, Markdown, an HTML page and LaTeX. A cell of the
 last three links to the record of its run, relative to the file; the CSV names the run. The same records give the same
 bytes.
 """
@@ -84,8 +84,8 @@ def write_all(profiles: list[str] | None = None, results=None) -> list[Table]:
         the tables, in the order they were written to `<results>/tables`.
     """
     folder = Path(results) if results else results_dir()
-    made, asked = [], profiles if profiles is not None else profiles_at_hand(folder)
-    for profile in asked:
+    made, names = [], profiles if profiles is not None else profiles_at_hand(folder)
+    for profile in names:
         group = build(profile, folder)
         _write_text(folder / "tables" / f"{profile}_all.tex", document(group))
         made += group
@@ -93,10 +93,10 @@ def write_all(profiles: list[str] | None = None, results=None) -> list[Table]:
     _write_text(folder / "tables" / "published_all.tex", document(group))
     made += group
     kept = {file.name for table in made for file in write(table, folder)}
-    known = [*profiles_at_hand(folder), "published"]
+    owners = [*profiles_at_hand(folder), "published"]
     for file in (folder / "tables").iterdir():  # a table whose last record went away goes with it
-        owner = max((name for name in known if file.name.startswith(f"{name}_")), key=len, default="")
-        if owner in (*asked, "published") and file.name not in kept and not file.stem.endswith("_all"):
+        owner = max((name for name in owners if file.name.startswith(f"{name}_")), key=len, default="")
+        if owner in (*names, "published") and file.name not in kept and not file.stem.endswith("_all"):
             file.unlink()
     return made
 

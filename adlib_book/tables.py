@@ -68,9 +68,9 @@ class Table:
         name: stem of the files.
         title: one line.
         cells: of `Cell`; rows and columns as printed.
-        data: the same numbers for machines, one row a number (the CSV).
+        data: the same numbers for machines, one row per number (the CSV).
         notes: what must be read with it.
-        left_out: one line a record that could not be used, and why.
+        left_out: one line per record that could not be used, and why.
     """
 
     name: str
@@ -106,11 +106,11 @@ class Records:
     """Records of one profile, sorted into columns that may be compared.
 
     Attributes:
-        table: one row a run, as `runs.collect`, with `column`: the method, and what sets its protocol apart.
+        table: one row per run, as `runs.collect`, with `column`: the method, and what sets its protocol apart.
         damaged: (dataset, category, method) of the records that could not be used.
-        left_out: one line a record that was left out, and why.
+        left_out: one line per record that was left out, and why.
         protocol: what all plain columns share, in words.
-        remarks: one line of the records that are of an earlier version, and one a cell whose seeds differ in settings.
+        remarks: one line of the records that are of an earlier version, and one per cell whose seeds differ in settings.
         folder: the folder that holds `runs`.
     """
 
@@ -133,14 +133,14 @@ def read(profile: str, results=None) -> Records:
         raise InputError(
             f"results folder {folder} does not exist; expected one that holds runs/<profile>/<method>/<run>"
         )
-    found, lines = runs.collect(folder / "runs")
-    good = set(found.run) if len(found) else set()
+    records, lines = runs.collect(folder / "runs")
+    good = set(records.run) if len(records) else set()
     places = sorted((folder / "runs" / profile).rglob("record.json"))
     bad = [file.parent for file in places if file.parent.relative_to(folder / "runs").as_posix() not in good]
     damaged = [_place(path) for path in bad]
     # Without the folder in front: a table must not name places on one machine.
     left_out = [line.replace(f"{folder}/", "") for line in lines if any(f"{path}/" in line for path in bad)]
-    table = found[found.profile == profile].reset_index(drop=True) if len(found) else found
+    table = records[records.profile == profile].reset_index(drop=True) if len(records) else records
     if len(table):
         table, other = _same_data(table)
         left_out += other
@@ -233,7 +233,7 @@ def _protocol(row) -> dict[str, str]:
 
 
 def make_cells(records: Records) -> pd.DataFrame:
-    """One row a number: dataset, category, column, metric, mean over seeds, deviation, interval, seeds, runs.
+    """One row per number: dataset, category, column, metric, mean over seeds, deviation, interval, seeds, runs.
 
     `values` holds percent by seed. The interval (image AUROC only) is the 95 % bootstrap over images of the mean over
     the seeds: all seeds see the same resample.
@@ -319,32 +319,32 @@ def by_category(records: Records, cells: pd.DataFrame, profile: str, dataset: st
     """
     part = cells[(cells.dataset == dataset) & (cells.metric == metric)]
     entry = DATASETS.get(dataset)
-    known = entry.categories if entry else ()
+    names = entry.categories if entry else ()
     damaged = {(category, method) for place, category, method in records.damaged if place == dataset}
-    recorded = _ordered(set(part.category), known)
-    categories = _ordered({*recorded, *(category for category, _ in damaged)}, known)
+    recorded = _ordered(set(part.category), names)
+    categories = _ordered({*recorded, *(category for category, _ in damaged)}, names)
     columns = _ordered({*part.column, *(method for _, method in damaged)}, METHODS)
-    found = {(row.category, row.column): row for row in part.itertuples()}
+    cell_at = {(row.category, row.column): row for row in part.itertuples()}
     groups = {}
     for kind, label in (("texture", "textures"), ("object", "objects"), (None, "all")):
         members = [c for c in recorded if kind in (None, category_kind(dataset, c))]
-        of = sum(kind in (None, category_kind(dataset, c)) for c in known) or len(recorded)
+        of = sum(kind in (None, category_kind(dataset, c)) for c in names) or len(recorded)
         if members and of > 1:
             groups[f"mean of {label} ({len(members)} of {of})"] = members
     for label, members in groups.items():
         for column in columns:
-            row = mean_over([found.get((category, column)) for category in members])
+            row = mean_over([cell_at.get((category, column)) for category in members])
             if row is not None:
-                found[label, column] = row
+                cell_at[label, column] = row
     rows = [*categories, *groups]
-    value = pd.DataFrame({c: [getattr(found.get((r, c)), "mean", np.nan) for r in rows] for c in columns}, index=rows)
+    value = pd.DataFrame({c: [getattr(cell_at.get((r, c)), "mean", np.nan) for r in rows] for c in columns}, index=rows)
     order = rank(value)
 
     def printed(row, column) -> Cell:
-        text = cell_text(found.get((row, column)))
+        text = cell_text(cell_at.get((row, column)))
         if (row, column) in damaged:
             text = f"{text.removesuffix(NO_RECORD)} {DAMAGED}".strip()
-        return Cell(text, order.at[row, column], getattr(found.get((row, column)), "runs", ()))
+        return Cell(text, order.at[row, column], getattr(cell_at.get((row, column)), "runs", ()))
 
     printed_cells = pd.DataFrame({c: [printed(r, c) for r in rows] for c in columns}, pd.Index(rows, name=dataset))
     complete = value.loc[recorded].dropna(axis=1)
@@ -352,7 +352,7 @@ def by_category(records: Records, cells: pd.DataFrame, profile: str, dataset: st
     if min(complete.shape) > 1:
         label, average = f"average rank ({len(recorded)} categories)", average_ranks(complete.round(2)).average
         printed_cells.loc[label] = average.map("{:.2f}".format).reindex(columns).fillna(NO_RECORD).map(Cell)
-    absent = [category for category in known if category not in recorded]
+    absent = [category for category in names if category not in recorded]
     notes = [*LEGEND, f"Protocol: {records.protocol}."]
     notes += [f"No record at all: {', '.join(absent)}."] if absent else []
     notes += [line for line in records.remarks if line.startswith(f"{dataset} / ")]
@@ -363,24 +363,24 @@ def by_category(records: Records, cells: pd.DataFrame, profile: str, dataset: st
 
 
 def by_category_all(records: Records, cells: pd.DataFrame, profile: str) -> list[Table]:
-    """One table a data set and main metric, where the data define it."""
-    found = cells[cells.metric.isin(MAIN_METRICS) & cells["mean"].notna()]
+    """One table per data set and main metric, where the data define it."""
+    main = cells[cells.metric.isin(MAIN_METRICS) & cells["mean"].notna()]
     return [
         by_category(records, cells, profile, dataset, metric)
-        for dataset in _ordered(set(found.dataset), DATASETS)
+        for dataset in _ordered(set(main.dataset), DATASETS)
         for metric in MAIN_METRICS
-        if ((found.dataset == dataset) & (found.metric == metric)).any()
+        if ((main.dataset == dataset) & (main.metric == metric)).any()
     ]
 
 
 def headline(records: Records, cells: pd.DataFrame, profile: str) -> Table:
-    """The table of the README: one row a data set, category and method."""
+    """The table of the README: one row per data set, category and method."""
     wanted = {metric: METRICS[metric] for metric in (*MAIN_METRICS, "aupro_05")}
     return _rows_by_run(records, cells, f"{profile}_headline", f"Results, profile {profile}", wanted, memory=False)
 
 
 def overview(records: Records, cells: pd.DataFrame, profile: str) -> Table:
-    """All metrics, one row a data set, category and method."""
+    """All metrics, one row per data set, category and method."""
     return _rows_by_run(records, cells, f"{profile}_overview", f"All metrics, profile {profile}", METRICS, memory=True)
 
 
@@ -388,8 +388,8 @@ def _rows_by_run(records, cells, name, title, wanted, memory) -> Table:
     lines, data = [], []
     for (dataset, category), part in cells.groupby(["dataset", "category"], sort=False):
         columns = _ordered(set(part.column), METHODS)
-        found = {(row.column, row.metric): row for row in part.itertuples()}
-        value = pd.DataFrame({m: [found[c, m].mean for c in columns] for m in wanted}, index=columns)
+        cell_at = {(row.column, row.metric): row for row in part.itertuples()}
+        value = pd.DataFrame({m: [cell_at[c, m].mean for c in columns] for m in wanted}, index=columns)
         order = rank(value.T).T
         for column in columns:
             group = records.table[
@@ -397,19 +397,19 @@ def _rows_by_run(records, cells, name, title, wanted, memory) -> Table:
                 & (records.table.category == category)
                 & (records.table.column == column)
             ]
-            first = found[column, "image_auroc"]
+            first = cell_at[column, "image_auroc"]
             costs = {"seeds": str(len(group)), "fit s": _whole(group.fit_s.mean())}
             costs["ms / image"] = _whole(group.score_ms_per_image.mean())
             if memory:
                 costs["training images"] = str(group.n_images.iloc[0]["train"])
                 costs["peak MiB"] = _whole(group.peak_memory_mib.max())
             interval = "" if np.isnan(first.low) else f"{first.low:.1f} to {first.high:.1f}"
-            measured = {wanted[m]: Cell(cell_text(found[column, m]), order.at[column, m]) for m in wanted}
+            measured = {wanted[m]: Cell(cell_text(cell_at[column, m]), order.at[column, m]) for m in wanted}
             key = {"data": dataset if category == dataset else f"{dataset} / {category}", "method": column}
             line = {"data": Cell(key["data"]), "method": Cell(column, runs=first.runs)}
             line |= {"image AUROC": measured["image AUROC"], "95 % interval": Cell(interval)} | measured
             lines.append(line | {label: Cell(cost) for label, cost in costs.items()})
-            plain = {wanted[m]: round(found[column, m].mean, 2) for m in wanted}
+            plain = {wanted[m]: round(cell_at[column, m].mean, 2) for m in wanted}
             data.append(key | plain | {"95 % low": round(first.low, 2), "95 % high": round(first.high, 2)} | costs)
     notes = (
         LEGEND[0].replace("of a row", "of a category"),
@@ -435,12 +435,12 @@ def coverage(records: Records, profile: str) -> Table:
     methods = [m for m in METHODS if m in settings["methods"] or (len(table) and m in set(table.method))]
     rows, data = {}, []
     for dataset in datasets:
-        known = DATASETS[dataset].categories if dataset in DATASETS else ()
+        names = DATASETS[dataset].categories if dataset in DATASETS else ()
         rows[dataset] = {}
         for method in methods:
             own = table[(table.dataset == dataset) & (table.method == method)] if len(table) else table
             have = set(own.category) if len(own) else set()
-            wanted = [c for c in known if c in settings["only"].get(method, known)] or sorted(have)
+            wanted = [c for c in names if c in settings["only"].get(method, names)] or sorted(have)
             seeds = sorted({len(group) for _, group in own.groupby("category")}) if len(own) else []
             some = f", {'-'.join(map(str, seeds))} seeds" if seeds not in ([], [1]) else ""
             broken = sum(place[::2] == (dataset, method) for place in records.damaged)
@@ -476,20 +476,20 @@ def logical_structural(records: Records, profile: str) -> Table:
             for (key, kind), label in measures.items()
         }
     for dataset, column in dict.fromkeys((dataset, column) for dataset, _, column in cells):
-        known = DATASETS[dataset].categories if dataset in DATASETS else ()
-        members = [cells.get((dataset, category, column)) for category in known]
+        names = DATASETS[dataset].categories if dataset in DATASETS else ()
+        members = [cells.get((dataset, category, column)) for category in names]
         if len(members) > 1 and all(members):
             averages = {label: mean_over([member[label] for member in members]) for label in measures.values()}
             cells[dataset, f"mean of {len(members)}", column] = averages
     lines, data = [], []
     for dataset, category in dict.fromkeys(place[:2] for place in cells):
-        found = {column: row for (*place, column), row in cells.items() if place == [dataset, category]}
+        by_column = {column: row for (*place, column), row in cells.items() if place == [dataset, category]}
         means = {
             column: [getattr(row[label], "mean", np.nan) for label in measures.values()]
-            for column, row in found.items()
+            for column, row in by_column.items()
         }
         order = rank(pd.DataFrame(means, index=list(measures.values()))).T
-        for column, row in found.items():
+        for column, row in by_column.items():
             one = next(filter(None, row.values()))
             line = {"data": Cell(f"{dataset} / {category}"), "method": Cell(column, runs=one.runs)}
             line |= {

@@ -69,7 +69,7 @@ class Study:
         return profiles.shaped(method, settings, self.train.image_path)
 
     def measure(self, method, test: pd.DataFrame | None = None, /, **columns) -> evaluation.Evaluation:
-        """Evaluate a fitted method on the test rows and keep one row: `columns`, metrics, milliseconds an image."""
+        """Evaluate a fitted method on the test rows and keep one row: `columns`, metrics, milliseconds per image."""
         test = self.test if test is None else test
         result = evaluation.evaluate(method, test)
         metrics = {key: result.metrics[key] for key in METRICS}
@@ -79,7 +79,7 @@ class Study:
 
     @property
     def table(self) -> pd.DataFrame:
-        """What was measured, one row a measurement; metrics as fractions."""
+        """What was measured, one row per measurement; metrics as fractions."""
         return pd.DataFrame(self.rows)
 
     def write(self) -> Path:
@@ -126,7 +126,7 @@ def percent(table: pd.DataFrame, digits: int = 0) -> pd.DataFrame:
 
 
 def melted(table: pd.DataFrame, keys, columns=METRICS) -> pd.DataFrame:
-    """Return one row a key and metric for seaborn: `keys`, `measured` (name of the metric) and `percent`."""
+    """Return one row per key and metric for seaborn: `keys`, `measured` (name of the metric) and `percent`."""
     long = table.rename(columns=LABELS).melt(keys, [LABELS[column] for column in columns], "measured", "percent")
     return long.assign(percent=100 * long.percent.astype(float))
 
@@ -244,9 +244,9 @@ class Corrupted:
         """Corrupt, score, and move the maps back."""
         images = batch.images if isinstance(batch, Batch) else batch
         pictures = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()  # (B, H, W, 3)
-        found = [corrupt(p, self.kind, self.amount, np.random.default_rng(zlib.crc32(p.tobytes()))) for p in pictures]
-        scores = self.method.score(to_tensor([picture for picture, _ in found]))
-        return scores._replace(map=np.stack([_moved_back(m, f[1]) for m, f in zip(scores.map, found, strict=True)]))
+        pairs = [corrupt(p, self.kind, self.amount, np.random.default_rng(zlib.crc32(p.tobytes()))) for p in pictures]
+        scores = self.method.score(to_tensor([picture for picture, _ in pairs]))
+        return scores._replace(map=np.stack([_moved_back(m, f[1]) for m, f in zip(scores.map, pairs, strict=True)]))
 
 
 def _moved_back(anomaly_map: np.ndarray, matrix) -> np.ndarray:
@@ -345,9 +345,9 @@ def time_breakdown(method, image_paths) -> dict[str, float]:
 
     def timed(images):
         started = time.perf_counter()
-        found = embed(images)
+        maps = embed(images)
         features.append(time.perf_counter() - started)
-        return found
+        return maps
 
     method.embed = timed  # on this object only, for the time being
     try:
@@ -359,5 +359,5 @@ def time_breakdown(method, image_paths) -> dict[str, float]:
         del method.embed
     if len(rest) < 2:
         raise InputError(f"{len(rest)} image(s) given to be timed; at least 2 are needed, the first only warms up")
-    found = {"features_ms": features[1:], "search_ms": rest[1:]}
-    return {name: round(1e3 * float(np.median(seconds)), 2) for name, seconds in found.items()}
+    times = {"features_ms": features[1:], "search_ms": rest[1:]}
+    return {name: round(1e3 * float(np.median(seconds)), 2) for name, seconds in times.items()}

@@ -80,27 +80,27 @@ def fit_all(profile: str, data_root: str = "", seed: int = 0, settings: dict | N
     Yields:
         `Audited`.
     """
-    chosen = profiles.study_settings(profile, STUDY, settings)
-    wanted, places, there = chosen["runs"], {}, {f"demo/{name}" for name in datasets.categories("demo", None)}
-    for name, _, path, found in datasets.discover(data_root) if data_root else ():
+    study = profiles.study_settings(profile, STUDY, settings)
+    wanted, places, there = study["runs"], {}, {f"demo/{name}" for name in datasets.categories("demo", None)}
+    for name, _, path, names in datasets.discover(data_root) if data_root else ():
         places[name] = path
-        there |= {f"{name}/{category}" for category in found}
-    asked = "runs" in (settings or {})  # by the reader, not by the profile
-    if not asked and not any(place in there for group in wanted.values() for place in group):
+        there |= {f"{name}/{category}" for category in names}
+    by_reader = "runs" in (settings or {})  # by the reader, not by the profile
+    if not by_reader and not any(place in there for group in wanted.values() for place in group):
         print(f"nothing of the profile's list is below data root {data_root!r}: the demo gear serves")
         wanted = {name: ["demo/gear"] for name in wanted}
     for name, categories in wanted.items():
         for place in categories:
             dataset, _, category = place.partition("/")
             if place not in there:
-                if asked:
+                if by_reader:
                     raise InputError(
                         f"{place}: no data set {dataset!r} below data root {data_root!r}; give its parent folder"
                     )
                 print(f"left out: {place} is not below data root {data_root!r}")
                 continue
             table = datasets.load(dataset, places.get(dataset), category)
-            values = profiles.method_settings(profile, name, chosen["changes"].get(name, {}) | {"seed": seed})
+            values = profiles.method_settings(profile, name, study["changes"].get(name, {}) | {"seed": seed})
             train = table[(table.split == "train") & (table.label == 0)]
             method = methods.create(name, **profiles.shaped(name, values, train.image_path)).fit(train)
             test = table[table.split == "test"]
@@ -153,12 +153,12 @@ def audit(method, test: pd.DataFrame, result: Evaluation) -> pd.DataFrame:
         result: of `evaluate(method, test)`: scores, maps and masks at input size.
 
     Returns:
-        one row a habit and metric: habit, metric, without, with, added (points of percent), bound (how far `added`
+        one row per habit and metric: habit, metric, without, with, added (points of percent), bound (how far `added`
         may be off, in points; 0 where exact).
     """
-    chosen = np.flatnonzero(result.measured)
-    maps, masks = ([arrays[i] for i in chosen] for arrays in (result.anomaly_maps, result.masks))
-    rows = audit_maps(maps, masks, result.scores.label.to_numpy()[chosen], test.iloc[chosen], method.resize)
+    measured = np.flatnonzero(result.measured)
+    maps, masks = ([arrays[i] for i in measured] for arrays in (result.anomaly_maps, result.masks))
+    rows = audit_maps(maps, masks, result.scores.label.to_numpy()[measured], test.iloc[measured], method.resize)
     if getattr(getattr(method, "history", None), "snapshots", None):
         rows += audit_selection(method, test)
     return _table(rows)
@@ -184,8 +184,8 @@ def audit_maps(anomaly_maps, masks, labels, test: pd.DataFrame, resize: Resize) 
     image = {"image_auroc": _percent(metrics.image_metrics(largest, labels)["image_auroc"])}
     rows = []
 
-    def add(habit, reference, found, bound=None):
-        for name, value in found.items():
+    def add(habit, reference, values, bound=None):
+        for name, value in values.items():
             if value is not None and reference[name] is not None:
                 rows.append((habit, name, reference[name], value, (bound or {}).get(name, 0.0)))
 
@@ -221,8 +221,8 @@ def audit_selection(method, test: pd.DataFrame) -> list[tuple]:
     Without it, the last step counts. The method keeps its weights.
     """
     curve = learning_curves.snapshot_metrics(method, test)
-    chosen = learning_curves.selections(curve, method.history)
-    last, best = (100 * curve.iloc[chosen[name]] for name in ("last", learning_curves.ORACLE))
+    rows = learning_curves.selections(curve, method.history)
+    last, best = (100 * curve.iloc[rows[name]] for name in ("last", learning_curves.ORACLE))
     return [(EPOCH, name, last[name], best[name], 0.0) for name in METRICS if not np.isnan(last[name])]
 
 

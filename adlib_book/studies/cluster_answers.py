@@ -1,7 +1,7 @@
 """The testing step of `12_contrastive`: what was decided at a threshold, and what the clustering did with each image.
 
     decisions(result, image_line, pixel_line)      accuracy, F1, false alarms, pixel F1 and IoU, overall and by kind
-    diagnose(method, test)                         one row an image: clusters, noise, separation, gate, wrong side
+    diagnose(method, test)                         one row per image: clusters, noise, separation, gate, wrong side
 
 Both read labels and masks of a test set, after everything has been chosen.
 """
@@ -21,17 +21,17 @@ def decisions(result: Evaluation, image_line: float, pixel_line: float) -> pd.Da
         image_line, pixel_line: thresholds from held-out normals, of image scores and of maps.
 
     Returns:
-        one row a kind of defect, `all` and `oracle`: n, its images; accuracy, f1, false_alarms (share of good images
+        one row per kind of defect, `all` and `oracle`: n, its images; accuracy, f1, false_alarms (share of good images
         above the line), found (share of defective ones); pixel_f1, pixel_iou. A kind is judged among all good images,
         its pixels in its own images alone. `oracle` is the best F1 that any threshold reaches on this test set, which
         nobody can know beforehand. NaN where there are no masks, or nothing to count.
     """
     scores = result.scores
     kinds = sorted(scores.defect[scores.label == 1].unique())
-    chosen = {kind: (scores.label == 0) | (scores.defect == kind) for kind in kinds}
-    chosen["all"] = scores.label.notna()
+    members = {kind: (scores.label == 0) | (scores.defect == kind) for kind in kinds}
+    members["all"] = scores.label.notna()
     rows = {}
-    for name, rows_of in chosen.items():
+    for name, rows_of in members.items():
         label, flagged = scores.label[rows_of] == 1, scores.score[rows_of] > image_line
         row = {
             "n": len(label) if name == "all" else int(label.sum()),
@@ -47,12 +47,12 @@ def decisions(result: Evaluation, image_line: float, pixel_line: float) -> pd.Da
     return pd.DataFrame(rows).T.astype(float)
 
 
-def _pixel_decisions(result: Evaluation, chosen, line: float) -> dict:
-    chosen = [i for i in chosen if result.measured[i]]
-    if not chosen or not any(mask.any() for mask in result.masks):
+def _pixel_decisions(result: Evaluation, rows, line: float) -> dict:
+    rows = [i for i in rows if result.measured[i]]
+    if not rows or not any(mask.any() for mask in result.masks):
         return {"pixel_f1": np.nan, "pixel_iou": np.nan}
-    said = np.stack([result.anomaly_maps[i] for i in chosen]) > line
-    truth = np.stack([result.masks[i] for i in chosen])
+    said = np.stack([result.anomaly_maps[i] for i in rows]) > line
+    truth = np.stack([result.masks[i] for i in rows])
     both, either = np.count_nonzero(said & truth), np.count_nonzero(said | truth)
     return {"pixel_f1": _ratio(2 * both, either + both), "pixel_iou": _ratio(both, either)}
 
@@ -69,14 +69,14 @@ def diagnose(method, table: pd.DataFrame, batch_size: int = 16) -> pd.DataFrame:
     rows, masks = [], datasets.masks(table)
     for batch in images.batches(table.image_path, method.resize, batch_size):
         grid = tuple(method.embed(batch.images[:1]).shape[2:])
-        for found in method.cluster(batch.images):
+        for split in method.cluster(batch.images):
             mask, wrong = next(masks), None
             if mask is not None:
                 inside = images.Resize(grid).mask(method.resize.mask(mask)).ravel()
-                if 0 < inside.sum() < len(inside) and 0 < found.anomalous.sum() < len(inside):
-                    wrong = bool(found.anomalous[inside].mean() < found.anomalous[~inside].mean())
-            row = {"n_clusters": found.n_clusters, "noise": found.noise, "separation": found.separation}
-            row |= {"open": found.separation > method.gate, "anomalous": found.anomalous.mean(), "wrong_side": wrong}
+                if 0 < inside.sum() < len(inside) and 0 < split.anomalous.sum() < len(inside):
+                    wrong = bool(split.anomalous[inside].mean() < split.anomalous[~inside].mean())
+            row = {"n_clusters": split.n_clusters, "noise": split.noise, "separation": split.separation}
+            row |= {"open": split.separation > method.gate, "anomalous": split.anomalous.mean(), "wrong_side": wrong}
             rows.append(row)
     described = table[["image_path", "defect", "label"]].reset_index(drop=True)
     return pd.concat([described, pd.DataFrame(rows)], axis=1)

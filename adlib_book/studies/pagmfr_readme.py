@@ -146,14 +146,14 @@ def validate_pagmfr(model, loader: DataLoader) -> tuple[float | None, float | No
     """
     scores, maps, masks, labels = [], [], [], []
     for batch in _test_batches(loader):
-        found = model.score(batch["image"])
-        scores.append(found.image)
-        maps.extend(found.map)
+        batch_scores = model.score(batch["image"])
+        scores.append(batch_scores.image)
+        maps.extend(batch_scores.map)
         masks.extend(batch["mask"].numpy())
         labels.append(np.asarray(batch["label"]))
     labels = np.concatenate(labels)
-    known = [i for i, mask in enumerate(masks) if mask.any() or not labels[i]] or [0]
-    pixel = metrics.pixel_metrics([maps[i] for i in known], [masks[i] for i in known])
+    judged = [i for i, mask in enumerate(masks) if mask.any() or not labels[i]] or [0]
+    pixel = metrics.pixel_metrics([maps[i] for i in judged], [masks[i] for i in judged])
     image = metrics.image_metrics(np.concatenate(scores), labels)
     return image["image_auroc"], pixel["pixel_auroc"], pixel["aupro_30"]
 

@@ -1,6 +1,6 @@
 """Relative normality on categories that training has never seen: the study behind `13_unified`.
 
-    found = study(FOLDS, data_root, seeds=(0, 1, 2))        one row a method, category and seed, and pooled ones
+    found = study(FOLDS, data_root, seeds=(0, 1, 2))        one row per method, category and seed, and pooled ones
     summarise(found)                                        the table
 
 Every detector gets the same `k` normal images of a category, the same backbone and the same test images. Trained ones
@@ -85,8 +85,8 @@ def detectors(k: int, seed: int, training: dict, common: dict) -> dict:
     few = profiles.method_settings("laptop", "few_shot") | own | {"n_calibration": 0}
     one = profiles.method_settings("laptop", "unified") | own | {"n_calibration": 20}
     # Whatever the unified model is set to, by the profile or by default, the baselines see the same features.
-    known = build(Unified.Settings, one)
-    plain = {name: getattr(known, name) for name in ("backbone", "stages", "weights", "image_size", "resize", "scale")}
+    model = build(Unified.Settings, one)
+    plain = {name: getattr(model, name) for name in ("backbone", "stages", "weights", "image_size", "resize", "scale")}
     few_images = {"k": k, "seed": seed}
     bank = {"pretrain_dim": None, "target_dim": None, "sampler": "none", "seed": seed}
     return {
@@ -121,7 +121,7 @@ def study(
         seeds: of support and training. k: support images. n_test: test images of a category, at most.
         training: changes to the settings of training, as `steps`; common: to all detectors, as `image_size`.
         methods: only these rows.
-        swaps: a list that gets one row a kind of defect of the real categories: the trained unified model.
+        swaps: a list that gets one row per kind of defect of the real categories: the trained unified model.
         report: called with a line of text after every detector.
 
     Returns:
@@ -150,8 +150,8 @@ def study(
                 for category, (train, queries) in tests.items():
                     support = choose_support(train, k, seed)[0]
                     method.fit(support if cls is PatchCore else train)
-                    for row, scores, found in _evaluate(name, method, queries):
-                        rows.append({"method": row, "category": category, "seed": seed} | found)
+                    for row, scores, values in _evaluate(name, method, queries):
+                        rows.append({"method": row, "category": category, "seed": seed} | values)
                         part = {"method": row, "seed": seed, "score": scores, "label": queries.table.label}
                         scored.append(pd.DataFrame(part))
                     line += f" {category} {rows[-1]['image_auroc']:.3f}"
@@ -160,8 +160,8 @@ def study(
                 if report:
                     report(line)
     for (name, seed), group in pd.concat(scored).groupby(["method", "seed"], sort=False):
-        found = metrics.image_metrics(group.score.to_numpy(np.float64), group.label.to_numpy())
-        pooled = {key: found[key] for key in ("image_auroc", "image_f1_max")} | _counts(group.label)
+        values = metrics.image_metrics(group.score.to_numpy(np.float64), group.label.to_numpy())
+        pooled = {key: values[key] for key in ("image_auroc", "image_f1_max")} | _counts(group.label)
         rows.append({"method": name, "category": "pooled", "seed": seed} | pooled)
     return pd.DataFrame(rows)
 
@@ -171,9 +171,9 @@ def always_defective(n_images: int, n_defective: int) -> float:
     return 2 * n_defective / (n_images + n_defective)
 
 
-def summarise(found: pd.DataFrame) -> pd.DataFrame:
-    """One row a method: image AUROC a category, its mean and deviation over seeds, pixel metrics, pooled metrics."""
-    single, pooled = found[found.category != "pooled"], found[found.category == "pooled"]
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per method: image AUROC a category, its mean and deviation over seeds, pixel metrics, pooled metrics."""
+    single, pooled = rows[rows.category != "pooled"], rows[rows.category == "pooled"]
     table = single.groupby(["method", "category"], sort=False).image_auroc.mean().unstack("category")
     table["mean"] = table.mean(axis=1)
     table["sd"] = single.groupby(["method", "seed"]).image_auroc.mean().groupby("method").std()
@@ -223,13 +223,13 @@ def swap_answer(swap: pd.DataFrame, kind: str, threshold: float) -> dict:
     """
     is_kind, is_other = swap.defect == kind, (swap.label == 1) & (swap.defect != kind)
 
-    def auroc(column, chosen):
-        kept = swap[(swap.label == 0) | chosen]
+    def auroc(column, rows):
+        kept = swap[(swap.label == 0) | rows]
         return metrics.image_metrics(kept[column].to_numpy(np.float64), kept.label.to_numpy())["image_auroc"]
 
-    def flipped(chosen):
-        found = swap[chosen & swap.A.gt(threshold)]
-        return len(found), float(found.B.le(threshold).mean()) if len(found) else None
+    def flipped(rows):
+        above = swap[rows & swap.A.gt(threshold)]
+        return len(above), float(above.B.le(threshold).mean()) if len(above) else None
 
     n_found, flip_rate = flipped(is_kind)
     n_other_found, other_flip_rate = flipped(is_other)
@@ -258,8 +258,8 @@ def _counts(labels) -> dict[str, int]:
 
 def _evaluate(name: str, method, queries: Queries):
     """Yield (row name, image scores, metrics); PatchCore a second time with scores counted from its own support."""
-    found = [method.score(batch) for batch in queries.batches]
-    scores, maps = np.concatenate([f.image for f in found]), np.concatenate([f.map for f in found])
+    batches = [method.score(batch) for batch in queries.batches]
+    scores, maps = np.concatenate([f.image for f in batches]), np.concatenate([f.map for f in batches])
     labels = queries.table.label.to_numpy()
     pixels = queries.masks[:, ::4, ::4].ravel(), maps[:, ::4, ::4].ravel()
     pixel = {
