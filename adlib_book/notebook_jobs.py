@@ -20,7 +20,7 @@ from adlib.errors import InputError, suggest
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import build
 from adlib_book import teaching
-from adlib_book.cells import notebook_path
+from adlib_book.cells import notebook_path, parts
 
 # Modules that load torch are imported where they are needed: a notebook has its own kernel to load it.
 
@@ -169,7 +169,7 @@ def _execute(notebook: Path, output: Path, parameters: dict, story: bool, figure
     import papermill
 
     book = nbformat.read(notebook, as_version=4)
-    result, rest = _parts(book)
+    result, rest = parts(book)
     for cell in rest:
         cell.metadata["tags"] = [*cell.metadata.get("tags", []), GOES_ON]
     book.cells = result + rest if story else result
@@ -189,27 +189,26 @@ def _execute(notebook: Path, output: Path, parameters: dict, story: bool, figure
             os.environ["ADLIB_FIGURES"] = place
 
 
-def _parts(book) -> tuple[list, list]:
-    """Return the cells of a notebook up to the one tagged `record` (all where there is none), and the others."""
-    end = next((i for i, cell in enumerate(book.cells) if "record" in cell.metadata.get("tags", [])), len(book.cells))
-    return book.cells[: end + 1], book.cells[end + 1 :]
-
-
 def _story_failure(executed: Path) -> dict | None:
     """Return the first failure behind the record, and take papermill's marks out of the file; None: it came before."""
     from papermill.execute import remove_error_markers
 
     book = remove_error_markers(nbformat.read(executed, as_version=4))
-    story = [cell for cell in _parts(book)[1] if cell.cell_type == "code"]
+    story = [cell for cell in parts(book)[1] if cell.cell_type == "code"]
     if not any(cell.metadata.papermill.start_time for cell in story):
         return None
     nbformat.write(book, executed)
-    for cell in story:
-        for output in cell.outputs:
+    number, error = _first_error(story)
+    return {"status": "failed", "cell": number, "error": error}
+
+
+def _first_error(cells) -> tuple[int | None, str]:
+    """Return the number of the first of `cells` that failed, and its error; where none did, the kernel died."""
+    for cell in cells:
+        for output in cell.get("outputs", []):
             if output.output_type == "error":
-                error = f"{output.ename}: {output.evalue}"
-                return {"status": "failed", "cell": cell.execution_count, "error": error}
-    return {"status": "failed", "error": "the kernel died"}
+                return cell.execution_count, f"{output.ename}: {output.evalue}"
+    return None, "the kernel died"
 
 
 def story_line(story: dict) -> str:
@@ -424,8 +423,5 @@ def _times(jobs: list[Job], profile: str, data_root: str) -> dict:
 
 def _last_error(notebook: Path) -> str:
     with contextlib.suppress(json.JSONDecodeError, OSError, nbformat.ValidationError):
-        for cell in reversed(nbformat.read(notebook, as_version=4).cells):
-            for output in cell.get("outputs", []):
-                if output.output_type == "error":
-                    return f"{output.ename}: {output.evalue}"
+        return _first_error(reversed(nbformat.read(notebook, as_version=4).cells))[1]
     return "the kernel died"

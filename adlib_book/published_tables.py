@@ -37,7 +37,8 @@ def beside_published(records: Records, cells: pd.DataFrame, profile: str) -> Tab
     numbers = published.load()
     numbers = numbers[~numbers.evidence.isin(published.UNPRINTED)]
     lines, data, without = [], [], {}
-    for cell in [*_main(cells), *_full_means(cells)]:
+    single = cells[cells.metric.isin(MAIN_METRICS) & cells["mean"].notna()]
+    for cell in [*single.itertuples(), *_full_means(cells)]:
         record = records.table[records.table.run == cell.runs[0]].iloc[0]
         reference = _reference(numbers, cell, record)
         if reference is None:
@@ -69,10 +70,6 @@ def beside_published(records: Records, cells: pd.DataFrame, profile: str) -> Tab
     title = f"Published beside measured, profile {profile}"
     frames = pd.DataFrame(lines, columns=columns), pd.DataFrame(data, columns=[*columns, "evidence"])
     return Table(f"{profile}_beside_published", title, *frames, tuple(notes), tuple(records.left_out))
-
-
-def _main(cells: pd.DataFrame) -> list:
-    return list(cells[cells.metric.isin(MAIN_METRICS) & cells["mean"].notna()].itertuples())
 
 
 def _full_means(cells: pd.DataFrame) -> list:
