@@ -110,7 +110,7 @@ class Records:
         damaged: (dataset, category, method) of the records that could not be used.
         left_out: one line per record that was left out, and why.
         protocol: what all plain columns share, in words.
-        remarks: one line of the records that are of an earlier version, and one per cell whose seeds differ in settings.
+        remarks: one line of the records of an earlier version, and one per cell whose seeds differ in settings.
         folder: the folder that holds `runs`.
     """
 
