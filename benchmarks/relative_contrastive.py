@@ -52,7 +52,7 @@ def study(category: str, seed: int, changes: dict):
                 test.label,
             ),
         }
-        options = {"reference": method.reference.numpy(), "seed": seed}
+        options = {"reference": method.reference, "seed": seed}
         if change not in EVERY_CLUSTERING:
             options |= {"names": ("bank_knn", "kmeans"), "rules": ("reference",)}
         found = {

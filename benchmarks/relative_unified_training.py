@@ -15,6 +15,7 @@ import pandas as pd
 from adlib import profiles
 from adlib.methods.few_shot import episodic_training
 from adlib.methods.few_shot.few_shot import FewShot
+from adlib.methods.few_shot.support_images import choose_support
 from adlib.methods.few_shot.unified import Unified
 from adlib_book import studies
 from adlib_book.studies import unseen_products
@@ -40,10 +41,9 @@ CHANGES = {
 FROZEN = {"head only": "projection", "projection only": "head"}
 
 
-def make_pools(method: Unified, foreign: bool) -> dict:
-    """Make one pool of episodes a demo product: the others train on it, or it judges them."""
-    tables, s = {name: unseen_products.load(name)[0] for name in unseen_products.DEMO}, method.settings
-    paths = {name: list(table.image_path[:20]) for name, table in tables.items()}
+def make_pools(method: Unified, tables: dict, foreign: bool) -> dict:
+    """Make one pool of episodes a demo product."""
+    paths, s = {name: list(table.image_path[:20]) for name, table in tables.items()}, method.settings
     return {
         name: episodic_training.build_pool(
             table,
@@ -51,7 +51,7 @@ def make_pools(method: Unified, foreign: bool) -> dict:
             method.resize,
             seed=0,
             grid=method.grids()[0],
-            foreign=[p for other, found in paths.items() if other != name for p in found] if foreign else (),
+            foreign=[p for other, part in paths.items() if other != name for p in part] if foreign else (),
             n_normals=s.pool_normals,
             n_styles=s.pool_styles,
         )
@@ -59,14 +59,14 @@ def make_pools(method: Unified, foreign: bool) -> dict:
     }
 
 
-def study(change: str, pools: dict, judge: str, seed: int, common: dict, judging=None) -> pd.DataFrame:
-    """Train without the judge; return its answers at every validation."""
+def study(change: str, pools: dict, products: dict, judge: str, seed: int, common: dict) -> pd.DataFrame:
+    """Train without the product `judge`; return what its judge says at every validation."""
     name, cls = ("few_shot", FewShot) if change == "few-shot similarity" else ("unified", Unified)
     method = cls(**profiles.method_settings("smoke", name) | common | CHANGES[change] | {"seed": seed})
     if change in FROZEN:
         method.modules[FROZEN[change]].requires_grad_(False)
     others = [pool for name, pool in pools.items() if name != judge]
-    method.train_episodes(None, pools=others, validation_pools=[(judging or pools)[judge]])
+    method.train_episodes(None, pools=others, products=[products[judge]])
     return method.history.validation.drop(columns="seconds").assign(change=change, judge=judge, seed=seed)
 
 
@@ -81,23 +81,29 @@ def main() -> None:
     started, chosen = time.perf_counter(), arguments.only or list(CHANGES)
     common = {"steps": arguments.steps, "validate_every": arguments.every, "selection": "last", "pool_normals": 24}
     method = Unified(**profiles.method_settings("smoke", "unified") | common)
-    pools = make_pools(method, foreign=True)
+    common["image_size"] = method.settings.image_size  # pools and judges serve both methods
+    tables = {name: unseen_products.load(name)[0] for name in unseen_products.DEMO}
+    products = {}
+    for name in arguments.judges:
+        parts = choose_support(tables[name], max(method.settings.shots), 0)
+        products[name] = episodic_training.make_product(*parts, method.resize, method.settings.n_synthetic, seed=0)
+    pools = make_pools(method, tables, foreign=True)
     for change in chosen:
-        trained_on = judging = pools
+        trained_on = pools
         if change == "no foreign normals":
-            trained_on = make_pools(method, foreign=False)
+            trained_on = make_pools(method, tables, foreign=False)
         elif change == "last stage trained too":
             with_stage = Unified(**profiles.method_settings("smoke", "unified") | common | CHANGES[change])
-            trained_on = judging = make_pools(with_stage, foreign=True)
+            trained_on = make_pools(with_stage, tables, foreign=True)
         rows = [
-            study(change, trained_on, judge, seed, common, judging=judging)
+            study(change, trained_on, products, judge, seed, common)
             for judge in arguments.judges
             for seed in arguments.seeds
         ]
-        found = pd.concat(rows)
+        answers = pd.concat(rows)
         print(f"{time.perf_counter() - started:5.0f} s {change}", flush=True)
-        print(found.groupby("step")[["image_auroc", "cell_ap"]].mean().round(4).T.to_string(), flush=True)
-        studies.write_rows("unified_training", found, keys=["change"], float_format="%.4f")
+        print(answers.groupby("step")[["image_auroc", "cell_ap"]].mean().round(4).T.to_string(), flush=True)
+        studies.write_rows("unified_training", answers, keys=["change"], float_format="%.4f")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ every_method = pytest.mark.parametrize("name", ALL)
 
 def few_steps(name, steps=4, **changes) -> dict:
     """Settings of a training of a few steps that keeps its last weights."""
-    episodes = {"episodes": 1, "hidden": 8, "pool_normals": 4, "pool_styles": 2, "shots": [1, 2]}
+    episodes = {"episodes": 1, "pool_normals": 4, "pool_styles": 2, "shots": [1, 2]}
     settings = SMALL_SETTINGS[name] | {"steps": steps, "selection": "last", "validate_every": 0}
     return settings | (episodes if name in EPISODIC else {}) | changes
 

@@ -15,7 +15,7 @@ from adlib.methods.few_shot import episodic_training, losses, support_images
 from adlib.methods.few_shot.contrastive import Contrastive
 
 SMALL = TINY | {
-    "stages": [1, 2, 3], "width": 16, "dim": 16, "steps": 12, "episodes": 3, "learning_rate": 0.01, "n_normals": 5,
+    "stages": [1, 2, 3], "width": 16, "steps": 12, "episodes": 3, "learning_rate": 0.01, "n_normals": 5,
     "n_styles": 4, "validate_every": 6, "hold_out": 0.34,
 }  # fmt: skip
 
@@ -42,7 +42,6 @@ def test_training_lowers_the_loss_below_chance(fitted):
     )
     validation = fitted.history.validation
     assert {"score", "image_auroc", "cell_ap", "cell_f1", "macro_f1", "cell_iou", "clean_share"} <= set(validation)
-    assert np.isfinite(validation.loss).all()
     assert history.skipped_images.between(0, 3).all()
 
 
@@ -58,18 +57,12 @@ def test_clusterings_share_the_trained_features(fitted, batch, name, monkeypatch
 
 @pytest.mark.parametrize("name", list(clustering.ALGORITHMS))
 def test_clean_images_have_an_empty_mask_behind_the_gate(fitted, train, name):
-    """The default: at most 5 % of the normals that set the gate pass it, with every algorithm."""
+    """At most 5 % of the normals that set the gate pass it, with every algorithm."""
     method, stack = copy.copy(fitted), support_images.read_images(train.image_path, fitted.resize)
-    for share in (fitted.settings.gate_share, 1.0, 0.0):
-        method.settings = dataclasses.replace(fitted.settings, clustering=name, gate_share=share)
-        method._calibrate(train, train)
-        masks = [method.cluster(image[None])[0].anomalous for image in stack]  # one by one, to the last bit
-        n_open = sum(mask.any() for mask in masks)
-        if share:
-            assert n_open <= (1 - share) * len(train) + 1  # the quantile lies between two of so few
-            assert share < 1 or not n_open
-        elif name == "hdbscan":
-            assert n_open  # without a gate its noise counts as anomalous
+    method.settings = dataclasses.replace(fitted.settings, clustering=name)
+    method._set_gate(train.image_path)
+    masks = [method.cluster(image[None])[0].anomalous for image in stack]  # one by one, to the last bit
+    assert sum(mask.any() for mask in masks) <= 1  # the quantile lies between two of so few
 
 
 def test_perfect_features_cost_nothing(fitted):
@@ -96,16 +89,6 @@ def test_the_focal_form_inside_one_image_is_the_original(fitted):
     anomalous = coverage.flatten() > 0
     expected = losses.contrastive_loss("focal", rows[~anomalous], rows[anomalous])
     torch.testing.assert_close(found, expected)
-
-
-def test_the_last_stage_can_be_trained_too(train, batch):
-    method = Contrastive(**SMALL | {"train_last_stage": True, "steps": 2, "n_styles": 2, "selection": "last"})
-    before = {k: v.clone() for k, v in method.backbone.state_dict().items()}
-    method.fit(train)
-    changed = {k for k, v in method.backbone.state_dict().items() if not torch.equal(v, before[k])}
-    last = method.backbone.model.feature_info.module_name()[-1]
-    assert changed
-    assert all(key.startswith(f"model.{last}") for key in changed)
 
 
 def test_training_defects_come_from_the_families_asked_for(train, fitted):

@@ -1,5 +1,8 @@
 """Few-shot similarity: golden values of AnomalyGPT's branch, the support, training that starts at the detector."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +10,12 @@ from conftest import TINY, texture, write_image
 
 from adlib import images
 from adlib.errors import InputError
+from adlib.images import maps, to_tensor
 from adlib.methods.few_shot import episodic_training, support_images
 from adlib.methods.few_shot.few_shot import FewShot, Projection
 from adlib.methods.few_shot.unified import Unified
 
-SMALL = TINY | {"stages": [2, 3], "k": 2, "steps": 2, "episodes": 2, "validate_every": 1, "hidden": 8}
+SMALL = TINY | {"stages": [2, 3], "k": 2, "steps": 2, "episodes": 2, "validate_every": 1, "shots": [1, 2]}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,7 @@ def test_golden_map_and_score(golden, name):
     )
     grid = similarity.mean(0).view(1, 16, 16)
     np.testing.assert_allclose(grid[0], file["similarity_16"], rtol=0, atol=1e-6)
-    anomaly_map = 1 - support_images.enlarge(grid, (224, 224))[0]
+    anomaly_map = 1 - maps.enlarge(grid, (224, 224), align_corners=True)[0]
     step = int(np.ceil(224 / len(file["map_sub"])))
     np.testing.assert_allclose(anomaly_map[::step, ::step], file["map_sub"], rtol=0, atol=1e-6)
     np.testing.assert_allclose(anomaly_map[-1], file["map_last_row"], rtol=0, atol=1e-6)
@@ -91,7 +95,7 @@ def test_a_defect_stands_out(fitted, small_table):
 
 def test_rotations_are_exact_and_refused_where_orientation_is_the_defect(train):
     views = support_images.rotated(torch.rand(1, 3, 4, 4), (0, 90, 180, 270))
-    assert torch.equal(torch.rot90(views[1], 3, (2, 3)), views[0])
+    assert torch.equal(torch.rot90(views[1], 3, (1, 2)), views[0])
     turned = FewShot(**SMALL | {"rotations": [0, 90]})
     assert len(turned.fit(train).context[0].rows) == 2 * 2 * 8 * 8  # two images, two views, stride 8
     with pytest.raises(InputError, match="hide defects of orientation in category 'metal_nut'"):
@@ -105,26 +109,20 @@ def test_bad_supports_are_one_line(fitted):
         with pytest.raises(InputError, match="expected \\(k, 3, 64, 64\\)"):
             fitted.condition(torch.zeros(shape))
     with pytest.raises(InputError, match="layer_weights"):
-        FewShot(**SMALL | {"layer_weights": [1.0]})
+        Unified(**SMALL | {"layer_weights": [1.0]})
 
 
 def test_more_shots_than_a_training_category_has_are_one_line(pool):
     method = FewShot(**SMALL | {"shots": [50]})
     with pytest.raises(InputError, match="category 'plate' has 6 normal images"):
-        method.train_episodes(None, pools=[pool], validation_pools=[pool])
-
-
-def test_top_mean_is_the_maximum_below_a_hundred_cells():
-    cells = torch.arange(50.0).view(1, 5, 10)
-    assert support_images.top_mean(cells).item() == 49
-    assert support_images.top_mean(torch.arange(200.0).view(1, 10, 20)).item() == 198.5
+        method.train_episodes(None, pools=[pool])
 
 
 def test_cells_by_coverage():
     mask = np.zeros((1, 8, 8))
     mask[0, :4, :4] = 1  # a whole cell
     mask[0, 4:, :1] = 1  # a quarter of a cell
-    coverage = episodic_training.cell_coverage(mask, (2, 2))
+    coverage = episodic_training.cell_means(mask, (2, 2))
     target, valid = episodic_training.cell_targets(coverage)
     assert target[0].tolist() == [[True, False], [False, False]]
     assert valid[0].tolist() == [[True, True], [False, True]]
@@ -150,20 +148,34 @@ def test_episodes_keep_the_query_out_of_its_support(pool):
             assert not any(torch.equal(host, other) for other in supports)
 
 
-def test_validation_by_hand():
-    """Two clean episodes and one defect of one cell that scores highest; the line is the highest clean cell's."""
-    empty, one = torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
-    fixed = [
-        episodic_training.Episode([], [], [], coverage, kind)
-        for coverage, kind in ((empty, "clean"), (empty, "clean"), (one, "defect"))
-    ]
-    maps = iter([torch.full((2, 2), 0.1), torch.full((2, 2), 0.1), torch.tensor([[0.9, 0.8], [0.0, 0.0]])])
-    found = episodic_training.validation_scores(fixed, lambda episode: next(maps))
-    assert found["image_auroc"] == found["cell_ap"] == found["score"] == found["clean_share"] == 1
+def test_cell_metrics_by_hand():
+    """Two clean images and one with a defect of one cell that scores highest; the line is the highest clean cell's."""
+    cells = np.array([np.full((2, 2), 0.1), np.full((2, 2), 0.1), [[0.9, 0.8], [0.0, 0.0]]])
+    masks = np.zeros((3, 2, 2), bool)
+    masks[2, 0, 0] = True
+    judge = SimpleNamespace(masks=masks.repeat(4, 1).repeat(4, 2), labels=np.array([0, 0, 1]))
+    metrics = episodic_training.cell_metrics(cells.repeat(4, 1).repeat(4, 2), judge, (2, 2))
+    assert metrics["cell_ap"] == metrics["clean_share"] == 1
     # Above the line: the true cell and one other; 12 cells in all.
-    assert found["cell_f1"] == pytest.approx(2 / 3)
-    assert found["cell_iou"] == pytest.approx(1 / 2)
-    assert found["macro_f1"] == pytest.approx((2 / 3 + 20 / 21) / 2)
+    assert metrics["cell_f1"] == pytest.approx(2 / 3)
+    assert metrics["cell_iou"] == pytest.approx(1 / 2)
+    assert metrics["macro_f1"] == pytest.approx((2 / 3 + 20 / 21) / 2)
+
+
+def test_judges_show_images_that_neither_pools_nor_supports_hold(train, fitted):
+    """By default a share of each product; or all of products left out, by a support of their own."""
+    pools, products = fitted.make_pools({"one": train, "two": train})
+    assert [len(pool.normal[0]) for pool in pools] == [4, 4]
+    assert [product.judge.labels.tolist() for product in products] == [[0, 1, 0, 1]] * 2  # two images, twice each
+    assert not any(
+        (image == product.support).all() for product in products for image in to_tensor(product.judge.images)
+    )
+    pools, (product,) = fitted.make_pools({"one": train}, {"two": train})
+    assert (len(pools[0].normal[0]), len(product.support), len(product.judge.images)) == (6, 2, 8)
+    last = dataclasses.replace(fitted.settings, selection="last", validate_every=0)  # nobody looks
+    assert episodic_training.make_pools({"one": train}, None, fitted.cached, fitted.resize, last, (8, 8))[1] == []
+    with pytest.raises(InputError, match="at least 2 different normal images"):
+        fitted.make_pools({"one": train}, {"two": train.iloc[:1]})
 
 
 def test_pools_are_seeded_and_swaps_show_the_same_style(pool, train, fitted):
@@ -188,60 +200,52 @@ def test_an_anchor_keeps_length_in_the_comparison():
 
 def test_untrained_projection_is_only_a_normalisation():
     rows = torch.randn(5, 6)
-    z = Projection((6,), 4)(0, rows)
+    z = Projection((6,))(0, rows)
     assert torch.equal(z, torch.nn.functional.normalize(rows, dim=1))
 
 
 def test_training_starts_at_the_detector_and_leaves_the_backbone(train, fitted, pool, tmp_path):
     query = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    method = FewShot(**SMALL | {"learning_rate": 0.0})
-    method.train_episodes(None, pools=[pool, pool], validation_pools=[pool]).fit(train)
+    method = FewShot(**SMALL | {"learning_rate": 0.0, "snapshot_every": 1})
+    method.train_episodes({"one": train, "two": train}).fit(train)
     np.testing.assert_array_equal(method.score(query).map, fitted.score(query).map)
     assert method.history.selected_step == 0  # nothing was better than the untrained detector
     assert method.history.validation.step.tolist() == [0, 1, 2]
+    assert [step for step, _ in method.history.snapshots] == [0, 1, 2]
 
-    trained = FewShot(**SMALL | {"learning_rate": 0.01, "selection": "last"})
-    trained.train_episodes(None, pools=[pool, pool], validation_pools=[pool]).fit(train)
+    trained = FewShot(**SMALL | {"learning_rate": 0.01, "selection": "last", "snapshot_every": 1})
+    trained.train_episodes(None, pools=[pool, pool]).fit(train)
     assert trained.backbone.fingerprint == fitted.backbone.fingerprint
     assert np.abs(trained.score(query).map - fitted.score(query).map).max() > 1e-5
     assert {"focal", "dice", "contrastive"} <= set(trained.history.losses.columns)
     twin = FewShot(**SMALL | {"learning_rate": 0.01, "selection": "last"})
-    twin.train_episodes(None, pools=[pool, pool], validation_pools=[pool]).fit(train)
+    twin.train_episodes(None, pools=[pool, pool]).fit(train)
     np.testing.assert_array_equal(twin.score(query).map, trained.score(query).map)
+    twin.use_snapshot(trained.history.snapshots[0][1])
+    np.testing.assert_array_equal(twin.score(query).map, fitted.score(query).map)
 
-    trained.save_trained(tmp_path / "projection.safetensors")
-    loaded = FewShot(**SMALL | {"trained": str(tmp_path / "projection.safetensors")}).fit(train)
-    np.testing.assert_array_equal(loaded.score(query).map, trained.score(query).map)
-    with pytest.raises(InputError, match="another backbone"):
-        FewShot(**SMALL | {"stages": [2], "trained": str(tmp_path / "projection.safetensors")})
-    with pytest.raises(InputError, match="no readable file"):
-        FewShot(**SMALL | {"trained": str(tmp_path / "none.safetensors")})
+    trained.save(tmp_path)
+    other = FewShot.load(tmp_path).fit(train.iloc[:3])  # another support, the same weights
+    np.testing.assert_array_equal(other.score(query).map, trained.fit(train.iloc[:3]).score(query).map)
 
 
 @pytest.mark.parametrize("cls", [FewShot, Unified])
 def test_the_last_stage_can_be_trained_too(cls, train, tmp_path):
-    """Only that stage changes, its statistics stay, and what was learnt goes where the weights are written."""
-    asked = SMALL | {"train_last_stage": True, "learning_rate": 0.01, "selection": "last", "pool_styles": 2}
-    asked |= {"shots": [1, 2]}
-    method = cls(**asked)
+    """Only that stage changes, its statistics stay, and what was learnt goes where the model is written."""
+    settings = SMALL | {"train_last_stage": True, "learning_rate": 0.01, "selection": "last", "pool_styles": 2}
+    method = cls(**settings)
     before = {key: value.clone() for key, value in method.backbone.state_dict().items()}
     query = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     plain = method.fit(train).score(query).map
     np.testing.assert_allclose(plain, cls(**SMALL).fit(train).score(query).map, atol=1e-4)  # folded or not
     method.train_episodes({"one": train, "two": train}).fit(train)
+    assert np.isfinite(method.history.validation.score).all()
     changed = {k for k, v in method.backbone.state_dict().items() if not torch.equal(v, before[k])}
     last = method.backbone.model.feature_info.module_name()[-1]
     assert changed
     assert all(key.startswith(f"model.{last}") and "running" not in key for key in changed)
-
-    method.save_trained(tmp_path / "stage.safetensors")
-    found = method.score(query).map
-    loaded = cls(**asked | {"trained": str(tmp_path / "stage.safetensors")}).fit(train)
-    np.testing.assert_array_equal(loaded.score(query).map, found)
-    method.save(tmp_path / "model")
-    np.testing.assert_array_equal(cls.load(tmp_path / "model").score(query).map, found)
-    with pytest.raises(InputError, match="last_stage, which these settings do not have"):
-        cls(**SMALL | {"trained": str(tmp_path / "stage.safetensors")})
+    method.save(tmp_path)
+    np.testing.assert_array_equal(cls.load(tmp_path).score(query).map, method.score(query).map)
 
 
 def test_a_category_to_train_on_is_needed(fitted):
@@ -268,7 +272,7 @@ def test_any_pyramid_serves(cls, backbone, stages, train):
 
 
 def test_windows_at_the_border_count_zeros():
-    flat = support_images.describe([torch.ones(1, 2, 4, 4)], patch_size=3, layer_norm=False)[0][0, 0]
+    flat = support_images.describe([torch.ones(1, 2, 4, 4)], window=3, layer_norm=False)[0][0, 0]
     assert flat[1, 1] == 1
     assert flat[0, 1].item() == pytest.approx(6 / 9)
     assert flat[0, 0].item() == pytest.approx(4 / 9)

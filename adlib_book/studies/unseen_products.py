@@ -136,7 +136,7 @@ def study(
         pools = None
         if any(name.endswith(", trained") for name in methods or detectors(k, 0, {}, {})):
             tables = {name: load(name, data_root)[0] for name in trained_on}
-            pools, validation_pools = probe.make_pools(tables, None, seed=0)
+            pools, products = probe.make_pools(tables)
         tests = {name: load(name, data_root) for name in held_out}
         tests = {name: (train, read_queries(test, probe.resize, n_test)) for name, (train, test) in tests.items()}
         for seed in seeds:
@@ -145,7 +145,7 @@ def study(
                     continue
                 method = _share(cls(**settings), cached)
                 if name.endswith(", trained"):
-                    method.train_episodes(None, pools=pools, validation_pools=validation_pools)
+                    method.train_episodes(None, pools=pools, products=products)
                 line = f"seed {seed} {name:>30}:"
                 for category, (train, queries) in tests.items():
                     support = choose_support(train, k, seed)[0]

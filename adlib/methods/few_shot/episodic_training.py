@@ -16,25 +16,27 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 
 from adlib.datasets import check_training_table, table_hash
 from adlib.errors import InputError
 from adlib.images import Resize, read_image, to_tensor
-from adlib.methods.few_shot.support_images import jittered, top_mean
+from adlib.methods.few_shot.support_images import choose_support, jittered, read_images
+from adlib.methods.normals import split_normals
 from adlib.synthesis import Sources, foreground, synthesise
+from adlib.synthesis.judge import Judge
 from adlib.synthesis.textures import procedural_texture
 
 HOSTS = 5  # images a style is painted on: a query and up to four supports that show it as well
+ROWS = 1024  # support patches a stage that a training episode keeps
 
 
 # -- masks on the patch grid ------------------------------------------------------------------------------------------
 
 
-def cell_coverage(masks, grid: tuple[int, int]) -> torch.Tensor:
-    """Area-average masks (B, H, W) into the cells of a grid: float32 (B, h, w), the share of a cell that is covered."""
-    masks = torch.as_tensor(np.asarray(masks), dtype=torch.float32)[:, None]  # (B, 1, H, W)
-    return F.adaptive_avg_pool2d(masks, grid)[:, 0]
+def cell_means(maps, grid: tuple[int, int]) -> torch.Tensor:
+    """Mean of maps (B, H, W) in each cell of a grid, float32 (B, h, w); of masks, the share of it that is covered."""
+    return F.adaptive_avg_pool2d(torch.as_tensor(np.asarray(maps), dtype=torch.float32), grid)
 
 
 def cell_targets(coverage: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,7 +46,7 @@ def cell_targets(coverage: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     negatives. When a defect is so small that no cell reaches a half, its best covered cell stands for it.
 
     Args:
-        coverage: (..., h, w) from `cell_coverage`.
+        coverage: (..., h, w), `cell_means` of masks.
 
     Returns:
         target, valid: bool (..., h, w).
@@ -138,7 +140,7 @@ def build_pool(
             painted.append(image)
             masks.append(mask)
     defective = [f.unflatten(0, (n_styles, n_hosts)) for f in _describe(to_tensor(painted), describe)]
-    coverage = cell_coverage(masks, grid or tuple(normal[0].shape[2:])).unflatten(0, (n_styles, n_hosts))
+    coverage = cell_means(masks, grid or tuple(normal[0].shape[2:])).unflatten(0, (n_styles, n_hosts))
     category = str(table.category.iloc[0])
     source = f"{category} {table_hash(table)} seed {seed}, {n_normals} normals, {n_styles} styles"
     return Pool(category, normal, augmented, defective, np.stack(hosts), coverage, tuple(styles), source)
@@ -223,76 +225,88 @@ def _painted(paint, image, product, rng, tries: int = 5):
 # -- what training on episodes needs ----------------------------------------------------------------------------------
 
 
-def make_pools(tables: dict, validation: dict | None, describe, resize: Resize, seed: int, **sizes):
-    """Make the pools for training and for validation; see `FewShot.train_episodes`.
+class Product(NamedTuple):
+    """What selection goes by: damaged normals of a product, and a support to judge them by.
 
-    Without validation tables every category gives up the last seventh of its normals, so that selection rests on
-    images (not categories) that training has not seen.
+    Attributes:
+        support: (k, 3, H, W) in [0, 1], normal images that the judge does not show.
+        source: hash of the images.
     """
-    if not tables:
-        raise InputError("no category to train on; give tables of at least one other category")
-    for table in [*tables.values(), *(validation or {}).values()]:
-        check_training_table(table)
-    cut = {
-        name: len(table) if validation else max(2, len(table) - max(2, len(table) // 7))
-        for name, table in tables.items()
-    }
-    held = validation or {
-        name: table.iloc[cut[name] :] for name, table in tables.items() if len(table) - cut[name] >= 2
-    }
-    paths = {name: list(table.image_path) for name, table in {**tables, **held}.items()}
 
-    def foreign(name):
-        return [path for other, found in paths.items() if other != name for path in found[:20]]
-
-    pools = [
-        build_pool(table.iloc[: cut[name]], describe, resize, seed, foreign(name), **sizes)
-        for name, table in tables.items()
-    ]
-    validation_pools = [
-        build_pool(table, describe, resize, seed + 1, foreign(name), **sizes) for name, table in held.items()
-    ]
-    return pools, validation_pools
+    category: str
+    support: torch.Tensor
+    judge: Judge
+    source: str
 
 
-def kept_rows(rng: np.random.Generator, k: int, grid: tuple[int, int], n_rows: int) -> torch.Tensor:
-    """Draw which patches of a support of k images, cut into (h, w) each, a step keeps: int64 (at most n_rows,)."""
-    return torch.from_numpy(np.sort(rng.permutation(k * grid[0] * grid[1])[:n_rows]))
+def make_product(support: pd.DataFrame, held_out: pd.DataFrame, resize: Resize, number: int, seed: int) -> Product:
+    """Make the judge of a product from its held-out normals, at most `number` images."""
+    source = f"{table_hash(support)} {table_hash(held_out)}"
+    judge = Judge(held_out, resize, number, seed)
+    return Product(str(held_out.category.iloc[0]), read_images(support.image_path, resize), judge, source)
 
 
-def fixed_episodes(pools, shots: tuple[int, ...], seed: int, n: int = 48) -> list[Episode]:
-    """Draw the episodes that every validation uses, in turn from each pool: half of them clean."""
-    rng = np.random.default_rng(seed)
-    return [draw(pools[i % len(pools)], rng, shots, clean=0.5) for i in range(n)] if pools else []
+def make_pools(tables: dict, validation: dict | None, describe, resize: Resize, settings, grid: tuple[int, int]):
+    """Make what episodes are cut from, and what selection goes by; see `FewShot.train_episodes`.
 
-
-def validation_scores(fixed, score) -> dict[str, float]:
-    """Score fixed episodes with `score(episode) -> (h, w)`.
+    Products left out of the training select by themselves; without any, every category gives up a share `hold_out` of
+    its normals. Supports hold as many images as the largest of `shots`.
 
     Returns:
-        image_auroc, pooled over the episodes; cell_ap; score, their mean, which selection goes by. And at the line that
-        99.5 % of the cells of clean episodes stay below: cell_f1 of the anomalous cells; macro_f1, the mean with that
-        of the normal ones; cell_iou; clean_share, of the clean episodes without any cell above it.
+        list of `Pool`, list of `Product`; the latter is empty where the settings need no judge.
     """
-    maps = [score(episode) for episode in fixed]
-    labels = [episode.kind == "defect" for episode in fixed]
-    cells = [cell_targets(episode.coverage) for episode in fixed]
-    image_auroc = roc_auc_score(labels, [float(top_mean(m[None])) for m in maps])
-    truth = torch.cat([target[valid] for target, valid in cells]).numpy()
-    found = torch.cat([m[valid] for m, (_, valid) in zip(maps, cells, strict=True)]).cpu().numpy()
-    cell_ap = average_precision_score(truth, found)
-    clean = torch.stack([m for m, label in zip(maps, labels, strict=True) if not label]).flatten(1).cpu().numpy()
+    s, k = settings, max(settings.shots)
+    if not tables:
+        raise InputError("no category to train on; give tables of at least one other category")
+    for name, table in {**tables, **(validation or {})}.items():
+        check_training_table(table, f"the table of {name!r}")
+    train = dict(tables)
+    if validation:
+        parts = [choose_support(t, min(k, len(t) - 1), s.seed, s.n_synthetic) for t in validation.values()]
+    else:
+        split = {name: split_normals(table, s) for name, table in tables.items()}
+        train = {name: part for name, (part, _) in split.items()}
+        parts = [
+            (choose_support(part, min(k, len(part)), s.seed, 0)[0], rest) for part, rest in split.values() if len(rest)
+        ]
+    products = []
+    for support, held_out in parts if s.watched else ():
+        if not len(support) or not len(held_out):
+            raise InputError("a product to select by needs at least 2 different normal images, one of them its support")
+        products.append(make_product(support, held_out, resize, max(2, s.n_synthetic // len(parts)), s.seed))
+    paths = {name: list(table.image_path) for name, table in {**train, **(validation or {})}.items()}
+    pools = []
+    for name, table in train.items():
+        foreign = [path for other, images in paths.items() if other != name for path in images[:20]]
+        pools.append(build_pool(table, describe, resize, s.seed, foreign, s.pool_normals, s.pool_styles, grid=grid))
+    return pools, products
+
+
+def draw_rows(rng: np.random.Generator, k: int, grid: tuple[int, int]) -> torch.Tensor:
+    """Draw which patches of a support of k images, cut into (h, w) each, a step keeps: int64 (at most `ROWS`,)."""
+    return torch.from_numpy(np.sort(rng.permutation(k * grid[0] * grid[1])[:ROWS]))
+
+
+def cell_metrics(maps, judge: Judge, grid: tuple[int, int]) -> dict[str, float]:
+    """What a judge's images say cell by cell, beside what it rates by.
+
+    Args:
+        maps: (N, H, W) of its images; grid: (h, w).
+
+    Returns:
+        cell_ap. And at the line that 99.5 % of the cells of clean images stay below: cell_f1 of the anomalous cells;
+        macro_f1, the mean with that of the normal ones; cell_iou; clean_share, of the clean images without any cell
+        above it.
+    """
+    cells = cell_means(maps, grid)
+    target, valid = cell_targets(cell_means(judge.masks, grid))
+    truth, scores = target[valid].numpy(), cells[valid].numpy()
+    clean = cells[judge.labels == 0].flatten(1).numpy()  # (n, h w)
     line = np.quantile(clean, 0.995)
-    said = found > line
-    both, only, missed = (np.count_nonzero(x) for x in (said & truth, said & ~truth, ~said & truth))
-    neither = len(truth) - both - only - missed
-    f1, normal_f1 = 2 * both / (2 * both + only + missed), 2 * neither / (2 * neither + only + missed)
     return {
-        "score": (image_auroc + cell_ap) / 2,
-        "image_auroc": image_auroc,
-        "cell_ap": cell_ap,
-        "cell_f1": f1,
-        "macro_f1": (f1 + normal_f1) / 2,
-        "cell_iou": both / (both + only + missed),
+        "cell_ap": float(average_precision_score(truth, scores)),
+        "cell_f1": float(f1_score(truth, scores > line)),
+        "macro_f1": float(f1_score(truth, scores > line, average="macro")),
+        "cell_iou": float(jaccard_score(truth, scores > line)),
         "clean_share": float((clean.max(1) <= line).mean()),
     }

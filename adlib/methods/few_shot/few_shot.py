@@ -12,6 +12,7 @@ time, but its condition is never true.
 
 The original has nothing to train. `train_episodes` adds the smallest thing that can be trained, a residual projection
 of each stage that starts at zero: untrained, it *is* the detector above, so that a gain is due to training alone.
+What was trained on other products serves with any support: `FewShot.load(folder).fit(table)`.
 """
 
 import copy
@@ -27,43 +28,38 @@ from torch import nn
 from adlib import settings as S
 from adlib.datasets import check_training_table
 from adlib.errors import InputError
-from adlib.images import Batch, Resize, backbones
-from adlib.images.maps import upsample_and_smooth
+from adlib.images import Batch, backbones, to_tensor
+from adlib.images.features import resize_of
+from adlib.images.maps import check_images, enlarge, smooth, top_mean
 from adlib.images.patches import to_rows
 from adlib.methods import Scores, storage, training
 from adlib.methods.few_shot import episodic_training, losses
 from adlib.methods.few_shot.support_images import (
-    below,
-    check_fingerprint,
-    check_queries,
     check_rotations,
     check_support,
-    choose_support,
     describe,
     distinct,
-    enlarge,
-    layer_weights,
-    load_modules,
     nearest_similarity,
     read_images,
     rotated,
-    save_modules,
     score_normals,
+    split_support,
     support_ids,
-    top_mean,
 )
-from adlib.settings import as_dict, build
+from adlib.methods.normals import without_selection
+from adlib.settings import build
 
 Rotations = Annotated[
     tuple[int, ...],
     S.Must(lambda v: 0 in v and not any(a % 90 for a in v), "be multiples of 90 degrees and contain 0"),
 ]
 Shots = Annotated[tuple[S.Count, ...], S.Must(bool, "hold numbers of support images, for example [1, 2, 4]")]
+HIDDEN = 128  # width of the projection's hidden layer
 
 
 @dataclass(frozen=True)
 class SupportSettings(training.Options):
-    """What every support-conditioned method can set."""
+    """What every support-conditioned method can set; `hold_out` is a share of each product that it is trained on."""
 
     backbone: str = "swin_tiny_patch4_window7_224.ms_in1k"
     stages: S.Stages = (1, 2)  # second and third stage, strides 8 and 16
@@ -72,42 +68,22 @@ class SupportSettings(training.Options):
     resize: S.ResizeMode = "stretch"
     scale: S.Count | None = None  # pixels, for resize short_side
     k: S.Count = 4  # support images
-    patch_size: S.Odd = 3  # window that features are averaged over, cells
     layer_norm: bool = True  # normalise each location over its channels: right for transformers, see support_images.py
-    layer_weights: tuple[S.NotNegative, ...] | None = None  # weight of each stage; None: equal
-    rotations: Rotations = (0,)  # degrees, multiples of 90; declare others only where any orientation is normal
     image_score: Literal["max", "top"] = "max"  # max, or top: mean of the highest 1 % of cells
     sigma: S.NotNegative = 0.0  # Gaussian smoothing of the map, input pixels
-    align_corners: bool = True  # corner cells on corner pixels when enlarging, as AnomalyGPT's code
     n_calibration: S.Whole = 50  # at most so many held-out normals are scored for the threshold
     batch_size: S.Count = 8  # images a forward pass
-    trained: str = ""  # file of trained weights (`save_trained`); "": none
     # Training.
-    hidden: S.Count = 128  # width of the projection's hidden layer
     steps: S.Count = 2000  # optimiser steps
+    learning_rate: S.NotNegative = 1e-3
+    selection: Literal[training.SELECTIONS] = "synthetic"
+    validate_every: S.Whole = 100  # steps
     episodes: S.Count = 6  # episodes a step, of different categories
     shots: Shots = (1, 2, 4)  # support images of a training episode
-    clean: S.Closed = 0.3  # share of episodes without a defect
     swap: S.Closed = 0.0  # share of episodes whose support shows the query's kind of defect, so that it is none
     pool_normals: S.Count = 24  # normal images of each training category, at most
     pool_styles: S.Count = 9  # styles of pseudo-anomaly of each training category, on five images each
-    rows: S.Count = 1024  # support patches a stage that a training episode keeps
     train_last_stage: bool = False  # train the encoder's last stage too, at a tenth of the learning rate
-    learning_rate: S.NotNegative = 1e-3
-    weight_decay: S.NotNegative = 1e-4
-    contrastive: Literal[losses.CONTRASTIVE] = "nearest_positive"  # see adlib.methods.few_shot.losses.contrastive_loss
-    contrastive_weight: S.NotNegative = 0.5
-    validate_every: S.Whole = 100  # steps
-    selection: Literal[training.SELECTIONS] = "synthetic"  # synthetic (pseudo-anomalies on held-out normals) or last
-
-    def check(self):
-        weights = self.layer_weights
-        if weights is not None and (len(weights) != len(self.stages) or not sum(weights)):
-            raise InputError(
-                f"layer_weights {list(weights)} must hold a number for each of stages {list(self.stages)}, not all 0"
-            )
-        if self.clean + self.swap > 1:
-            raise InputError(f"clean {self.clean} and swap {self.swap} are shares of the episodes, 1 at most in sum")
 
 
 @dataclass(frozen=True)
@@ -119,6 +95,7 @@ class FewShotSettings(SupportSettings):
 
     centre: bool = True  # subtract the mean patch of the support
     anchor: S.NotNegative = 0.0  # constant channel before patches get unit length, in lengths of a usual patch
+    rotations: Rotations = (0,)  # degrees, multiples of 90; declare others only where any orientation is normal
 
 
 class Projection(nn.Module):
@@ -128,13 +105,13 @@ class Projection(nn.Module):
     `FewShot`; the score itself stays the distance.
     """
 
-    def __init__(self, channels: tuple[int, ...], hidden: int, seed: int = 0, unit: bool = True):
+    def __init__(self, channels: tuple[int, ...], seed: int = 0, unit: bool = True):
         super().__init__()
         self.unit = unit
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             self.mlps = nn.ModuleList(
-                nn.Sequential(nn.Linear(c, hidden), nn.GELU(), nn.Linear(hidden, c)) for c in channels
+                nn.Sequential(nn.Linear(c, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, c)) for c in channels
             )
         for mlp in self.mlps:
             nn.init.zeros_(mlp[2].weight)
@@ -171,34 +148,36 @@ class FewShot:
         settings: changes to `FewShotSettings`, by name.
 
     Attributes after `fit`:
-        context: one `Memory` a stage.
-        support_ids: names of the support images.
+        support: (k, 3, H, W), its images; support_ids: their names; context: one `Memory` a stage, made of them.
         normal_scores, normal_map_maxima: float32 (n,), of normal training images that are not in the support; where
             there are fewer than two, of each image against the others.
-        history: of the training of the projection, where there was one.
+        history: of the training of the projection, where there was one; trained_on: its categories.
     """
 
     name = "few_shot"
     Settings = FewShotSettings
-    Memory = Memory
+    KEPT = storage.Kept(modules=("modules",), tensors=("support",), facts=("support_ids",))
+    save = storage.save
 
     def __init__(self, **settings):
         self.settings = s = build(self.Settings, settings, owner=self.name)
-        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
-        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.resize = resize_of(s)
         self.device = backbones.default_device()
         self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw, fold=not s.train_last_stage)
         self.backbone.to(self.device)
-        self.modules = {name: module.to(self.device).eval() for name, module in self.make_modules().items()}
-        if s.train_last_stage:
-            self.modules["last_stage"] = backbones.LastStage(self.backbone)
-        if s.trained:
-            load_modules(s.trained, self.modules, self.backbone)
+        self.build_networks()
         self.history, self.trained_on = None, []
 
-    def make_modules(self) -> dict[str, nn.Module]:
+    def build_networks(self) -> None:
         """Make what can be trained."""
-        return {"projection": Projection(self.channels, self.settings.hidden, self.settings.seed)}
+        self.modules = nn.ModuleDict(self.make_modules())
+        if self.settings.train_last_stage:
+            self.modules["last_stage"] = backbones.LastStage(self.backbone)
+        self.modules.to(self.device).eval()
+
+    def make_modules(self) -> dict[str, nn.Module]:
+        """Make the method's own networks."""
+        return {"projection": Projection(self.channels, self.settings.seed)}
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -216,16 +195,15 @@ class FewShot:
             return self._describe(images)
 
     def _describe(self, images: torch.Tensor) -> list[torch.Tensor]:
-        return describe(self.backbone(images.to(self.device)), self.settings.patch_size, self.settings.layer_norm)
+        return describe(self.backbone(images.to(self.device)), layer_norm=self.settings.layer_norm)
 
     def condition(self, images: torch.Tensor) -> list[Memory]:
         """Take in a support (k, 3, H, W) in [0, 1]; repeated images count once."""
         check_support(images, self.resize.hw)
-        views = torch.cat(rotated(distinct(images), self.settings.rotations))
         with torch.no_grad():
-            return self._remember(self.describe(views))
+            return self._remember(self.describe(rotated(distinct(images), self.settings.rotations)))
 
-    def _remember(self, described: list[torch.Tensor], augmented=None) -> list[Memory]:
+    def _remember(self, described: list[torch.Tensor]) -> list[Memory]:
         memories = []
         for stage, feature in enumerate(described):
             rows = to_rows(feature)
@@ -261,13 +239,8 @@ class FewShot:
         return grids
 
     def cells(self, described: list[torch.Tensor], context: list[Memory]) -> torch.Tensor:
-        """Anomaly of each cell of the first stage's grid, (B, h, w): the weighted mean distance."""
-        return self._mean(self.distances(described, context), described[0].shape[2:])
-
-    def _mean(self, grids: list[torch.Tensor], size) -> torch.Tensor:
-        s = self.settings
-        weights = layer_weights(s.layer_weights, len(grids))
-        return sum(w * enlarge(g, tuple(size), s.align_corners) for w, g in zip(weights, grids, strict=True))
+        """Anomaly of each cell of the first stage's grid, (B, h, w): the mean distance."""
+        return mean_grid(self.distances(described, context), described[0].shape[2:])
 
     # -- fit and score ------------------------------------------------------------------------------------------------
 
@@ -277,30 +250,29 @@ class FewShot:
         `validation` normals, where given, replace the rest of the table for the threshold.
         """
         check_training_table(table)
-        s = self.settings
-        check_rotations(s.rotations, table)
-        support, held_out = choose_support(table, s.k, s.seed, s.n_calibration if validation is None else 0)
+        check_rotations(self.settings.rotations, table)
+        return self._fit(table, validation)
+
+    def _fit(self, table, validation):
+        support, held_out = split_support(table, self.settings, validation)
         self.take_in(support)
-        held_out = held_out if validation is None else validation
         self.normal_scores, self.normal_map_maxima = score_normals(self, support, held_out)
         return self
 
     def take_in(self, support: pd.DataFrame) -> None:
         """Make the context from all images of a table."""
-        self.support_ids = support_ids(support)
-        self.context = self.condition(read_images(support.image_path, self.resize))
+        self.support_ids, self.support = support_ids(support), read_images(support.image_path, self.resize)
+        self.context = self.condition(self.support)
 
     def score(self, batch: Batch | torch.Tensor, context: list | None = None, contexts: list | None = None) -> Scores:
         """Score images (B, 3, H, W) in [0, 1] against a context, by default the one that `fit` made.
 
         `contexts`: instead, one context an image, for a batch of several products; one pass of the backbone serves all.
         """
-        images = batch.images if isinstance(batch, Batch) else batch
-        check_queries(images)
+        images = check_images(batch)
         size = tuple(images.shape[-2:])
         if contexts is None and context is None:
-            if not hasattr(self, "context"):
-                raise InputError(f"this {self.name} detector has no context; call fit(table) or give one to score")
+            storage.check_fitted(self)
             context = self.context
         elif contexts is not None and len(contexts) != len(images):
             raise InputError(
@@ -317,27 +289,26 @@ class FewShot:
         """Scores of described queries of one context, as maps of `size`."""
         s = self.settings
         grids = self.distances(described, context)
-        anomaly_map = self._mean(grids, size)
-        top = s.image_score == "top"
-        image_scores = top_mean(self._mean(grids, grids[0].shape[1:])) if top else anomaly_map.amax((1, 2))
-        return Scores(image_scores.cpu().numpy(), upsample_and_smooth(anomaly_map, size, s.sigma))
+        maps = mean_grid(grids, size)
+        image = top_mean(mean_grid(grids, grids[0].shape[1:])) if s.image_score == "top" else maps.amax((1, 2))
+        return Scores(image.cpu().numpy(), smooth(maps.cpu().numpy(), s.sigma))
 
     # -- training on other categories ---------------------------------------------------------------------------------
 
-    def train_episodes(self, tables: dict, validation: dict | None = None, pools=None, validation_pools=None):
-        """Train the projection on episodes of other categories than the one that will be tested.
+    def train_episodes(self, tables: dict | None, validation: dict | None = None, pools=None, products=()):
+        """Train on episodes of other categories than the one that will be tested.
 
         With `train_last_stage` the deepest stage of the encoder learns too; then pools hold images, not features.
 
         Args:
             tables: category -> table of normal training images.
-            validation: the same of categories that are left out of the training, to select by; by default the last
-                seventh of each training category's normals.
-            pools, validation_pools: lists of `episodic_training.Pool` made before, instead of the tables.
+            validation: the same of categories that are left out of the training, to select by; by default the share
+                `hold_out` of each training category's normals.
+            pools, products: of `make_pools`, made before, instead of the tables.
         """
-        s = self.settings
         if pools is None:
-            pools, validation_pools = self.make_pools(tables, validation, s.seed)
+            pools, products = self.make_pools(tables, validation)
+        self.settings = s = without_selection(self.settings, products)
         for pool in pools:
             if max(s.shots) > len(pool.normal[0]) - 1:
                 raise InputError(
@@ -348,21 +319,30 @@ class FewShot:
 
         def make_batch(step):
             rng = training.step_generator(s.seed, step)
-            chosen = rng.permutation(len(pools))[: s.episodes]
-            drawn = [episodic_training.draw(pools[i], rng, s.shots, s.clean, s.swap) for i in chosen]
-            return [(e, [episodic_training.kept_rows(rng, len(e.support[0]), g, s.rows) for g in grids]) for e in drawn]
+            numbers = rng.permutation(len(pools))[: s.episodes]
+            episodes = [episodic_training.draw(pools[i], rng, s.shots, swap=s.swap) for i in numbers]
+            return [(e, [episodic_training.draw_rows(rng, len(e.support[0]), g) for g in grids]) for e in episodes]
 
         def compute_losses(modules, batch, step):
-            terms = [self.episode_losses(modules, episode, keep) for episode, keep in batch]
+            terms = [self.episode_losses(modules, episode, rows) for episode, rows in batch]
             return {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
 
-        fixed = episodic_training.fixed_episodes(validation_pools, s.shots, s.seed)
+        # What is judged stays the same, and so do its features where the encoder is frozen.
+        views = [
+            [self.cached(to_tensor(part)) for part in np.split(p.judge.images, range(8, len(p.judge.images), 8))]
+            for p in products
+        ]
+
+        def validate() -> dict[str, float]:
+            rows = [self._rate(*one, grids[0]) for one in zip(products, views, strict=True)]
+            return pd.DataFrame(rows).mean().to_dict()
+
         untrained = {name: copy.deepcopy(module.state_dict()) for name, module in self.modules.items()}
-        before = episodic_training.validation_scores(fixed, self._episode_cells) if fixed else None
+        before = validate() if s.watched else None
         rates = {name: s.learning_rate * (0.1 if name == "last_stage" else 1) for name in self.modules}
         groups = [{"params": list(module.parameters()), "lr": rates[name]} for name, module in self.modules.items()]
-        optimizer = torch.optim.AdamW(groups, weight_decay=s.weight_decay)
-        self.history = training.train(
+        optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+        self.history = history = training.train(
             self.modules,
             [optimizer],
             make_batch,
@@ -372,38 +352,47 @@ class FewShot:
             origin={
                 "backbone weights": self.backbone.fingerprint,
                 "training images": [pool.source for pool in pools],
-                "validation images": [pool.source for pool in validation_pools or []],
+                "validation images": [product.source for product in products],
             },
             schedulers=[torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.steps)],
-            validate=(lambda: episodic_training.validation_scores(fixed, self._episode_cells)) if fixed else None,
+            validate=validate if s.watched else None,
             clip_norm=1.0,
             workers=0,
             progress=f"{self.name} episodes",
         )
         self.trained_on = sorted(pool.category for pool in pools)
-        if before and s.selection == "synthetic" and before["score"] >= self.history.validation.score.max():
-            # Step 0 is a candidate like any other: training that does not help must not be kept.
-            for name, module in self.modules.items():
-                module.load_state_dict(untrained[name])
-            self.history.selected_step = 0
+        # Step 0 is a candidate like any other: training that does not help must not be kept.
+        if s.selection == "synthetic" and before["score"] >= history.validation.score.max():
+            self.use_snapshot(untrained)
+            history.selected_step = 0
+        if s.snapshot_every:
+            history.snapshots.insert(0, (0, untrained))
         if before:
             first = pd.DataFrame([{"step": 0, "seconds": 0.0, **before}])
-            self.history.validation = pd.concat([first, self.history.validation], ignore_index=True)
+            history.validation = pd.concat([first, history.validation], ignore_index=True)
         return self
 
-    def make_pools(self, tables: dict, validation: dict | None, seed: int):
-        """Make what episodes are cut from, for training and for validation; see `train_episodes`."""
-        s = self.settings
-        sizes = {"n_normals": s.pool_normals, "n_styles": s.pool_styles, "grid": self.grids()[0]}
-        return episodic_training.make_pools(tables, validation, self.cached, self.resize, seed, **sizes)
+    def make_pools(self, tables: dict, validation: dict | None = None):
+        """Make what episodes are cut from, and what selection goes by; see `train_episodes`."""
+        grid = self.grids()[0]
+        return episodic_training.make_pools(tables, validation, self.cached, self.resize, self.settings, grid)
 
     def cached(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """What a pool keeps of images (B, 3, H, W): their features, or with `train_last_stage` the images."""
+        """What is kept of images (B, 3, H, W): their features, or with `train_last_stage` the images."""
         return [images] if self.settings.train_last_stage else self.describe(images)
 
     def grids(self) -> list[tuple[int, int]]:
         """(h_l, w_l) of each stage."""
         return [tuple(f.shape[2:]) for f in self.describe(torch.zeros(1, 3, *self.resize.hw))]
+
+    def _rate(self, product, views: list, grid: tuple[int, int]) -> dict[str, float]:
+        """Rating of a product's judge, by scores against its support; `views`: what is `cached` of its images."""
+        context = self.condition(product.support)
+        with torch.no_grad():
+            described = (self.describe(*view) if self.settings.train_last_stage else view for view in views)
+            scores = [self._answer(part, context, self.resize.hw) for part in described]
+        image, maps = (np.concatenate(parts) for parts in ([x.image for x in scores], [x.map for x in scores]))
+        return product.judge.rate(image, maps) | episodic_training.cell_metrics(maps, product.judge, grid)
 
     def _with_features(self, episode):
         """Describe an episode whose pool holds images; leave one with features as it is."""
@@ -413,82 +402,55 @@ class FewShot:
         query, support, augmented = (self._describe(part) for part in images)
         return episode._replace(query=[f[0] for f in query], support=support, augmented=augmented)
 
-    def _episode_cells(self, episode) -> torch.Tensor:
-        """Anomaly of the cells (h, w) of an episode's query."""
-        with torch.no_grad():
-            episode = self._with_features(episode)
-            query = [f[None].to(self.device) for f in episode.query]
-            context = self._remember([f.to(self.device) for f in episode.support], episode.augmented)
-            return self.cells(query, context)[0].cpu()
-
-    def episode_losses(self, modules, episode, keep) -> dict[str, torch.Tensor]:
-        """Focal, Dice and contrastive loss of one episode; `keep`: the support patches used, a stage."""
-        s, projection, episode = self.settings, modules["projection"], self._with_features(episode)
+    def episode_losses(self, modules, episode, rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Focal, Dice and contrastive loss of one episode; `rows`: numbers of the support patches used, a stage."""
+        projection, episode = modules["projection"], self._with_features(episode)
         target, valid = (x.to(self.device) for x in episodic_training.cell_targets(episode.coverage))
         grids, contrast = [], []
         for stage, (query, support) in enumerate(zip(episode.query, episode.support, strict=True)):
-            rows = to_rows(support.to(self.device))
-            known = self.statistics(rows)
-            memory = projection(stage, self.prepare(rows[keep[stage]], *known))  # (M, C)
-            z = projection(stage, self.prepare(to_rows(query[None].to(self.device)), *known))  # (h w, C)
+            patches = to_rows(support.to(self.device))
+            statistics = self.statistics(patches)
+            memory = projection(stage, self.prepare(patches[rows[stage]], *statistics))  # (M, C)
+            z = projection(stage, self.prepare(to_rows(query[None].to(self.device)), *statistics))  # (h w, C)
             grids.append((1 - nearest_similarity(z, memory)).view(1, *query.shape[1:]))
-            contrast.append(stage_contrast(z, memory, episode.coverage, query.shape[1:], s.contrastive))
-        logits = projection.scale * (self._mean(grids, target.shape)[0] - projection.offset)
+            contrast.append(stage_contrast(z, memory, episode.coverage, query.shape[1:]))
+        logits = projection.scale * (mean_grid(grids, target.shape)[0] - projection.offset)
         zero = logits.sum() * 0
         contrast = losses.mean_over_images([c for c in contrast if c is not None])
         return {
             "focal": losses.focal_loss(logits, target, valid),
             "dice": 0.5 * losses.dice_loss(logits, target, valid) if target.any() else zero,
-            "contrastive": zero if contrast is None else s.contrastive_weight * contrast,
+            "contrastive": zero if contrast is None else 0.5 * contrast,
         }
 
-    # -- save and load ------------------------------------------------------------------------------------------------
-
-    def save_trained(self, path):
-        """Write the trained weights alone, to be used with other supports (setting `trained`)."""
-        save_modules(path, self.modules, self.backbone)
-
-    def save(self, path):
-        """Write the fitted method to the folder `path`."""
-        if not hasattr(self, "context"):
-            raise InputError(f"this {self.name} detector is not fitted; call fit(table) before save")
-        tensors = {"normal_scores": torch.from_numpy(self.normal_scores)}
-        tensors["normal_map_maxima"] = torch.from_numpy(self.normal_map_maxima)
-        for stage, memory in enumerate(self.context):
-            tensors |= {f"context.{stage}.{name}": value for name, value in memory._asdict().items()}
+    def use_snapshot(self, states: dict) -> None:
+        """Load the module states of one of `history.snapshots`; the context is made anew, normal scores stay."""
         for name, module in self.modules.items():
-            tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-        facts = {"backbone_fingerprint": self.backbone.fingerprint, "support_ids": self.support_ids}
-        # The weights are in the model itself, so that it does not depend on the files they came from.
-        settings = as_dict(self.settings) | {"trained": "", "checkpoint": ""}
-        storage.save_model(path, self.name, settings, tensors, **facts)
+            module.load_state_dict(states[name])
+        if hasattr(self, "support"):
+            self.context = self.condition(self.support)
 
     @classmethod
     def load(cls, path):
-        """Read a fitted method; refuses a context that was made by other backbone weights."""
-        header, tensors = storage.read_model(path)
-        method = cls(**header["settings"])
-        check_fingerprint(header, method.backbone, path)
+        """Read a fitted method; its context is made anew from the images of its support."""
+        method = storage.load(cls, path)
         with storage.parts_of(path):
-            for name, module in method.modules.items():
-                module.load_state_dict(below(f"{name}.", tensors))
-            method.context = [
-                cls.Memory(*(tensors[f"context.{stage}.{name}"].to(method.device) for name in cls.Memory._fields))
-                for stage in range(len(method.backbone.channels))
-            ]
-            method.normal_scores = tensors["normal_scores"].numpy()
-            method.normal_map_maxima = tensors["normal_map_maxima"].numpy()
-            method.support_ids = header["support_ids"]
+            method.context = method.condition(method.support)
         return method
 
 
-def stage_contrast(z, memory, coverage, grid, kind: str, n_anchors: int = 128) -> torch.Tensor | None:
+def mean_grid(grids: list[torch.Tensor], size) -> torch.Tensor:
+    """Mean of grids (B, h_l, w_l), one a stage, as (B, *size); corner cells on corner pixels, as AnomalyGPT's code."""
+    return sum(1 / len(grids) * enlarge(grid, tuple(size), align_corners=True) for grid in grids)
+
+
+def stage_contrast(z, memory, coverage, grid, kind: str = "nearest_positive") -> torch.Tensor | None:
     """Contrastive losses of an episode's normal cells against support patches and the episode's anomalous cells."""
     coverage = F.adaptive_avg_pool2d(coverage[None], tuple(grid))[0]
     target, valid = (x.flatten() for x in episodic_training.cell_targets(coverage))
     normal = (~target & valid).nonzero()[:, 0]
     if not target.any() or not len(normal):
         return None
-    # Evenly spread anchors: neighbours say nearly the same.
-    anchors = normal[torch.linspace(0, len(normal) - 1, min(n_anchors, len(normal))).long()]
+    # At most 128 evenly spread anchors: neighbours say nearly the same.
+    anchors = normal[torch.linspace(0, len(normal) - 1, min(128, len(normal))).long()]
     return losses.contrastive_loss(kind, z[anchors], z[target], memory)

@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
 
+from adlib.datasets import check_training_table
 from adlib.errors import InputError
 from adlib.images import Resize, batches, read_image, to_tensor
 from adlib.methods.normals import collect, split_normals
-from adlib.paths import atomic_path
 
 # Categories whose defects include a wrong orientation (MVTec AD): a turned support would declare it normal.
 ORIENTED = ("metal_nut", "transistor")
@@ -50,12 +49,18 @@ def choose_support(table: pd.DataFrame, k: int, seed: int, n_held_out: int = 50)
 
 
 def split_support(table: pd.DataFrame, settings, validation=None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split normals into those to fit on (`k` as a support, or all but a share) and those to set the threshold."""
+    """Split normals into those to fit on (`k` as a support, or all but a share) and those to set the threshold.
+
+    Of the latter, `validation` where given, there are at most `n_calibration`.
+    """
     if settings.k is None:
         fit, held_out = split_normals(table, settings, validation)
     else:
-        fit, held_out = choose_support(table, settings.k, settings.seed, settings.n_calibration)
-        held_out = held_out if validation is None else validation
+        n_held_out = settings.n_calibration if validation is None else 0
+        fit, held_out = choose_support(table, settings.k, settings.seed, n_held_out)
+        if validation is not None:
+            check_training_table(validation, "the validation table")
+            held_out = validation
     return fit, held_out.iloc[: settings.n_calibration]
 
 
@@ -98,7 +103,7 @@ def jittered(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return torch.from_numpy(np.stack(copies)).permute(0, 3, 1, 2).float().contiguous()
 
 
-def describe(features: list[torch.Tensor], patch_size: int = 3, layer_norm: bool = True) -> list[torch.Tensor]:
+def describe(features: list[torch.Tensor], window: int = 3, layer_norm: bool = True) -> list[torch.Tensor]:
     """Normalise each location over its channels (LayerNorm without parameters), then average windows.
 
     Zeros beyond the border count, as in PatchCore. Cells at the border look at the network's own padding; they differ
@@ -107,15 +112,17 @@ def describe(features: list[torch.Tensor], patch_size: int = 3, layer_norm: bool
 
     Args:
         features: (B, C_l, h_l, w_l) a stage.
+        window: cells averaged over, an odd number; 1: none.
         layer_norm: for transformers, whose stages are streams that no normalisation has seen yet. In a CNN the length
             of a feature says how much there is to see at this place; normalising makes noise of plain background.
     """
     described = []
     for feature in features:
+        if not feature.isfinite().all():
+            raise InputError("features of these images are NaN or infinite; check the backbone's weights")
         if layer_norm:
             feature = F.layer_norm(feature.movedim(1, -1), feature.shape[1:2]).movedim(-1, 1)
-        padding = patch_size // 2
-        described.append(F.avg_pool2d(feature, patch_size, 1, padding))
+        described.append(F.avg_pool2d(feature, window, 1, window // 2))
     return described
 
 
@@ -131,21 +138,10 @@ def nearest_similarity(query: torch.Tensor, memory: torch.Tensor) -> torch.Tenso
     return (query @ memory.T).amax(dim=1)
 
 
-def enlarge(grid: torch.Tensor, size: tuple[int, int], align_corners: bool = True) -> torch.Tensor:
-    """(B, h, w) -> (B, H, W), bilinear."""
-    return F.interpolate(grid[:, None], size=size, mode="bilinear", align_corners=align_corners)[:, 0]
-
-
 def top_mean(cells: torch.Tensor, share: float = 0.01) -> torch.Tensor:
     """Mean of the highest `share` of cells (B, h, w) -> (B,); the maximum where that is less than one cell."""
     flat = cells.flatten(1)
     return flat.topk(max(1, int(share * flat.shape[1])), dim=1).values.mean(1)
-
-
-def layer_weights(weights, n_stages: int) -> list[float]:
-    """Return weights of the stages that sum to one."""
-    weights = [1.0] * n_stages if weights is None else weights
-    return [w / sum(weights) for w in weights]
 
 
 def check_support(images: torch.Tensor, size: tuple[int, int]) -> None:
@@ -160,12 +156,6 @@ def check_queries(images: torch.Tensor) -> None:
         raise InputError(f"images of shape {tuple(images.shape)} given; expected (B, 3, H, W), B >= 1")
 
 
-def check_fitted(method, attribute: str) -> None:
-    """Refuse to score with a method that lacks what its `fit` or `load` makes."""
-    if not hasattr(method, attribute):
-        raise InputError(f"this {method.name} detector is not fitted; call fit(table) before score")
-
-
 def check_rotations(rotations, table) -> None:
     """Refuse turned supports for categories where orientation is what can be wrong."""
     found = sorted(set(table.category) & set(ORIENTED))
@@ -175,11 +165,11 @@ def check_rotations(rotations, table) -> None:
         )
 
 
-def rotated(images: torch.Tensor, rotations: tuple[int, ...]) -> list[torch.Tensor]:
-    """Return images (k, 3, H, W) turned by each angle, a multiple of 90 degrees; oblong ones are stretched back."""
+def rotated(images: torch.Tensor, rotations: tuple[int, ...]) -> torch.Tensor:
+    """Turn images (k, 3, H, W) by each angle, a multiple of 90 degrees: (angles k, 3, H, W); oblong ones stretched."""
     views = [torch.rot90(images, angle // 90, (2, 3)) for angle in rotations]
     size = images.shape[2:]
-    return [v if v.shape[2:] == size else F.interpolate(v, size=size, mode="bilinear") for v in views]
+    return torch.cat([v if v.shape[2:] == size else F.interpolate(v, size=size, mode="bilinear") for v in views])
 
 
 def score_normals(method, chosen: pd.DataFrame, held_out: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -196,38 +186,6 @@ def score_normals(method, chosen: pd.DataFrame, held_out: pd.DataFrame) -> tuple
         others.take_in(few.iloc[np.delete(np.arange(len(few)), i)[: s.k]])
         found.append(others.score(read_images(few.image_path.iloc[i : i + 1], method.resize)))
     return collect(found)
-
-
-def save_modules(path, modules: dict[str, nn.Module], backbone) -> None:
-    """Write trained modules as one safetensors file that names the backbone weights they belong to."""
-    from safetensors.torch import save_file
-
-    tensors = {
-        f"{name}.{key}": value.cpu() for name, module in modules.items() for key, value in module.state_dict().items()
-    }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"backbone_fingerprint": backbone.fingerprint})
-
-
-def load_modules(path, modules: dict[str, nn.Module], backbone) -> None:
-    """Read what `save_modules` wrote into modules of the same shape."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            fingerprint = (file.metadata() or {}).get("backbone_fingerprint")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError):
-        raise InputError(f"{path}: no readable file of trained weights (.safetensors); train first") from None
-    if fingerprint != backbone.fingerprint:
-        raise InputError(f"{path} was trained on another backbone, stages or weights than {backbone.name!r} here")
-    if unknown := ", ".join(sorted({key.split(".")[0] for key in tensors} - set(modules))):
-        raise InputError(f"{path} holds {unknown}, which these settings do not have (another method?)")
-    try:
-        for name, module in modules.items():
-            module.load_state_dict(below(f"{name}.", tensors))
-    except RuntimeError:
-        raise InputError(f"{path} does not fit these settings (another hidden width or method?)") from None
 
 
 def check_fingerprint(header: dict, backbone, path) -> None:

@@ -29,24 +29,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from adlib import settings as S
+from adlib.datasets import check_training_table
+from adlib.errors import InputError
 from adlib.images import clustering
 from adlib.images.clustering import ALGORITHMS
-from adlib.images.maps import upsample_and_smooth
+from adlib.images.maps import enlarge, smooth, top_mean
 from adlib.images.patches import to_rows
 from adlib.methods.few_shot import episodic_training, losses
 from adlib.methods.few_shot.few_shot import FewShot, Projection, SupportSettings, stage_contrast
-from adlib.methods.few_shot.support_images import (
-    check_support,
-    distinct,
-    enlarge,
-    jittered,
-    layer_weights,
-    rotated,
-    top_mean,
-)
+from adlib.methods.few_shot.support_images import check_support, distinct, jittered
 
 LOG_2 = float(np.log(2))
 N_COPIES = 4  # changed copies of a single support image that give it a yardstick
+SHRINK = 0.5  # delta <- (1 - SHRINK) delta + SHRINK median(delta)
+FLOOR = 1e-3  # added to delta, so that rho stays finite
+BETA = 2.4  # weight of log(1 + rho) in the logit
+BIAS = -2.0  # logit of a patch exactly as far away as its yardstick, rho = 1
+WIDTH = 32  # channels of the head
 
 
 @dataclass(frozen=True)
@@ -55,18 +54,23 @@ class UnifiedSettings(SupportSettings):
 
     image_score: Literal["max", "top"] = "top"  # mean of the highest 1 % of cells, as a logit
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels at 224
-    swap: S.Closed = 0.2  # share of episodes whose support shows the query's kind of defect
+    layer_weights: tuple[S.NotNegative, ...] | None = None  # weight of each stage; None: equal
     whiten: S.ShareTo1 = 0.05  # weight of the identity in S, in (0, 1]; 1: a scale and no directions
-    shrink: S.Closed = 0.5  # delta <- (1 - shrink) delta + shrink median(delta)
-    floor: S.Positive = 1e-3  # added to delta, so that rho stays finite
-    beta: S.NotNegative = 2.4  # weight of log(1 + rho) in the logit
-    bias: S.Number = -2.0  # logit of a patch exactly as far away as its yardstick, rho = 1
     head_input: Literal["scalars", "channels"] = "scalars"  # per stage d and rho; channels: each difference, too
-    width: S.Count = 32  # channels of the head
-    norm: Literal["group", "none"] = "group"  # normalisation in the head: group, none
+    clustering: Literal[(*ALGORITHMS, "")] = ""  # "": scores of the head; else of query and support clustered together
+    # Training.
+    swap: S.Closed = 0.2  # share of episodes whose support shows the query's kind of defect
+    contrastive: Literal[losses.CONTRASTIVE] = "nearest_positive"  # see adlib.methods.few_shot.losses.contrastive_loss
+    contrastive_weight: S.NotNegative = 0.5
     image_weight: S.NotNegative = 0.25  # of the image-level cross-entropy
     calibration_weight: S.NotNegative = 0.1  # of the loss that keeps the scale of normality equal across contexts
-    clustering: Literal[(*ALGORITHMS, "")] = ""  # "": scores of the head; else of query and support clustered together
+
+    def check(self):
+        weights = self.layer_weights
+        if weights is not None and (len(weights) != len(self.stages) or not sum(weights)):
+            raise InputError(
+                f"layer_weights {list(weights)} must hold a number for each of stages {list(self.stages)}, not all 0"
+            )
 
 
 class UnifiedScores(NamedTuple):
@@ -106,18 +110,17 @@ class ScaledMemory(NamedTuple):
 
 
 class Head(nn.Module):
-    """1x1 convolution, normalisation, GELU, depthwise 3x3, and a 1x1 convolution that starts at zero."""
+    """1x1 convolution, GELU, depthwise 3x3, and a 1x1 convolution that starts at zero."""
 
-    def __init__(self, channels: int, width: int, norm: str, seed: int):
+    def __init__(self, channels: int, seed: int):
         super().__init__()
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             self.layers = nn.Sequential(
-                nn.Conv2d(channels, width, 1),
-                nn.GroupNorm(8 if width % 8 == 0 else 1, width) if norm == "group" else nn.Identity(),
+                nn.Conv2d(channels, WIDTH, 1),
                 nn.GELU(),
-                nn.Conv2d(width, width, 3, padding=1, groups=width),
-                nn.Conv2d(width, 1, 1),
+                nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH),
+                nn.Conv2d(WIDTH, 1, 1),
             )
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
@@ -132,14 +135,14 @@ def nearest_rows(x, rows, forbidden=None) -> torch.Tensor:
 
     `forbidden`: a function from a slice of `x` to bool (n, M), true where a row must not be taken.
     """
-    half, found = -0.5 * rows.square().sum(1), []  # |x - m|^2 / 2 = |x|^2 / 2 - (x.m - |m|^2 / 2)
+    half, parts = -0.5 * rows.square().sum(1), []  # |x - m|^2 / 2 = |x|^2 / 2 - (x.m - |m|^2 / 2)
     for start in range(0, len(x), 256):  # so many rows of the product stay in the processor's cache
         part = slice(start, start + 256)
         closeness = torch.addmm(half, x[part], rows.T)
         if forbidden is not None:
             closeness = closeness.masked_fill(forbidden(part), -torch.inf)
-        found.append(closeness.max(dim=1).indices)
-    return torch.cat(found)
+        parts.append(closeness.max(dim=1).indices)
+    return torch.cat(parts)
 
 
 def nearest_elsewhere(rows, image, others, other_image) -> torch.Tensor:
@@ -166,13 +169,13 @@ def whitening(differences: torch.Tensor, identity: float) -> torch.Tensor:
     return vectors * (values.clamp(min=1e-6) * scale.clamp(min=1e-12)).rsqrt() @ vectors.T
 
 
-def yardsticks(rows, image, others, other_image, shrink: float) -> torch.Tensor:
+def yardsticks(rows, image, others, other_image) -> torch.Tensor:
     """delta of each memory row: its distance to the nearest row of another image, shrunk towards the median.
 
     Distances are root mean squares over the channels. Arguments as for `nearest_elsewhere`.
     """
     delta = nearest_elsewhere(rows, image, others, other_image).square().mean(1).sqrt()
-    return (1 - shrink) * delta + shrink * delta.median()
+    return (1 - SHRINK) * delta + SHRINK * delta.median()
 
 
 def p_values(scores: np.ndarray, normal: np.ndarray) -> np.ndarray:
@@ -195,16 +198,13 @@ class Unified(FewShot):
 
     name = "unified"
     Settings = UnifiedSettings
-    Memory = ScaledMemory
 
     def make_modules(self) -> dict[str, nn.Module]:
         """Make the projection and the head."""
-        s = self.settings
-        channels = 2 * len(self.channels) + (sum(self.channels) if s.head_input == "channels" else 0)
-        return {
-            "projection": Projection(self.channels, s.hidden, s.seed, unit=False),
-            "head": Head(channels, s.width, s.norm, s.seed),
-        }
+        seed, channels = self.settings.seed, 2 * len(self.channels)
+        if self.settings.head_input == "channels":
+            channels += sum(self.channels)
+        return {"projection": Projection(self.channels, seed, unit=False), "head": Head(channels, seed)}
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -220,49 +220,47 @@ class Unified(FewShot):
         """
         check_support(images, self.resize.hw)
         images = distinct(images)
-        views = [self.describe(view) for view in rotated(images, self.settings.rotations)]
-        described = [torch.cat(stage) for stage in zip(*views, strict=True)]
-        copies = None
+        described, copies = self.describe(images), None
         if len(images) == 1:
             rng = np.random.default_rng(0)  # the same copies for the same image
             copies = self.describe(jittered(images.repeat(N_COPIES, 1, 1, 1), rng))
         with torch.no_grad():
-            context = self._remember(described, copies, n_images=len(images))
-            logits = self._support_logits(described, copies, context, len(images))
+            context = self._remember(described, copies)
+            logits = self._support_logits(described, copies, context)
             usual, normal = logits.mean(), logits - logits.mean()
         return [memory._replace(usual=usual.clone(), normal=normal.clone()) for memory in context]
 
-    def _support_logits(self, described, copies, context, n_images: int) -> torch.Tensor:
+    def _support_logits(self, described, copies, context) -> torch.Tensor:
         """Image logits of the support images against the others, or of the copies of a single one against it."""
+        n_images = len(described[0])
         if n_images == 1:
             return self.image_logits(self.cells(copies, context))
-        found = []
+        logits = []
         for i in range(n_images):
             others = []
             for feature, memory in zip(described, context, strict=True):
-                image = torch.arange(len(memory.rows)) // (feature.shape[2] * feature.shape[3]) % n_images
-                kept = (image != i).to(memory.rows.device)
+                kept = torch.arange(len(memory.rows)) // (feature.shape[2] * feature.shape[3]) != i
+                kept = kept.to(memory.rows.device)
                 others.append(memory._replace(rows=memory.rows[kept], delta=memory.delta[kept]))
-            found.append(self.image_logits(self.cells([f[i : i + 1] for f in described], others)))
-        return torch.cat(found)
+            logits.append(self.image_logits(self.cells([f[i : i + 1] for f in described], others)))
+        return torch.cat(logits)
 
     def image_logits(self, cells: torch.Tensor) -> torch.Tensor:
         """Logits of cells (B, h, w) -> logits of images (B,), before the context's `usual` is subtracted."""
         return top_mean(cells) if self.settings.image_score == "top" else cells.amax((1, 2))
 
-    def _remember(self, described, augmented=None, n_images: int | None = None, keep=None, projection=None):
-        """Make the context from described views (rotation by image, B = rotations k).
+    def _remember(self, described, augmented=None, kept=None, projection=None):
+        """Make the context from a described support, or of its rows `kept` a stage.
 
         With one image, the yardsticks come from changed copies of it (`augmented`); within an image neighbours are
         too alike to say how far apart normal patches lie.
         """
-        projection, context = projection or self.projection, []
-        n_images = n_images or len(described[0])
+        projection, context, n_images = projection or self.projection, [], len(described[0])
         for stage, feature in enumerate(described):
-            rows, n_cells = to_rows(feature), feature.shape[2] * feature.shape[3]
-            image = torch.arange(len(rows), device=rows.device) // n_cells % n_images
-            if keep is not None:
-                rows, image = rows[keep[stage]], image[keep[stage]]
+            rows = to_rows(feature)  # (k h w, C)
+            image = torch.arange(len(rows), device=rows.device) // (feature.shape[2] * feature.shape[3])
+            if kept is not None:
+                rows, image = rows[kept[stage]], image[kept[stage]]
             mean = rows.mean(0)
             others, other_image = rows, image
             if n_images == 1:
@@ -274,7 +272,7 @@ class Unified(FewShot):
             z = projection(stage, (rows - mean) @ whiten)
             with torch.no_grad():
                 z_others = projection(stage, (others - mean) @ whiten) if n_images == 1 else z
-                delta = yardsticks(z.detach(), image, z_others.detach(), other_image, self.settings.shrink)
+                delta = yardsticks(z.detach(), image, z_others.detach(), other_image)
             context.append(ScaledMemory(mean, whiten, z, delta, z.new_zeros(()), z.new_zeros(0)))
         return context
 
@@ -287,40 +285,52 @@ class Unified(FewShot):
             what the head sees (B, 2 or C + 2, h, w): log(1 + |r|) if asked for, log(1 + d), log(1 + rho), with r the
             difference to the nearest row and d its root mean square; and the projected rows (B h w, C).
         """
-        s, projection = self.settings, projection or self.projection
+        projection = projection or self.projection
         z = projection(stage, (to_rows(query) - memory.mean) @ memory.whitening)  # (N, C)
         with torch.no_grad():
             nearest = nearest_rows(z, memory.rows)
         residual = (z - memory.rows[nearest]).abs()
         d = (residual.square().mean(1, keepdim=True) + 1e-12).sqrt()  # (N, 1); the root of zero has no gradient
-        rho = d / (memory.delta[nearest, None] + s.floor)
-        seen = [residual.log1p()] if s.head_input == "channels" else []
+        rho = d / (memory.delta[nearest, None] + FLOOR)
+        seen = [residual.log1p()] if self.settings.head_input == "channels" else []
         seen = torch.cat([*seen, d.log1p(), rho.log1p()], dim=1)
         return seen.view(len(query), *query.shape[2:], -1).movedim(-1, 1), z
 
     def logits(self, described, context, modules=None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """Logits of the cells (B, h, w), log(1 + rho) averaged over the stages (B, h, w), projected rows a stage."""
-        s, modules = self.settings, modules or self.modules
-        size, weights = tuple(described[0].shape[2:]), layer_weights(s.layer_weights, len(described))
+        modules = modules or self.modules
+        size, weights = tuple(described[0].shape[2:]), self.settings.layer_weights or [1.0] * len(described)
         seen, log_ratio, projected = [], 0.0, []
         for stage, (query, memory) in enumerate(zip(described, context, strict=True)):
-            found, z = self.compare(stage, query, memory, modules["projection"])
-            if found.shape[2:] != size:
-                found = F.interpolate(found, size=size, mode="bilinear", align_corners=s.align_corners)
-            seen.append(found)
-            log_ratio = log_ratio + weights[stage] * found[:, -1]
+            maps, z = self.compare(stage, query, memory, modules["projection"])
+            if maps.shape[2:] != size:
+                maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+            seen.append(maps)
+            log_ratio = log_ratio + weights[stage] / sum(weights) * maps[:, -1]
             projected.append(z)
         head = modules["head"](torch.cat(seen, dim=1))
-        return head + s.beta * (log_ratio - LOG_2) + s.bias, log_ratio, projected
+        return head + BETA * (log_ratio - LOG_2) + BIAS, log_ratio, projected
 
     def cells(self, described, context) -> torch.Tensor:
         """Logits of the cells of the first stage's grid, (B, h, w)."""
         return self.logits(described, context)[0]
 
     def fit(self, table, validation=None):
-        """Choose `k` support images from a table of normal training images and take them in."""
-        super().fit(table, validation)
-        if len(self.normal_scores):  # else those that `condition` found, the copies of a single image
+        """Choose `k` support images from a table of normal training images and take them in.
+
+        `validation` normals, where given, replace the rest of the table for threshold and p-values.
+        """
+        check_training_table(table)
+        return self._fit(table, validation)._count_normals()
+
+    @classmethod
+    def load(cls, path):
+        """Read a fitted method; its context is made anew from the images of its support."""
+        return super().load(path)._count_normals()
+
+    def _count_normals(self):
+        """Count p-values among the normal scores of `fit`; without any, among those of the support by `condition`."""
+        if len(self.normal_scores):
             normal = torch.from_numpy(self.normal_scores).to(self.device)
             self.context = [memory._replace(normal=normal.clone()) for memory in self.context]
         return self
@@ -332,10 +342,10 @@ class Unified(FewShot):
         if s.clustering:
             logits = logits + self._clustered(projected[0], context[0], logits.shape)
         image = self.image_logits(logits) - context[0].usual
-        maps = enlarge(logits.sigmoid(), size, s.align_corners)
-        maps = upsample_and_smooth(maps, size, s.sigma * size[0] / 224)
+        maps = enlarge(logits.sigmoid(), size, align_corners=True).cpu().numpy()
         image = image.cpu().numpy()
-        return UnifiedScores(image, maps, p_values(image, context[0].normal.cpu().numpy()))
+        p_value = p_values(image, context[0].normal.cpu().numpy())
+        return UnifiedScores(image, smooth(maps, s.sigma * size[0] / 224), p_value)
 
     def _clustered(self, rows, memory: ScaledMemory, shape, n_support: int = 512) -> torch.Tensor:
         """Cluster each query's cells together with cells of the support, which are known to be normal.
@@ -347,25 +357,25 @@ class Unified(FewShot):
             what the clusters add to the logits of the cells, (B, h, w): 1 in anomalous clusters, 0 elsewhere, so that
             the zero of the scores stays that of the support.
         """
-        known = memory.rows[torch.linspace(0, len(memory.rows) - 1, min(n_support, len(memory.rows))).long()]
+        normal = memory.rows[torch.linspace(0, len(memory.rows) - 1, min(n_support, len(memory.rows))).long()]
         added = []
         for cells in rows.view(shape[0], -1, rows.shape[1]):
-            both = torch.cat([cells, known]).cpu().numpy()
-            is_known = np.arange(len(both)) >= len(cells)
-            found = clustering.cluster(
-                self.settings.clustering, both, "support", known.cpu().numpy(), known_normal=is_known
+            both = torch.cat([cells, normal]).cpu().numpy()
+            is_normal = np.arange(len(both)) >= len(cells)
+            clusters = clustering.cluster(
+                self.settings.clustering, both, "support", normal.cpu().numpy(), known_normal=is_normal
             )
-            added.append(found.anomalous[: len(cells)].astype(float))
+            added.append(clusters.anomalous[: len(cells)].astype(float))
         return torch.from_numpy(np.stack(added)).float().view(shape).to(rows.device)
 
     # -- losses of an episode -----------------------------------------------------------------------------------------
 
-    def episode_losses(self, modules, episode, keep) -> dict[str, torch.Tensor]:
+    def episode_losses(self, modules, episode, rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Focal, Dice, contrastive, image-level and calibration loss of one episode."""
         s, episode = self.settings, self._with_features(episode)
         target, valid = (x.to(self.device) for x in episodic_training.cell_targets(episode.coverage))
         support = [f.to(self.device) for f in episode.support]
-        context = self._remember(support, episode.augmented, keep=keep, projection=modules["projection"])
+        context = self._remember(support, episode.augmented, rows, modules["projection"])
         query = [f[None].to(self.device) for f in episode.query]
         logits, log_ratio, projected = self.logits(query, context, modules)
         logits, normal = logits[0], valid & ~target
