@@ -91,7 +91,7 @@ def train(small_table):
     return small_table[small_table.split == "train"]
 
 
-TINY = {"image_size": 64, "resize": "stretch", "scale": None, "backbone": "tf_efficientnet_lite0"}
+TINY = {"image_size": 64, "resize": "stretch", "backbone": "tf_efficientnet_lite0"}
 # Settings that make each method small enough for a test, by method name.
 SMALL_SETTINGS = {
     "patchcore": TINY | {"pretrain_dim": None, "target_dim": None, "coreset": 0.25},
@@ -107,7 +107,7 @@ SMALL_SETTINGS = {
     },
     "unified": TINY | {"k": 2},
     "pagmfr": TINY | {
-        "stages": [1, 2], "width": 8, "bottleneck": 8, "blocks": 1, "fusion_width": 8, "image_stride": 2,
+        "stages": [1, 2], "width": 8, "blocks": 1, "fusion_width": 8, "image_stride": 2,
         "batch_size": 4, "steps": 2, "hold_out": 0.34,
     },
     "draem": {"image_size": 64, "width": 4, "width_discriminator": 4, "batch_size": 4, "steps": 2},

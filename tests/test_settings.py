@@ -77,7 +77,7 @@ def test_an_old_name_says_the_new_one():
 # Settings that may be 0, negative, an empty list, and so on; "method.name" where methods differ.
 ZERO = [
     "anchor", "area", "average", "bank", "beta", "bias", "blocks", "calibration_weight",
-    "clean", "context", "contrastive_weight", "detection", "direction", "dropout", "gamma",
+    "clean", "context", "contrastive_weight", "direction", "dropout", "gamma",
     "gate_share", "image_stage", "image_weight", "jitter", "log_every", "max_memory", "n_ascent", "n_calibration",
     "noise", "p", "pos_weight", "probability", "radius", "rotate", "seed", "shrink", "sigma", "snapshot_every",
     "step_size", "swap", "validate_every", "warm_up", "weight_decay", "workers",
@@ -85,14 +85,14 @@ ZERO = [
     "ulsad.hidden",
 ]  # fmt: skip
 NEGATIVE = ["bias"]
-EMPTY = ["family_weights", "contrastive.families", "ulsad.global_losses"]
+EMPTY = ["contrastive.families", "ulsad.global_losses"]
 SHARES = [  # at most 1
     "average", "coreset", "few_shot.clean", "gate_share", "jitter", "p", "probability", "radius", "rotate",
     "shrink", "swap", "token_share", "unified.clean", "unified.whiten",
 ]  # fmt: skip
 ABOVE_1 = ["n_synthetic", "ulsad.batch_size"]
 BELOW_1 = [
-    "contrastive.clean", "dropout", "hold_out", "prior", "ulsad.hidden", "warm_up"
+    "contrastive.clean", "dropout", "hold_out", "ulsad.hidden", "warm_up"
 ]  # fmt: skip
 FREE_TEXT = [
     "backbone", "checkpoint", "glass.foreground", "image_stage", "objects", "stages", "textures", "trained", "weights"

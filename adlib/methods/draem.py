@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,16 +23,16 @@ from torch import nn
 
 from adlib import settings as S
 from adlib.errors import InputError
-from adlib.images import Batch, Resize, backbones, batches, to_tensor
+from adlib.images import Batch, backbones, batches
 from adlib.images.colour import ssim_map
+from adlib.images.features import resize_of
+from adlib.images.maps import check_images
 from adlib.methods import Scores, storage, training
-from adlib.methods.few_shot.support_images import below, check_queries
 from adlib.methods.normals import collect, split_normals, without_selection
 from adlib.methods.pagmfr.network import block
-from adlib.methods.pagmfr.pagmfr import image_scores
 from adlib.methods.pagmfr.training_pairs import Pairs, PairSettings
-from adlib.methods.reconstruction import synthetic_images, synthetic_score
-from adlib.settings import as_dict, build
+from adlib.settings import build
+from adlib.synthesis.judge import Judge
 from adlib.synthesis.registry import SomeFamilies
 
 
@@ -44,11 +45,9 @@ class DRAEMSettings(PairSettings):
     foreground: Literal["rules", "none"] = "none"  # anomalies anywhere
     batch_size: S.Count = 8  # images an optimiser step
     image_size: S.ImageSize = 256  # network input, pixels
-    resize: S.ResizeMode = "stretch"
-    scale: S.Count | None = None  # pixels, only for resize "short_side"
+    resize: Literal["stretch", "letterbox", "aspect"] = "stretch"
     width: S.Count = 128  # channels of the reconstruction at full resolution
     width_discriminator: S.Count = 64  # of the discriminator
-    gamma: S.NotNegative = 2.0  # focal loss
     learning_rate: S.Positive = 1e-4  # Adam
     epochs: S.Count = 700  # passes over the training images; the rate falls to a fifth at 80 % and again at 90 %
 
@@ -131,21 +130,19 @@ class DRAEM:
 
     name = "draem"
     Settings = DRAEMSettings
+    KEPT = storage.Kept(modules=("reconstruction", "discriminator"))
+    save, load = storage.save, classmethod(storage.load)
 
     def __init__(self, **settings):
         self.settings = s = build(DRAEMSettings, settings, owner="draem")
-        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
-        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.resize = resize_of(s)
         if min(self.resize.hw) < 32:
             raise InputError(f"image_size {s.image_size} is too small for four halvings; give at least 32 pixels")
         self.device = backbones.default_device()
-        self._build()
 
-    def _build(self) -> None:
-        """Take untrained networks, and forget what was measured with others."""
+    def build_networks(self) -> None:
+        """Make both networks, untrained."""
         s = self.settings
-        for name in ("normal_scores", "normal_map_maxima"):
-            self.__dict__.pop(name, None)
         with torch.random.fork_rng():
             torch.manual_seed(s.seed)
             self.reconstruction = HourGlass(3, 3, s.width, skips=False)
@@ -158,11 +155,13 @@ class DRAEM:
         started = time.perf_counter()
         table, held_out = split_normals(table, self.settings, validation)
         self.settings = s = without_selection(self.settings, held_out)
-        self._build()
-        with self._memory_errors("before the first step"):
+        for name in self.KEPT.arrays:  # measured with other networks
+            self.__dict__.pop(name, None)
+        self.build_networks()
+        with training.memory_errors("DRAEM", "before the first step", training.memory_knobs(s, in_steps=False)):
             self.pairs = Pairs(table, self.resize, s)
         print(f"DRAEM: {self.pairs.note}", flush=True)
-        synthetic = synthetic_images(held_out, s, self.resize) if s.watched else None
+        judge = Judge(held_out, self.resize, s.n_synthetic, s.seed) if s.watched else None
         modules = {"reconstruction": self.reconstruction, "discriminator": self.discriminator}
         optimizer = torch.optim.Adam([p for module in modules.values() for p in module.parameters()], s.learning_rate)
         n_steps = s.epochs * math.ceil(len(table) / s.batch_size) if s.steps is None else s.steps
@@ -177,11 +176,8 @@ class DRAEM:
             s,
             origin=training.origin(self, table, held_out),
             schedulers=[torch.optim.lr_scheduler.MultiStepLR(optimizer, falls, gamma=0.2)],
-            validate=(lambda: self._validate(synthetic)) if synthetic else None,
-            accumulate=s.accumulate,
+            validate=(lambda: judge.look(self._scores)) if judge else None,
             workers=s.workers,
-            pin_memory=s.pin_memory,
-            log_every=s.log_every,
             progress="DRAEM",
         )
         self._held_out = held_out
@@ -194,25 +190,13 @@ class DRAEM:
         repaired = modules["reconstruction"](image)
         logits = modules["discriminator"](torch.cat([repaired, image], dim=1))
         with torch.autocast(image.device.type, enabled=False):
-            return losses(normal, repaired.float(), logits, mask, self.settings.gamma)
-
-    def _validate(self, synthetic) -> dict[str, float]:
-        images, masks, labels = synthetic
-        found = [self._scores(to_tensor(images[i : i + 8]).to(self.device)) for i in range(0, len(images), 8)]
-        return synthetic_score(
-            np.concatenate([f.image for f in found]), np.concatenate([f.map for f in found]), masks, labels
-        )
+            return losses(normal, repaired.float(), logits, mask)
 
     def _score_held_out(self) -> None:
-        with self._memory_errors("after the last step"):
+        knobs = training.memory_knobs(self.settings, in_steps=False)
+        with training.memory_errors("DRAEM", "after the last step", knobs):
             held_out = batches(self._held_out.image_path, self.resize, 8)
-            found = collect(self._scores(batch.images.to(self.device)) for batch in held_out)
-        self.normal_scores, self.normal_map_maxima = found
-
-    def _memory_errors(self, when: str):
-        # Outside the steps, neither the batch nor its gradients take memory.
-        usable = set(training.memory_knobs(self.settings)) - {"batch_size", "accumulate"}
-        return training.memory_errors("DRAEM", when, tuple(usable))
+            self.normal_scores, self.normal_map_maxima = collect(self._scores(batch.images) for batch in held_out)
 
     def use_snapshot(self, states: dict) -> None:
         """Put the weights of `history.snapshots` in place and score the held-out normal images again."""
@@ -225,7 +209,8 @@ class DRAEM:
     @torch.no_grad()
     def repair(self, images: torch.Tensor) -> torch.Tensor:
         """What the first network makes of images (B, 3, H, W) in [0, 1]: the same shape and range."""
-        return self.reconstruction(self._queries(images)).clamp(0, 1)
+        images = self._queries(images)
+        return self.reconstruction(images).clamp(0, 1)
 
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]: probability of the class "anomalous" at every pixel."""
@@ -233,38 +218,19 @@ class DRAEM:
 
     def _queries(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """The images of a batch, on the device."""
-        if not hasattr(self, "normal_scores"):
-            raise InputError("this DRAEM is not fitted; call fit(table) before it scores")
+        storage.check_fitted(self, *self.KEPT.arrays)
         images = batch.images if isinstance(batch, Batch) else batch
-        check_queries(images)
+        check_images(images)
         return images.to(self.device)
 
     @torch.no_grad()
     def _scores(self, images: torch.Tensor) -> Scores:
+        images = images.to(self.device)
         logits = self.discriminator(torch.cat([self.reconstruction(images), images], dim=1))  # (B, 2, H, W)
         maps = logits.softmax(dim=1)[:, 1].cpu().numpy()
-        return Scores(image_scores(maps, "mean21"), maps)
+        return Scores(window_maxima(maps), maps)
 
-    # -- save and load --------------------------------------------------------------------------------------------
 
-    def save(self, path):
-        """Write the fitted method to the folder `path`."""
-        if not hasattr(self, "normal_scores"):
-            raise InputError("this DRAEM is not fitted; call fit(table) before save")
-        tensors = {"normal_scores": torch.from_numpy(self.normal_scores)}
-        tensors["normal_map_maxima"] = torch.from_numpy(self.normal_map_maxima)
-        for name in ("reconstruction", "discriminator"):
-            tensors |= {f"{name}.{key}": value for key, value in getattr(self, name).state_dict().items()}
-        storage.save_model(path, self.name, as_dict(self.settings), tensors)
-
-    @classmethod
-    def load(cls, path):
-        """Read a fitted method."""
-        header, tensors = storage.read_model(path)
-        method = cls(**header["settings"])
-        with storage.parts_of(path):
-            for name in ("reconstruction", "discriminator"):
-                getattr(method, name).load_state_dict(below(f"{name}.", tensors))
-            method.normal_scores = tensors["normal_scores"].numpy()
-            method.normal_map_maxima = tensors["normal_map_maxima"].numpy()
-        return method
+def window_maxima(maps: np.ndarray, side: int = 21) -> np.ndarray:
+    """Return the largest mean over a window of side x side pixels, edges mirrored: (B, H, W) -> float32 (B,)."""
+    return np.stack([cv2.blur(m, (side, side), borderType=cv2.BORDER_REFLECT).max() for m in maps])

@@ -129,8 +129,7 @@ def warm_up_cosine(optimizer, n_steps: int, warm_up: float = 0.0, lowest: float 
 
 # Settings that may change between two parts of one run; all others make another run.
 FREE_SETTINGS = (
-    "epochs", "steps", "checkpoint", "checkpoint_every", "max_memory", "workers", "pin_memory", "checkpointing",
-    "log_every",
+    "epochs", "steps", "checkpoint", "checkpoint_every", "max_memory", "workers", "checkpointing", "log_every",
 )  # fmt: skip
 
 
@@ -185,10 +184,14 @@ def _checkpoint_file(checkpoint: str | Path) -> Path:
     return Path(checkpoint)
 
 
-def memory_knobs(settings) -> tuple[str, ...]:
-    """Names of the settings that this method has and that a user can still turn where memory ran out."""
+def memory_knobs(settings, in_steps: bool = True) -> tuple[str, ...]:
+    """Names of the settings that this method has and that a user can still turn where memory ran out.
+
+    Outside the steps neither the batch nor its gradients take memory.
+    """
     spent = {"bank": 0, "checkpointing": True}
-    names = (name for name in MEMORY_KNOBS if hasattr(settings, name))
+    of_steps = () if in_steps else ("batch_size", "accumulate", "checkpointing")
+    names = (name for name in MEMORY_KNOBS if hasattr(settings, name) and name not in of_steps)
     return tuple(name for name in names if name not in spent or getattr(settings, name) != spent[name])
 
 
@@ -255,7 +258,6 @@ def train(
     accumulate: int = 1,
     clip_norm: float | None = None,
     workers: int = 1,
-    pin_memory: bool = False,
     log_every: int = 0,
     progress: str = "train",
 ) -> History:
@@ -275,9 +277,7 @@ def train(
         validate: called with the modules in evaluation mode; its value `score` (higher is better) decides `synthetic`.
         accumulate: micro-batches a step; their mean gradient is that of one large batch.
         clip_norm: largest norm of the gradient of all modules together.
-        workers: threads that prepare batches ahead.
-        pin_memory: put the tensors of a batch into page-locked memory, from where a GPU copies faster; without a GPU
-            it does nothing.
+        workers: threads that prepare batches ahead; for a GPU in page-locked memory, from where it copies faster.
         log_every: steps between two rows of the gradient flow and of the memory in the history; 0 for none (memory
             is also read at each validation).
         progress: label of the progress bar (only on a terminal).
@@ -314,7 +314,7 @@ def train(
 
     def prepare_batch(micro):
         batch = make_batch(micro * n_shards + shard)
-        return _pin(batch) if pin_memory and torch.cuda.is_available() else batch
+        return _pin(batch) if torch.cuda.is_available() else batch
 
     def next_batch():
         before = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from adlib.images import to_tensor
 from adlib.synthesis.split import SyntheticSplit
 
 # No method of any profile trains on these: a judge who taught is no judge.
@@ -27,6 +28,11 @@ class Judge:
         self.images = np.stack([item.image for item in items])
         self.masks = np.stack([item.mask for item in items])
         self.labels = np.array([item.label for item in items])
+
+    def look(self, score) -> dict[str, float]:
+        """Rate a function that takes images (B, 3, H, W) in [0, 1] to `Scores`."""
+        scored = [score(to_tensor(self.images[k : k + 8])) for k in range(0, len(self.images), 8)]
+        return self.rate(np.concatenate([one.image for one in scored]), np.concatenate([one.map for one in scored]))
 
     def rate(self, image_scores, maps) -> dict[str, float]:
         """Rate scores (N,) and maps (N, H, W) of `images`: `score` is the mean of image AUROC and pixel AP."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from adlib.errors import InputError
 from adlib.images import list_images, read_image, resample
+from adlib.paths import data_dir
 from adlib.synthesis.objects import extract_object, procedural_object
 from adlib.synthesis.textures import procedural_texture
 
@@ -74,6 +75,18 @@ class Sources:
             return None, {"source": "same image"}
         image, name = _draw(self.normals, rng)
         return fit_to(image, shape, "stretch"), {"source": name}
+
+
+def texture_folder(name: str) -> Path | None:
+    """Return the folder of source images of this name: as given, or below `data/`.
+
+    None for "", and for a name with a question mark ("dtd?") whose folder is not there.
+    """
+    name, optional = name.removesuffix("?"), name.endswith("?")
+    if not name:
+        return None
+    folder = next((place for place in (Path(name), data_dir() / name) if place.is_dir()), Path(name))
+    return None if optional and not folder.is_dir() else folder
 
 
 def fit_to(image: np.ndarray, shape: tuple[int, int], fit: str) -> np.ndarray:

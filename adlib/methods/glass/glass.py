@@ -37,10 +37,10 @@ from adlib.methods import Scores, storage, training
 from adlib.methods.glass.hypothesis import MODES, Verdict, decide, published_name
 from adlib.methods.glass.step import Ensemble, Network, some_rows
 from adlib.methods.normals import score_normals, split_normals, without_selection
-from adlib.methods.pagmfr.training_pairs import folder as texture_folder
 from adlib.settings import build
 from adlib.synthesis.judge import Judge
 from adlib.synthesis.registry import SomeFamilies
+from adlib.synthesis.sources import texture_folder
 
 PAPER_WIDTH = 1536  # the width that the paper's noise was chosen for
 # What "paper" means for `scale` and `foreground`, which the authors' scripts set by category and by data set.

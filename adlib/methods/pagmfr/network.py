@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from adlib.errors import InputError
+from adlib.images import backbones
 from adlib.images.colour import colour_difference, ssim_map
-from adlib.images.maps import upsample_and_smooth
+from adlib.images.maps import align, check_images, enlarge, upsample_and_smooth
 from adlib.methods import Scores
-from adlib.methods.few_shot.support_images import check_queries
 from adlib.methods.training import checkpointed
 from adlib.settings import choice
 
@@ -28,6 +28,8 @@ TERMS = ("cosine", "colour", "structure", "mffm")  # the first and the last live
 FUSIONS = ("mlp", "sum", "product")
 NORMS = ("batch", "group")
 MFFM_CHANNELS = 16
+PRIOR = 0.01  # share of anomalous pixels that the untrained MLP assumes
+SIGMA = 4.0  # Gaussian smoothing of the map, input pixels
 
 
 def block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, norm: str = "batch") -> nn.Sequential:
@@ -176,7 +178,7 @@ class MFFM(nn.Module):
         """Maps (B, C_l, H_l, W_l) of all levels, twice -> (B, 16, H_1, W_1)."""
         grid, joined = features[0].shape[-2:], []
         for level, f, f_hat in zip(self.levels, features, reconstructed, strict=True):
-            joined.append(to_grid(level(torch.cat([f, f_hat], dim=1)), grid))
+            joined.append(align(level(torch.cat([f, f_hat], dim=1)), grid))
         return self.join(torch.cat(joined, dim=1))
 
 
@@ -185,18 +187,14 @@ class MFFM(nn.Module):
 
 def to_grid(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """Bring maps (B, C, H, W) to a grid: means where it is coarser, bilinear where it is finer."""
-    if tuple(maps.shape[-2:]) == tuple(grid):
-        return maps
-    if maps.shape[-1] > grid[-1]:
-        return F.adaptive_avg_pool2d(maps, grid)
-    return F.interpolate(maps, size=grid, mode="bilinear", align_corners=False)
+    return F.adaptive_avg_pool2d(maps, grid) if maps.shape[-1] > grid[-1] else align(maps, grid)
 
 
 def feature_difference(features, reconstructed) -> torch.Tensor:
     """1 - cosine at every position of every level, on the finest grid: (B, L, H_1, W_1), 0 ... 2."""
     grid = features[0].shape[-2:]
     maps = [1 - F.cosine_similarity(f, f_hat, dim=1) for f, f_hat in zip(features, reconstructed, strict=True)]
-    return torch.cat([to_grid(m[:, None], grid) for m in maps], dim=1)
+    return torch.cat([align(m[:, None], grid) for m in maps], dim=1)
 
 
 def image_difference(images, reconstructed, terms=TERMS) -> torch.Tensor:
@@ -231,15 +229,9 @@ def texture_difference(images, reconstructed, sigma: float = 2.0) -> torch.Tenso
 
 
 class MLPFusion(nn.Module):
-    """One small perceptron for all pixels: all differences and the MFFM's channels -> logit.
+    """One small perceptron for all pixels: all differences and the MFFM's channels -> logit."""
 
-    Args:
-        prior: share of anomalous pixels that the untrained perceptron assumes (its last bias); None leaves torch's
-            start near one half. Then the first steps push all logits down, and since no difference is negative they do
-            so by turning the slopes round: the map can stay upside down for good.
-    """
-
-    def __init__(self, inputs: int, dropout: float = 0.0, prior: float | None = 0.01):
+    def __init__(self, inputs: int, dropout: float = 0.0):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(inputs, 32, 1),
@@ -249,8 +241,9 @@ class MLPFusion(nn.Module):
             nn.ReLU(),
             nn.Conv2d(16, 1, 1),
         )
-        if prior is not None:
-            nn.init.constant_(self.layers[-1].bias, math.log(prior / (1 - prior)))
+        # From torch's start near one half the first steps push all logits down, and since no difference is negative
+        # they do so by turning the slopes round: the map can stay upside down for good.
+        nn.init.constant_(self.layers[-1].bias, math.log(PRIOR / (1 - PRIOR)))
 
     def forward(self, channels):
         """(B, T, h, w) -> (B, h, w)."""
@@ -320,6 +313,8 @@ class Output(NamedTuple):
 class PAGMFRModel(nn.Module):
     """The whole model: a frozen encoder, MFRM, MFFM and the anomaly calculation.
 
+    The encoder is no submodule: it is neither trained nor stored, and goes where the model is.
+
     Args:
         backbone: an `adlib.images.backbones.Backbone`, or the name of one; channels and strides are read from it.
         stages, weights: of the backbone, where a name is given.
@@ -330,59 +325,47 @@ class PAGMFRModel(nn.Module):
         terms: which of `TERMS` take part. Without "cosine" and "mffm" only the image space is left, without "colour"
             and "structure" only the feature space.
         detach: cut the detection loss off from the reconstruction.
-        prior: of the `MLPFusion`.
     """
 
     def __init__(self, backbone="wide_resnet50_2.tv_in1k", stages=(1, 2, 3), weights="auto", width=256, bottleneck=512,
                  blocks=2, fusion_width=128, image_stride=1, norm="batch", dropout=0.0, fusion="mlp", terms=TERMS,
-                 detach=False, checkpointing=False, prior=0.01):  # fmt: skip
+                 detach=False, checkpointing=False):  # fmt: skip
         super().__init__()
         if isinstance(backbone, str):
-            from adlib.images import backbones
-
             backbone = backbones.create(backbone, tuple(stages), weights)
         check_terms(terms, fusion)
         choice("norm", norm, NORMS)
-        self.encoder, self.fusion_name, self.terms, self.detach = backbone, fusion, tuple(terms), detach
+        self._encoder = (backbone,)  # in a tuple, or torch would make it a submodule
+        self.fusion_name, self.terms, self.detach = fusion, tuple(terms), detach
         channels, strides = backbone.channels, backbone.strides
         for i, (c, stride) in enumerate(zip(channels, strides, strict=True)):
             self.register_buffer(f"mean{i}", torch.zeros(1, c, 1, 1))
             self.register_buffer(f"std{i}", torch.ones(1, c, 1, 1))
             if i and stride <= strides[i - 1]:
                 raise InputError(f"stages of strides {strides} must go from fine to coarse; choose stages that do")
-        spaces = (self.uses_features, self.uses_images)
+        own = callable(fusion)
+        spaces = (own or bool({"cosine", "mffm"} & set(terms)), own or bool({"colour", "structure"} & set(terms)))
         self.mfrm = MFRM(channels, strides, width, bottleneck, blocks, image_stride, spaces, norm, checkpointing)
         n_maps = len(channels) * ("cosine" in terms) + ("colour" in terms) + ("structure" in terms)
         if fusion == "mlp":
             self.mffm = MFFM(channels, fusion_width, norm, dropout) if "mffm" in terms else None
-            self.fusion = MLPFusion(n_maps + MFFM_CHANNELS * ("mffm" in terms), dropout, prior)
+            self.fusion = MLPFusion(n_maps + MFFM_CHANNELS * ("mffm" in terms), dropout)
         else:
             self.mffm, self.fusion = None, Affine()
 
     @property
-    def uses_images(self) -> bool:
-        """Whether the image space takes part."""
-        return callable(self.fusion_name) or "colour" in self.terms or "structure" in self.terms
-
-    @property
-    def uses_features(self) -> bool:
-        """Whether the feature space takes part."""
-        return callable(self.fusion_name) or "cosine" in self.terms or "mffm" in self.terms
+    def encoder(self) -> backbones.Backbone:
+        """The frozen backbone, on the model's device."""
+        return self._encoder[0].to(self.mean0.device)
 
     def trainable(self) -> dict[str, nn.Module]:
         """The modules that are trained, by name; the encoder is not among them."""
         return {name: m for name in ("mfrm", "mffm", "fusion") if (m := getattr(self, name)) is not None}
 
-    def train(self, mode: bool = True):
-        """Switch what is trained; the encoder stays in evaluation mode."""
-        super().train(mode)
-        self.encoder.eval()
-        return self
-
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Features of images (B, 3, H, W) in [0, 1] as the backbone gives them; no gradient reaches the encoder."""
-        return self.encoder(images)
+        return self.encoder(images.to(self.mean0.device))
 
     def standardise(self, features) -> list[torch.Tensor]:
         """Every channel to mean 0 and deviation 1 over the normal training images."""
@@ -434,11 +417,11 @@ class PAGMFRModel(nn.Module):
         return Output(logits.float(), maps, features, features_hat, images_hat, fused.float())
 
     @torch.no_grad()
-    def score(self, images: torch.Tensor, sigma: float = 4.0) -> Scores:
+    def score(self, images: torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]: sigmoid of the logits, enlarged, smoothed; the largest value."""
-        check_queries(images)
+        check_images(images)
         logits = self.eval()(images.to(self.mean0.device)).logits
-        maps = upsample_and_smooth(logits.sigmoid(), tuple(images.shape[-2:]), sigma)
+        maps = upsample_and_smooth(logits.sigmoid(), tuple(images.shape[-2:]), SIGMA)
         return Scores(maps.max(axis=(1, 2)), maps)
 
     def differences(self, features, features_hat, images, images_hat) -> dict[str, torch.Tensor]:
@@ -479,10 +462,8 @@ def check_terms(terms, fusion) -> None:
         raise InputError(f"terms {list(terms)} leave fusion {fusion!r} nothing to fuse; choose from {', '.join(TERMS)}")
 
 
-def losses(
-    model: PAGMFRModel, modules, batch: dict, gamma: float = 2.0, pos_weight: float = 1.0, detection: float = 1.0
-):
-    """L = sum of the reconstruction losses against the *normal* image + `detection` * focal loss of the map.
+def losses(model: PAGMFRModel, modules, batch: dict, pos_weight: float = 1.0) -> dict[str, torch.Tensor]:
+    """The terms of L: the reconstruction losses against the *normal* image, and the focal loss of the map.
 
     Args:
         modules: the trainable modules, wrapped or not.
@@ -496,6 +477,5 @@ def losses(
     output = model(image, cached.get("features"), modules)
     target = model.standardise(cached["normal_features"] if cached else model.encode(normal))
     found = reconstruction_losses(target, output.features_hat, model.shrink(normal), output.images_hat)
-    size = tuple(mask.shape[1:])
-    logits = F.interpolate(output.logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-    return found | {"detection": detection * detection_loss(logits, mask, gamma, pos_weight)}
+    logits = enlarge(output.logits, tuple(mask.shape[1:]))
+    return found | {"detection": detection_loss(logits, mask, pos_weight=pos_weight)}

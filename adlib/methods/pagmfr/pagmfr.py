@@ -6,7 +6,7 @@
 
 "PAGMFR: Collaborative Purification in Dual Spaces for Industrial Anomaly Detection via Hierarchical Reconstruction" was
 published as a README alone: no code, no weights, no paper text. What it fixes is here: the four modules and how they
-join (`pagmfr_network`), losses, optimiser, batch and epochs, the names of its functions. What it leaves open is our
+join (`network`), losses, optimiser, batch and epochs, the names of its functions. What it leaves open is our
 choice: backbone, resolution, widths, weights of the losses, the generator's numbers (`adlib.synthesis.pagmfr`), the
 score rule, the selection. So this is an implementation after the README and no reproduction; its figures are not ours
 to match.
@@ -20,22 +20,22 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-import cv2
 import numpy as np
 import torch
+from torch import nn
 
 from adlib import settings as S
 from adlib.errors import InputError
-from adlib.images import Batch, Resize, backbones, batches, to_tensor
-from adlib.images.maps import upsample_and_smooth
+from adlib.images import Batch, backbones, batches, to_tensor
+from adlib.images.features import resize_of
+from adlib.images.maps import check_images, upsample_and_smooth
 from adlib.methods import Scores, storage, training
-from adlib.methods.few_shot.support_images import below, check_fingerprint, check_queries
 from adlib.methods.normals import collect, split_normals, without_selection
-from adlib.methods.pagmfr.network import FUSIONS, NORMS, TERMS, PAGMFRModel, check_terms, losses, to_grid
+from adlib.methods.pagmfr.network import FUSIONS, SIGMA, TERMS, PAGMFRModel, check_terms, losses, to_grid
 from adlib.methods.pagmfr.training_pairs import Pairs, PairSettings
-from adlib.methods.reconstruction import synthetic_images, synthetic_score
 from adlib.methods.ulsad.maps import peaks_at_the_border, place_statistics, whitened_maps, whitening
-from adlib.settings import as_dict, build
+from adlib.settings import build
+from adlib.synthesis.judge import Judge
 
 N_NORMAL = 96  # at most so many training images serve to measure statistics
 MAX_RESIDUALS = 2**27  # numbers kept to measure the spread of residuals, 512 MiB
@@ -49,38 +49,58 @@ class PAGMFRSettings(PairSettings):
     stages: S.Stages = (1, 2, 3)  # layer1 ... layer3, strides 4, 8, 16; ours
     weights: str = "auto"  # see adlib.images.backbones.create
     image_size: S.ImageSize = 256  # network input, pixels; ours
-    resize: S.ResizeMode = "stretch"
-    scale: S.Count | None = None  # pixels, only for resize "short_side"
-    width: S.Count = 256  # channels of the decoder at stride 8 (of the second-deepest step); ours
-    bottleneck: S.Count = 512  # channels at stride 32; ours
+    resize: Literal["stretch", "letterbox", "aspect"] = "stretch"
+    width: S.Count = 256  # channels of the decoder at its second-deepest step, twice that in the bottleneck; ours
     blocks: S.Whole = 2  # residual blocks a step; ours
     fusion_width: S.Count = 128  # channels of the MFFM; ours
     image_stride: S.Count = 1  # the image is reconstructed at 1 / image_stride of its size
-    norm: Literal[NORMS] = "batch"  # batch or group normalisation; with group, parts of a batch equal the batch exactly
     dropout: S.ShareFrom0 = 0.0  # probability, whole channels of the MFFM and of the MLP
     fusion: Literal[FUSIONS] = "mlp"  # mlp (README), sum, product; `set_fusion` takes a function
     terms: tuple[Literal[TERMS], ...] = TERMS  # cosine and mffm: feature space; colour and structure: image space
-    prior: S.Share | None = 0.01  # share of anomalous pixels that the untrained MLP assumes; None: torch's start; ours
     detach: bool = False  # cut the detection loss off from the reconstruction
-    gamma: S.NotNegative = 2.0  # focal loss
     pos_weight: S.NotNegative = 1.0  # weight of anomalous pixels in the focal loss (README's knob)
-    detection: S.NotNegative = 1.0  # weight of the focal loss beside the reconstruction; ours, DRAEM's
+    jitter: S.Closed = 0.0  # augmentation: brightness and contrast change by up to this share
+    sampling: Literal["uniform", "small"] = "uniform"  # from the bank; small: by area^(-1/2)
+    accumulate: S.Count = 1  # parts that a batch is computed in, to fit the memory
     learning_rate: S.Positive = 1e-3  # Adam (README)
     weight_decay: S.NotNegative = 1e-5  # README
     warm_up: S.ShareFrom0 = 0.0  # share of the steps in which the rate rises from 0; then cosine down to 1e-6
-    clip_norm: S.Positive = 1.0  # largest norm of the gradient; ours
     epochs: S.Count = 600  # passes over the training images (README)
     checkpointing: bool = False  # gradient checkpointing: less memory, the same gradients
-    sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
-    score: Literal["max", "top", "mean21"] = "max"  # top: mean of the highest 0.1 %; mean21: DRAEM
+    log_every: S.Whole = 0  # steps between two rows of the gradient flow and of the memory; 0 for none
     whiten: bool = False  # add the length of the feature residuals, in units of their spread over normal images; ours
-    calibrate: Literal["none", "global", "position", "auto"] = "none"  # maps in units of their spread over normals;
-    # auto: by position where most normal maps have their peak at the border, else none
+    calibrate: Literal["none", "position", "auto"] = "none"  # maps in units of their spread over normals at each place;
+    # auto: where most normal maps have their peak at the border
     selection: Literal[training.SELECTIONS] = "synthetic"  # synthetic (best on held-out pseudo-anomalies), or last
 
     def check(self):
-        super().check()
         check_terms(self.terms, self.fusion)
+        if self.batch_size % self.accumulate:
+            raise InputError(f"accumulate {self.accumulate} must divide batch_size {self.batch_size}")
+        if self.sampling != "uniform" and not self.bank:
+            raise InputError("sampling 'small' weighs the pairs of a bank; set bank to their number, for example 400")
+
+
+class Whitening(nn.Module):
+    """How unusual the residuals of each level are, by the mean and the covariance that normal images have there.
+
+    Args:
+        shapes: (C_l, h_l, w_l) of each level.
+    """
+
+    def __init__(self, shapes):
+        super().__init__()
+        self.n_levels = len(shapes)
+        for i, (c, h, w) in enumerate(shapes):
+            self.register_buffer(f"mean{i}", torch.zeros(1, c, h, w))
+            self.register_buffer(f"matrix{i}", torch.zeros(1, c, c))
+
+    def forward(self, residuals) -> list[torch.Tensor]:
+        """Residuals (B, C_l, h_l, w_l) of each level -> their squared lengths in units of the spread, (B, h_l, w_l)."""
+        return [
+            whitened_maps(residuals[i][:, None], getattr(self, f"mean{i}"), getattr(self, f"matrix{i}"))[:, 0]
+            for i in range(self.n_levels)
+        ]
 
 
 class PAGMFR:
@@ -99,33 +119,38 @@ class PAGMFR:
 
     name = "pagmfr"
     Settings = PAGMFRSettings
+    # `calibration`: mean and deviation of normal maps at each place (2, T, h, w), or nothing.
+    KEPT = storage.Kept(modules=("model", "whitening"), tensors=("calibration",), facts=("residual_shapes",))
+    load = classmethod(storage.load)
 
     def __init__(self, **settings):
         self.settings = s = build(PAGMFRSettings, settings, owner="pagmfr")
-        size = s.image_size if isinstance(s.image_size, int) else tuple(s.image_size)
-        self.resize = Resize(size, s.resize, s.scale if s.resize == "short_side" else None)
+        self.resize = resize_of(s)
         self.device = backbones.default_device()
-        self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
+        self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw)
+        self.backbone.to(self.device, memory_format=torch.channels_last)  # the fast kernels on a CPU
         self.fusion = s.fusion
         self._start_anew()
 
-    def _start_anew(self) -> None:
-        """Take an untrained network, and forget what was measured with another one."""
-        self.model = self._new_model()
-        self.whitening, self.calibration = [], None  # of residuals, of maps: measured at the end of `fit`
-        for name in ("normal_scores", "normal_map_maxima"):
-            self.__dict__.pop(name, None)
-
-    def _new_model(self) -> PAGMFRModel:
+    def build_networks(self) -> None:
+        """Make `model`, untrained, and `whitening`, not measured."""
         s = self.settings
         with torch.random.fork_rng():
             torch.manual_seed(s.seed)
             model = PAGMFRModel(
-                self.backbone, width=s.width, bottleneck=s.bottleneck, blocks=s.blocks, fusion_width=s.fusion_width,
-                image_stride=s.image_stride, norm=s.norm, dropout=s.dropout, fusion=self.fusion, terms=s.terms,
-                detach=s.detach, checkpointing=s.checkpointing, prior=s.prior,
+                self.backbone, width=s.width, bottleneck=2 * s.width, blocks=s.blocks, fusion_width=s.fusion_width,
+                image_stride=s.image_stride, dropout=s.dropout, fusion=self.fusion, terms=s.terms, detach=s.detach,
+                checkpointing=s.checkpointing,
             )  # fmt: skip
-        return model.to(self.device, memory_format=torch.channels_last).eval()  # the fast kernels on a CPU
+        self.model = model.to(self.device, memory_format=torch.channels_last).eval()
+        self.whitening = Whitening(self.residual_shapes).to(self.device)
+
+    def _start_anew(self) -> None:
+        """Take an untrained network, and forget what was measured with another one."""
+        self.calibration, self.residual_shapes = torch.zeros(0), ()
+        self.build_networks()
+        for name in self.KEPT.arrays:
+            self.__dict__.pop(name, None)
 
     def set_fusion(self, function):
         """Fuse by a function (features, features_hat, images, images_hat) -> (B, h, w); before `fit`.
@@ -150,7 +175,7 @@ class PAGMFR:
         table, held_out = split_normals(table, self.settings, validation)
         self.settings = s = without_selection(self.settings, held_out)
         self.prepare(table)
-        synthetic = synthetic_images(held_out, s, self.resize) if s.watched else None
+        judge = Judge(held_out, self.resize, s.n_synthetic, s.seed) if s.watched else None
         trainable = self.model.trainable()
         parameters = [p for module in trainable.values() for p in module.parameters()]
         optimizer = torch.optim.Adam(parameters, s.learning_rate, weight_decay=s.weight_decay)
@@ -159,17 +184,16 @@ class PAGMFR:
         self.history = training.train(
             trainable,
             [optimizer],
-            self.pairs.batch,
+            lambda micro_step: self.pairs.batch(micro_step, s.accumulate),
             self.losses,
             n_steps,
             s,
             origin=training.origin(self, table, held_out),
             schedulers=[training.warm_up_cosine(optimizer, n_steps, s.warm_up, lowest=1e-6 / s.learning_rate)],
-            validate=(lambda: self._validate(synthetic)) if synthetic else None,
+            validate=(lambda: judge.look(self._scores)) if judge else None,
             accumulate=s.accumulate,
-            clip_norm=s.clip_norm,
+            clip_norm=1.0,  # ours
             workers=s.workers,
-            pin_memory=s.pin_memory,
             log_every=s.log_every,
             progress="PAGMFR",
         )
@@ -181,8 +205,8 @@ class PAGMFR:
         """Everything before the first step: training pairs, feature statistics, untrained network."""
         s = self.settings
         self._start_anew()
-        with self._memory_errors("before the first step"):
-            self.pairs = Pairs(table, self.resize, s, self.model.encode)
+        with training.memory_errors("PAGMFR", "before the first step", training.memory_knobs(s, in_steps=False)):
+            self.pairs = Pairs(table, self.resize, s, self.model.encode, s.jitter, s.sampling)
             print(f"PAGMFR: {self.pairs.note}", flush=True)
             images = list(self._in_parts(_spread_out(self.pairs.images, N_NORMAL)))
             features = [torch.cat(level) for level in zip(*(self.model.encode(x) for x in images), strict=True)]
@@ -190,23 +214,9 @@ class PAGMFR:
         self.n_steps = s.epochs * math.ceil(len(table) / s.batch_size) if s.steps is None else s.steps
         return self
 
-    def _memory_errors(self, when: str):
-        # Outside the steps, neither the batch nor its gradients take memory.
-        usable = set(training.memory_knobs(self.settings)) - {"batch_size", "accumulate", "checkpointing"}
-        return training.memory_errors("PAGMFR", when, tuple(usable))
-
     def losses(self, modules, batch, _step) -> dict[str, torch.Tensor]:
-        """Every term of the loss of a batch (`pagmfr_network.losses`)."""
-        s = self.settings
-        return losses(self.model, modules, batch, s.gamma, s.pos_weight, s.detection)
-
-    def _validate(self, synthetic) -> dict[str, float]:
-        """Rate the model on held-out pseudo-anomalies, of families that PAGMFR is not trained on."""
-        images, masks, labels = synthetic
-        found = [self._scores(x, calibrated=False) for x in self._in_parts(images)]
-        return synthetic_score(
-            np.concatenate([f.image for f in found]), np.concatenate([f.map for f in found]), masks, labels
-        )
+        """Every term of the loss of a batch (`network.losses`)."""
+        return losses(self.model, modules, batch, self.settings.pos_weight)
 
     def _in_parts(self, images: np.ndarray):
         """Images uint8 (n, H, W, 3), eight at a time as (8, 3, H, W) in [0, 1] on the device."""
@@ -228,37 +238,35 @@ class PAGMFR:
 
         Map: the sigmoid of the fused logit (`mlp`) or the fused difference (`sum`, `product`, a function), bilinear to
         the input size, Gaussian smoothing. With `whiten`, and where it is calibrated, the logit itself, plus the
-        whitened residuals of the features. Image score: by the rule `score` from the map.
+        whitened residuals of the features. Image score: the largest value of the map.
         """
         return self._scores(self._queries(batch))
 
     def _queries(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """The images of a batch, on the device."""
-        if not hasattr(self, "normal_scores"):
-            raise InputError("this PAGMFR is not fitted; call fit(table) before it scores")
+        storage.check_fitted(self, *self.KEPT.arrays)
         images = batch.images if isinstance(batch, Batch) else batch
-        check_queries(images)
+        check_images(images)
         return images.to(self.device)
 
     @torch.no_grad()
-    def _scores(self, images, calibrated: bool = True) -> Scores:
-        s = self.settings
-        maps = self._raw_maps(images, calibrated and s.whiten)  # (B, T, h, w)
-        if calibrated and self.calibration is not None:
-            maps = (maps - self.calibration[0]) / self.calibration[1]
+    def _scores(self, images) -> Scores:
+        images = images.to(self.device)
+        maps = self._raw_maps(images)  # (B, T, h, w)
+        if len(self.calibration):
+            level, spread = self.calibration
+            maps = (maps - level) / spread
         elif maps.shape[1] == 1 and self.fusion == "mlp":
             maps = maps.sigmoid()
-        full = upsample_and_smooth(maps.sum(dim=1), tuple(images.shape[-2:]), s.sigma)
-        return Scores(image_scores(full, s.score), full)
+        full = upsample_and_smooth(maps.sum(dim=1), tuple(images.shape[-2:]), SIGMA)
+        return Scores(full.max(axis=(1, 2)), full)
 
-    def _raw_maps(self, images, whiten: bool) -> torch.Tensor:
+    def _raw_maps(self, images) -> torch.Tensor:
         """The maps before calibration, (B, T, h, w): the fused one (each difference of a sum), then whitened ones."""
         output = self.model(images)
         parts = list(output.maps.values()) if self.fusion == "sum" else [output.fused]
-        if whiten:
-            for residual, (mean, matrix) in zip(self._residuals(output), self.whitening, strict=True):
-                white = whitened_maps(residual[:, None], mean, matrix)  # (B, 1, h_l, w_l)
-                parts.append(to_grid(white, output.fused.shape[-2:])[:, 0])
+        grid = output.fused.shape[-2:]
+        parts += [to_grid(white[:, None], grid)[:, 0] for white in self.whitening(self._residuals(output))]
         return torch.stack(parts, dim=1)
 
     def _residuals(self, output) -> list[torch.Tensor]:
@@ -269,20 +277,27 @@ class PAGMFR:
     def _calibrate(self) -> None:
         """Measure residuals and maps over normal training images, then score the held-out ones."""
         s, normal = self.settings, self.pairs.images
-        self.whitening, self.calibration = [], None
-        with self._memory_errors("after the last step"):
+        self.calibration = torch.zeros(0)
+        with training.memory_errors("PAGMFR", "after the last step", training.memory_knobs(s, in_steps=False)):
             if s.whiten:
-                size = sum(f[0].numel() for f in self.model.encode(next(self._in_parts(normal[:1]))))
-                chosen = _spread_out(normal, max(8, min(N_NORMAL, MAX_RESIDUALS // size)))
-                parts = [self._residuals(self.model(x)) for x in self._in_parts(chosen)]
-                self.whitening = [whitening(torch.cat(level)[:, None]) for level in zip(*parts, strict=True)]
+                self._measure_residuals(normal)
             if s.calibrate != "none":
-                maps = torch.cat([self._raw_maps(x, s.whiten) for x in self._in_parts(_spread_out(normal, N_NORMAL))])
+                maps = torch.cat([self._raw_maps(x) for x in self._in_parts(_spread_out(normal, N_NORMAL))])
                 if s.calibrate != "auto" or peaks_at_the_border(maps.sum(dim=1)):
-                    self.calibration = level_and_spread(maps, by_position=s.calibrate != "global")
+                    self.calibration = place_statistics(maps)
             held_out = batches(self._held_out.image_path, self.resize, 8)
-            found = collect(self._scores(batch.images.to(self.device)) for batch in held_out)
-        self.normal_scores, self.normal_map_maxima = found
+            self.normal_scores, self.normal_map_maxima = collect(self._scores(batch.images) for batch in held_out)
+
+    def _measure_residuals(self, normal: np.ndarray) -> None:
+        size = sum(f[0].numel() for f in self.model.encode(next(self._in_parts(normal[:1]))))
+        sample = _spread_out(normal, max(8, min(N_NORMAL, MAX_RESIDUALS // size)))
+        parts = [self._residuals(self.model(x)) for x in self._in_parts(sample)]
+        measured = [whitening(torch.cat(level)[:, None]) for level in zip(*parts, strict=True)]
+        self.residual_shapes = tuple(tuple(mean.shape[1:]) for mean, _ in measured)
+        self.whitening = Whitening(self.residual_shapes).to(self.device)
+        for i, (mean, matrix) in enumerate(measured):
+            getattr(self.whitening, f"mean{i}").copy_(mean)
+            getattr(self.whitening, f"matrix{i}").copy_(matrix)
 
     def explain(self, images: torch.Tensor) -> dict[str, np.ndarray]:
         """What stands behind the maps of images (B, 3, H, W): reconstruction and every difference, at input size.
@@ -297,80 +312,15 @@ class PAGMFR:
         if output.images_hat is not None:
             large = torch.nn.functional.interpolate(output.images_hat, size=size, mode="bilinear", align_corners=False)
             shown["reconstruction"] = large.permute(0, 2, 3, 1).cpu().numpy()
-        maps = dict(output.maps)
-        levels = zip(self.model.encoder.strides, self._residuals(output), self.whitening, strict=False)
-        maps |= {f"whitened {stride}": whitened_maps(r[:, None], *measured)[:, 0] for stride, r, measured in levels}
-        return shown | {name: upsample_and_smooth(found, size, 0) for name, found in maps.items()}
-
-    # -- save and load --------------------------------------------------------------------------------------------
+        whitened = zip(self.backbone.strides, self.whitening(self._residuals(output)), strict=False)
+        maps = output.maps | {f"whitened {stride}": white for stride, white in whitened}
+        return shown | {name: upsample_and_smooth(one, size, 0) for name, one in maps.items()}
 
     def save(self, path):
         """Write the fitted method to the folder `path`."""
-        if not hasattr(self, "normal_scores"):
-            raise InputError("this PAGMFR is not fitted; call fit(table) before save")
         if callable(self.fusion):
             raise InputError("fusion is a function, which cannot be stored; save with fusion mlp, sum or product")
-        storage.save_model(path, self.name, as_dict(self.settings), self._tensors(), **self._facts())
-
-    def _facts(self) -> dict:
-        return {"backbone_fingerprint": self.backbone.fingerprint}
-
-    def _tensors(self) -> dict:
-        state = {k: v for k, v in self.model.state_dict().items() if not k.startswith("encoder.")}
-        tensors = {f"model.{name}": tensor for name, tensor in state.items()}
-        tensors["normal_scores"] = torch.from_numpy(self.normal_scores)
-        tensors["normal_map_maxima"] = torch.from_numpy(self.normal_map_maxima)
-        if self.calibration is not None:
-            tensors["level"], tensors["spread"] = self.calibration
-        for i, (mean, matrix) in enumerate(self.whitening):
-            tensors |= {f"whitening.{i}.mean": mean, f"whitening.{i}.matrix": matrix}
-        return tensors
-
-    @classmethod
-    def load(cls, path):
-        """Read a fitted method; refuses a network that was trained on features of other backbone weights."""
-        header, tensors = storage.read_model(path)
-        method = cls(**header["settings"])
-        check_fingerprint(header, method.backbone, path)
-        with storage.parts_of(path):
-            method._use(tensors)
-        return method
-
-    def _use(self, tensors: dict) -> None:
-        own = {k: v for k, v in self.model.state_dict().items() if k.startswith("encoder.")}
-        self.model.load_state_dict(own | below("model.", tensors))
-        self.model.to(self.device).eval()
-        self.normal_scores = tensors["normal_scores"].numpy()
-        self.normal_map_maxima = tensors["normal_map_maxima"].numpy()
-        tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-        self.calibration = (tensors["level"], tensors["spread"]) if "level" in tensors else None
-        white = below("whitening.", tensors)
-        self.whitening = [(white[f"{i}.mean"], white[f"{i}.matrix"]) for i in range(len(white) // 2)]
-
-
-def image_scores(maps: np.ndarray, rule: str = "max") -> np.ndarray:
-    """Image scores float32 (B,) from maps (B, H, W).
-
-    Args:
-        rule: `max`; `top`, the mean of the highest 0.1 % of the pixels; `mean21`, the largest mean over a window of
-            21 x 21 pixels, edges mirrored.
-    """
-    if rule == "mean21":
-        maps = np.stack([cv2.blur(m, (21, 21), borderType=cv2.BORDER_REFLECT) for m in maps])
-    flat = maps.reshape(len(maps), -1)
-    count = max(1, round(0.001 * flat.shape[1])) if rule == "top" else 1
-    return np.partition(flat, -count, axis=1)[:, -count:].mean(axis=1).astype(np.float32)
-
-
-def level_and_spread(maps: torch.Tensor, by_position: bool, prior: float = 10.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of normal maps (N, T, h, w) -> (1, T, h, w), or (1, T, 1, 1) over all positions.
-
-    By position, both are drawn to those of all positions by `prior` images: a few images tell little of one place.
-    """
-    if not by_position:
-        return maps.mean(dim=(0, 2, 3), keepdim=True), maps.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6)
-    level, spread = place_statistics(maps, prior)
-    return level[None], spread[None]
+        return storage.save(self, path)
 
 
 def _spread_out(images: np.ndarray, n: int) -> np.ndarray:

@@ -5,7 +5,6 @@ of a large batch, several processes and a resumed run all see what one large bat
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import cv2
@@ -14,12 +13,11 @@ import torch
 
 from adlib import settings as S
 from adlib import synthesis
-from adlib.errors import InputError
 from adlib.images import read_image, to_tensor
 from adlib.methods import training
-from adlib.paths import data_dir
 from adlib.synthesis.pagmfr import category_kind, judge_kind
 from adlib.synthesis.registry import SomeFamilies
+from adlib.synthesis.sources import texture_folder
 
 TRIES = 10
 
@@ -29,33 +27,16 @@ class PairSettings(training.Options):
     """How training pairs are made; shared by the methods that are trained on them."""
 
     families: SomeFamilies = ("pagmfr",)  # of adlib.synthesis
-    family_weights: tuple[S.NotNegative, ...] = ()  # how often each family is drawn, in proportion; () draws all alike
     kind: Literal["auto", "texture", "object"] = "auto"  # of category; auto: by name, or judged
     textures: str = ""  # folder of textures, also by its name below data/ ("dtd"); "" for textures made on the spot
     objects: str = ""  # folder of pictures of foreign objects; "" for objects made on the spot
     foreground: Literal["rules", "none"] = "rules"  # where they may be; rules: on the product
     probability: S.Closed = 0.5  # share of anomalous images in a batch
     rotate: S.Closed = 0.3  # probability that a texture image is turned, by up to 90 degrees
-    jitter: S.Closed = 0.0  # augmentation: brightness and contrast change by up to this share
-    flip: bool = False  # augmentation: mirror every second image
     bank: S.Whole = 0  # make so many pairs once and reuse them; 0 makes new ones all the time
-    sampling: Literal["uniform", "small"] = "uniform"  # from the bank; small: by area^(-1/2)
     batch_size: S.Count = 32  # images an optimiser step
-    accumulate: S.Count = 1  # parts that a batch is computed in, to fit the memory
     epochs: S.Count = 600  # passes over the training images, where there are no `steps`
-    pin_memory: bool = False  # page-locked batches for a GPU
     workers: S.Whole = 1  # threads that prepare batches
-    log_every: S.Whole = 0  # steps between two rows of the gradient flow and of the memory; 0 for none
-
-    def check(self):
-        if self.family_weights and len(self.family_weights) != len(self.families):
-            raise InputError(f"family_weights needs one weight for each of {', '.join(self.families)}, or none at all")
-        if self.family_weights and not sum(self.family_weights):
-            raise InputError(f"family_weights {list(self.family_weights)} must not all be zero; or give none")
-        if self.batch_size % self.accumulate:
-            raise InputError(f"accumulate {self.accumulate} must divide batch_size {self.batch_size}")
-        if self.sampling != "uniform" and not self.bank:
-            raise InputError("sampling 'small' weighs the pairs of a bank; set bank to their number, for example 400")
 
 
 class Pairs:
@@ -66,6 +47,8 @@ class Pairs:
         resize: the geometric preparation; anomalies are made after it.
         settings: a `PairSettings`.
         encode: images (B, 3, H, W) -> list of frozen features; the bank then keeps features of both images (float16).
+        jitter: augmentation: brightness and contrast change by up to this share.
+        sampling: from the bank, "uniform", or "small" anomalies more often, by area^(-1/2).
 
     Attributes:
         images: uint8 (n, H, W, 3), the normal images.
@@ -73,21 +56,21 @@ class Pairs:
         note: where foreign pixels come from, in words.
     """
 
-    def __init__(self, table, resize, settings: PairSettings, encode=None):
-        self.settings = s = settings
+    def __init__(self, table, resize, settings: PairSettings, encode=None, jitter=0.0, sampling="uniform"):
+        self.settings, self.jitter = settings, jitter
+        s = settings
         self.images = np.stack([resize.image(read_image(path))[0] for path in table.image_path])
         dataset, category = str(table.attrs.get("dataset", "")), str(table.category.iloc[0])
         self.kind = s.kind if s.kind != "auto" else category_kind(dataset, category)
         if self.kind == "auto":
             self.kind = judge_kind(self.images[:: max(1, len(self.images) // 24)])
-        self.sources = synthesis.Sources(folder(s.textures), folder(s.objects), list(table.image_path))
+        self.sources = synthesis.Sources(texture_folder(s.textures), texture_folder(s.objects), list(table.image_path))
         made = [role for role in ("textures", "objects") if not getattr(s, role)]
         self.note = f"kind {self.kind}" + (f"; {' and '.join(made)} are made on the spot" if made else "")
         self.rule = None if s.foreground == "none" else synthesis.rule_for(dataset, category)
         self._foregrounds = {}
-        self.weights = np.asarray(s.family_weights or [1] * len(s.families), dtype=np.float64)
-        self.bank = self._make_bank(encode) if s.bank else None
-        if s.sampling == "small":
+        self.bank, self.bank_weights = self._make_bank(encode) if s.bank else None, None
+        if sampling == "small":
             self.bank_weights = self.bank["mask"].flatten(1).sum(1).clamp_min(1).double().rsqrt().numpy()
 
     # -- one pair -----------------------------------------------------------------------------------------------------
@@ -101,14 +84,12 @@ class Pairs:
         normal = self.images[i]
         if self.kind == "texture" and rng.random() < s.rotate:
             normal, turned = rotated(normal, float(rng.uniform(-90, 90))), True
-        if s.flip and rng.random() < 0.5:
-            normal, turned = np.ascontiguousarray(normal[:, ::-1]), True
-        if s.jitter:
-            gain, shift = 1 + rng.uniform(-s.jitter, s.jitter), 128 * rng.uniform(-s.jitter, s.jitter)
+        if self.jitter:
+            gain, shift = 1 + rng.uniform(-self.jitter, self.jitter), 128 * rng.uniform(-self.jitter, self.jitter)
             normal = ((normal.astype(np.float32) - 128) * gain + 128 + shift).round().clip(0, 255).astype(np.uint8)
         foreground = self._foreground(None if turned else i, normal)
         for _ in range(TRIES):
-            family = str(rng.choice(s.families, p=self.weights / self.weights.sum()))
+            family = str(rng.choice(s.families, p=np.ones(len(s.families)) / len(s.families)))
             params = {"kind": self.kind} if family == "pagmfr" else {}
             damaged, mask, info = synthesis.synthesise(family, normal, rng, foreground, self.sources, **params)
             if mask.any():
@@ -127,25 +108,21 @@ class Pairs:
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
-    def batch(self, micro_step: int) -> dict:
-        """The images of a micro-step: one of `accumulate` parts of a batch.
+    def batch(self, micro_step: int, parts: int = 1) -> dict:
+        """The images of a micro-step: one of so many `parts` of a batch.
 
         Returns:
             normal, image: float32 (B, 3, H, W), x_n and x_a; mask: bool (B, H, W); from a bank with features also
             normal_features and features, lists of float32 (B, C_l, H_l, W_l).
         """
         s = self.settings
-        size = s.batch_size // s.accumulate
+        size = s.batch_size // parts
         counters = range(micro_step * size, (micro_step + 1) * size)
         if self.bank is None:
-            pairs = [self.sample(c) for c in counters]
-            normal, damaged, masks = zip(*pairs, strict=True)
-            return {
-                "normal": to_tensor(normal),
-                "image": to_tensor(damaged),
-                "mask": torch.from_numpy(np.stack(masks)),
-            }
-        if s.sampling == "small":
+            normal, damaged, masks = zip(*map(self.sample, counters), strict=True)
+            masks = torch.from_numpy(np.stack(masks))
+            return {"normal": to_tensor(normal), "image": to_tensor(damaged), "mask": masks}
+        if self.bank_weights is not None:
             rows = training.weighted_rows(self.bank_weights, size, s.seed, micro_step)
         else:
             rows = np.array([self._shuffled(c, s.bank) for c in counters])
@@ -196,15 +173,3 @@ def rotated(image: np.ndarray, degrees: float) -> np.ndarray:
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
     return cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT)
-
-
-def folder(name: str) -> Path | None:
-    """A folder of source images: as given, or by its name below `data/`.
-
-    None for "", and for a name with a question mark ("dtd?") whose folder is not there.
-    """
-    name, optional = name.removesuffix("?"), name.endswith("?")
-    if not name:
-        return None
-    found = next((place for place in (Path(name), data_dir() / name) if place.is_dir()), Path(name))
-    return None if optional and not found.is_dir() else found
