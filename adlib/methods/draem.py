@@ -219,9 +219,7 @@ class DRAEM:
     def _queries(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """The images of a batch, on the device."""
         storage.check_fitted(self, *self.KEPT.arrays)
-        images = batch.images if isinstance(batch, Batch) else batch
-        check_images(images)
-        return images.to(self.device)
+        return check_images(batch).to(self.device)
 
     @torch.no_grad()
     def _scores(self, images: torch.Tensor) -> Scores:
