@@ -20,7 +20,7 @@ import torch
 
 from adlib import settings as S
 from adlib.datasets import check_training_table, hold_out
-from adlib.images import Batch, backbones, batches, neighbours, patches, to_tensor
+from adlib.images import Batch, backbones, batches, neighbours, patches
 from adlib.images.features import allocate, resize_of
 from adlib.images.maps import check_images, top_mean, upsample_and_smooth
 from adlib.methods import Scores, storage
@@ -225,10 +225,7 @@ def choose_patch_size(table, settings: PatchCoreSettings, candidates=(1, 3), n_i
     ratings = {}
     for size in candidates:
         method = PatchCore(**{**as_dict(settings), "patch_size": size, "n_calibration": 0}).fit(fit)
-        starts = range(0, len(judge.images), settings.batch_size)
-        scores = [method.score(to_tensor(judge.images[i : i + settings.batch_size])) for i in starts]
-        image_scores, maps = (np.concatenate(part) for part in zip(*scores, strict=True))
-        ratings[size] = judge.rate(image_scores, maps)["score"]
+        ratings[size] = judge.look(method.score)["score"]
     return max(ratings, key=ratings.get)
 
 
