@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from adlib.errors import InputError
-from adlib.methods import training
+from adlib.methods import checkpoints, training
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 Y = X @ torch.arange(6.0)[:, None] + 0.5
@@ -330,7 +330,7 @@ def test_the_advice_against_full_memory_names_what_the_settings_have():
 
 def test_a_folder_as_checkpoint_is_refused(tmp_path):
     for start in (
-        lambda: training.check_checkpoint(tmp_path, {}),
+        lambda: checkpoints.check_checkpoint(tmp_path, {}),
         lambda: run(*make(), 1, checkpoint=tmp_path, checkpoint_every=1),
     ):
         with pytest.raises(InputError, match=r"^checkpoint .* is a folder; give a file, for example .*run\.pt$"):
@@ -413,11 +413,11 @@ def test_pinning_reaches_every_tensor_of_a_batch(monkeypatch):
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     file = tmp_path / "c.pt"
-    training.check_checkpoint(file, {"width": 4, "steps": 10})
+    checkpoints.check_checkpoint(file, {"width": 4, "steps": 10})
     file.touch()
-    training.check_checkpoint(file, {"width": 4, "steps": 20})  # longer is allowed
+    checkpoints.check_checkpoint(file, {"width": 4, "steps": 20})  # longer is allowed
     with pytest.raises(InputError, match="was made with width 4, these settings say 8"):
-        training.check_checkpoint(file, {"width": 8, "steps": 20})
+        checkpoints.check_checkpoint(file, {"width": 8, "steps": 20})
 
 
 WORKER = """

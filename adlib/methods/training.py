@@ -13,7 +13,6 @@ each takes every n-th batch, so n processes make the step that one process makes
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +33,7 @@ from adlib import settings as S
 from adlib.datasets import table_hash
 from adlib.errors import InputError
 from adlib.images.features import is_out_of_memory, peak_memory_mib
+from adlib.methods import checkpoints
 from adlib.paths import atomic_path
 from adlib.settings import as_dict
 
@@ -127,12 +127,6 @@ def warm_up_cosine(optimizer, n_steps: int, warm_up: float = 0.0, lowest: float 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
-# Settings that may change between two parts of one run; all others make another run.
-FREE_SETTINGS = (
-    "epochs", "steps", "checkpoint", "checkpoint_every", "max_memory", "workers", "checkpointing", "log_every",
-)  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Options(S.Settings):
     """What every trained method lets a user choose, under the same names; its settings extend this class."""
@@ -159,29 +153,6 @@ def origin(method, train: pd.DataFrame, held_out: pd.DataFrame) -> dict:
     """What a checkpoint belongs to beside the settings: weights of the backbone, images."""
     facts = {"training images": table_hash(train), "validation images": table_hash(held_out)}
     return facts | ({"backbone weights": method.backbone.fingerprint} if hasattr(method, "backbone") else {})
-
-
-def check_checkpoint(checkpoint: str | Path, settings: dict) -> None:
-    """Refuse to resume from a checkpoint of other settings; a small JSON file beside it says what it was made with."""
-    checkpoint = _checkpoint_file(checkpoint)
-    own = {key: value for key, value in settings.items() if key not in FREE_SETTINGS}
-    facts = checkpoint.with_name(checkpoint.name + ".json")
-    if checkpoint.is_file() and facts.is_file():
-        made_with = json.loads(facts.read_text())
-        for key, value in own.items():
-            if made_with.get(key) != value:
-                raise InputError(
-                    f"checkpoint {checkpoint} was made with {key} {made_with.get(key)!r}, these settings say "
-                    f"{value!r}; use the same or delete it to start anew"
-                )
-    with atomic_path(facts) as temporary:
-        temporary.write_text(json.dumps(own, indent=2))
-
-
-def _checkpoint_file(checkpoint: str | Path) -> Path:
-    if Path(checkpoint).is_dir():
-        raise InputError(f"checkpoint {checkpoint} is a folder; give a file, for example {Path(checkpoint) / 'run.pt'}")
-    return Path(checkpoint)
 
 
 def memory_knobs(settings, in_steps: bool = True) -> tuple[str, ...]:
@@ -290,10 +261,12 @@ def train(
         raise InputError("selection 'synthetic' needs held-out pseudo-anomalies; give a validation table to fit")
     if accumulate < 1 or n_steps < 1:
         raise InputError(f"accumulate {accumulate} and the number of steps {n_steps} must both be at least 1")
-    checkpoint = _checkpoint_file(options.checkpoint) if options.checkpoint else None
+    checkpoint = checkpoints.checkpoint_file(options.checkpoint) if options.checkpoint else None
     if checkpoint and origin is not None:
         # A constant rate may go on longer than its checkpoint was meant to; a schedule depends on the number of steps.
-        check_checkpoint(checkpoint, as_dict(options) | origin | ({"number of steps": n_steps} if schedulers else {}))
+        checkpoints.check_checkpoint(
+            checkpoint, as_dict(options) | origin | ({"number of steps": n_steps} if schedulers else {})
+        )
     # accelerate keeps one state a Python process and refuses another precision; the processes' group outlives it.
     AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = Accelerator(
@@ -308,7 +281,7 @@ def train(
     state = {"step": 0, "losses": [], "validation": [], "snapshots": [], "best": None, "gradients": [], "memory": []}
     state |= {"seconds": 0.0, "waiting": 0.0}
     if checkpoint and checkpoint.is_file():
-        state = _restore(checkpoint, raw, optimizers, schedulers)
+        state = checkpoints.restore(checkpoint, raw, optimizers, schedulers)
     saved = state["step"]
     shard, n_shards = accelerator.process_index, accelerator.num_processes
 
@@ -371,11 +344,11 @@ def train(
             rating = _validate(validate, modules)
             state["validation"].append({"step": done, "seconds": time.perf_counter() - started, **rating})
             if state["best"] is None or rating["score"] > state["best"][1]:
-                state["best"] = [done, float(rating["score"]), _states(raw)]
+                state["best"] = [done, float(rating["score"]), checkpoints.states(raw)]
         if logged or validated:
             state["memory"].append(_memory(done))
         if options.snapshot_every and done % options.snapshot_every == 0:
-            state["snapshots"].append([done, _states(raw)])
+            state["snapshots"].append([done, checkpoints.states(raw)])
         state["step"] = done
 
     stream = _prefetch(prepare_batch, range(state["step"] * accumulate, n_steps * accumulate), workers)
@@ -391,7 +364,7 @@ def train(
             if checkpoint and (done % options.checkpoint_every == 0 or done == n_steps):
                 if accelerator.is_main_process:
                     state["seconds"] = time.perf_counter() - started
-                    _save(checkpoint, state, raw, optimizers, schedulers)
+                    checkpoints.save(checkpoint, state, raw, optimizers, schedulers)
                 saved = done
     if options.precision != "no":  # what accelerate put around the modules for mixed precision ends with the training
         raw = {name: accelerator.unwrap_model(module, keep_fp32_wrapper=False) for name, module in modules.items()}
@@ -404,13 +377,13 @@ def _history(state: dict, modules, n_steps: int, options: Options, seconds: floa
     """Put the selected weights in place and return what else the run leaves behind."""
     selected, snapshots = n_steps, dict(state["snapshots"])
     if options.snapshot_every:
-        snapshots.setdefault(n_steps, _states(modules))
+        snapshots.setdefault(n_steps, checkpoints.states(modules))
     if options.selection == "synthetic":
         selected, _, best = state["best"]
         for name, module in modules.items():
             module.load_state_dict(best[name])
     if options.snapshot_every:  # a curve goes through the weights that are kept
-        snapshots.setdefault(selected, _states(modules))
+        snapshots.setdefault(selected, checkpoints.states(modules))
     return History(
         pd.DataFrame(state["losses"]),
         pd.DataFrame(state["validation"]),
@@ -471,10 +444,6 @@ def _validate(validate, modules) -> dict[str, float]:
     return {key: None if value is None else float(value) for key, value in found.items()}
 
 
-def _states(modules) -> dict:
-    return {n: {k: v.detach().cpu().clone() for k, v in m.state_dict().items()} for n, m in modules.items()}
-
-
 def _prefetch(make, steps, workers: int):
     """Yield `make(step)` in order while up to `workers` threads prepare the next ones."""
     if workers < 1:
@@ -492,33 +461,3 @@ def _prefetch(make, steps, workers: int):
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _save(path: Path, state, modules, optimizers, schedulers) -> None:
-    content = {
-        **state,
-        "modules": _states(modules),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "schedulers": [scheduler.state_dict() for scheduler in schedulers],
-    }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
-
-
-def _restore(path: Path, modules, optimizers, schedulers) -> dict:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        for name, module in modules.items():
-            module.load_state_dict(content["modules"][name])
-        for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        for scheduler, saved in zip(schedulers, content["schedulers"], strict=True):
-            scheduler.load_state_dict(saved)
-        return {"gradients": [], "memory": [], "seconds": 0.0, "waiting": 0.0} | {
-            key: value for key, value in content.items() if key not in ("modules", "optimizers", "schedulers")
-        }
-    except Exception as error:  # torch, pickle and zip each raise their own; to the user they mean one thing
-        reason = str(error).splitlines()[0][:100]
-        raise InputError(
-            f"checkpoint {path} does not belong to this configuration or is damaged ({reason}); delete it to start anew"
-        ) from error

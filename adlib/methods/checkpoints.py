@@ -1,0 +1,75 @@
+"""A training on disk: one file, moved into place when complete, and beside it in JSON what it was made with."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from adlib.errors import InputError
+from adlib.paths import atomic_path
+
+# Settings that may change between two parts of one run; all others make another run.
+FREE_SETTINGS = (
+    "epochs", "steps", "checkpoint", "checkpoint_every", "max_memory", "workers", "checkpointing", "log_every",
+)  # fmt: skip
+
+
+def check_checkpoint(checkpoint: str | Path, settings: dict) -> None:
+    """Refuse to resume from a checkpoint of other settings; a small JSON file beside it says what it was made with."""
+    checkpoint = checkpoint_file(checkpoint)
+    own = {key: value for key, value in settings.items() if key not in FREE_SETTINGS}
+    facts = checkpoint.with_name(checkpoint.name + ".json")
+    if checkpoint.is_file() and facts.is_file():
+        made_with = json.loads(facts.read_text())
+        for key, value in own.items():
+            if made_with.get(key) != value:
+                raise InputError(
+                    f"checkpoint {checkpoint} was made with {key} {made_with.get(key)!r}, these settings say "
+                    f"{value!r}; use the same or delete it to start anew"
+                )
+    with atomic_path(facts) as temporary:
+        temporary.write_text(json.dumps(own, indent=2))
+
+
+def checkpoint_file(checkpoint: str | Path) -> Path:
+    """Return the path of a checkpoint; a folder is refused."""
+    if Path(checkpoint).is_dir():
+        raise InputError(f"checkpoint {checkpoint} is a folder; give a file, for example {Path(checkpoint) / 'run.pt'}")
+    return Path(checkpoint)
+
+
+def states(modules) -> dict:
+    """Copy the weights of every module to the processor's memory."""
+    return {n: {k: v.detach().cpu().clone() for k, v in m.state_dict().items()} for n, m in modules.items()}
+
+
+def save(path: Path, state, modules, optimizers, schedulers) -> None:
+    """Write all that a training needs to go on."""
+    content = {
+        **state,
+        "modules": states(modules),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "schedulers": [scheduler.state_dict() for scheduler in schedulers],
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def restore(path: Path, modules, optimizers, schedulers) -> dict:
+    """Read what `save` wrote into modules, optimisers and schedulers; return the rest of it."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        for name, module in modules.items():
+            module.load_state_dict(content["modules"][name])
+        for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for scheduler, saved in zip(schedulers, content["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        return {"gradients": [], "memory": [], "seconds": 0.0, "waiting": 0.0} | {
+            key: value for key, value in content.items() if key not in ("modules", "optimizers", "schedulers")
+        }
+    except Exception as error:  # torch, pickle and zip each raise their own; to the user they mean one thing
+        reason = str(error).splitlines()[0][:100]
+        raise InputError(
+            f"checkpoint {path} does not belong to this configuration or is damaged ({reason}); delete it to start anew"
+        ) from error
