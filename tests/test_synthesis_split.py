@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import SMALL_SETTINGS
 
+from adlib import methods, profiles
 from adlib.errors import InputError
 from adlib.images import Resize
-from adlib.synthesis import SyntheticSplit
+from adlib.synthesis import SyntheticSplit, judge
 
 
 @pytest.fixture
@@ -133,3 +135,35 @@ def test_protocol_and_bad_input(small_table, normals):
         SyntheticSplit(normals)[1000]
     with pytest.raises(InputError, match="no such image"):
         SyntheticSplit(["nowhere.png"])[0]
+
+
+# -- the judge --------------------------------------------------------------------------------------------------------
+
+
+def test_no_method_of_any_profile_trains_on_a_family_of_the_judge():
+    taught = set()
+    for profile in profiles.names():
+        for name in methods.METHODS:
+            settings = methods.get(name).Settings(**profiles.method_settings(profile, name))
+            taught |= set(getattr(settings, "families", ()))
+        for study in profiles.load(profile)["studies"].values():
+            taught |= set(study.get("families", ()))
+    assert taught > {"glass_las", "pagmfr", "perlin_dtd", "nsa"}
+    assert not taught & set(judge.FAMILIES)
+
+
+def test_every_method_of_a_seed_sees_the_same_judged_images(normals, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def look(self, table, resize, number=64, seed=0):
+        raise Seen(list(table.image_path), resize, number, seed)
+
+    monkeypatch.setattr(judge.Judge, "__init__", look)
+    fields = {name: methods.get(name).Settings.__dataclass_fields__ for name in methods.METHODS}
+    # Those that are trained on episodes are judged by other products.
+    for name in (name for name in fields if "selection" in fields[name] and "shots" not in fields[name]):
+        settings = SMALL_SETTINGS[name] | {"selection": "synthetic", "seed": 5, "steps": 1}
+        with pytest.raises(Seen) as seen:
+            methods.create(name, **settings).fit(normals.iloc[:4], normals.iloc[4:])
+        assert seen.value.args == (list(normals.image_path[4:]), Resize(64, "stretch"), 64, 5), name
