@@ -32,7 +32,6 @@ class Must(NamedTuple):
 Count = Annotated[int, Must(lambda v: v >= 1, "be at least 1")]
 Whole = Annotated[int, Must(lambda v: v >= 0, "not be negative")]
 Odd = Annotated[Count, Must(lambda v: v % 2 == 1, "be odd, so that a patch has a centre")]
-Number = Annotated[float, Must(math.isfinite, "be finite")]
 Positive = Annotated[float, Must(lambda v: 0 < v < math.inf, "be a positive number, for example 0.001")]
 NotNegative = Annotated[float, Must(lambda v: 0 <= v < math.inf, "not be negative, nan or inf")]
 Share = Annotated[float, Must(lambda v: 0 < v < 1, "be a share between 0 and 1, for example 0.15")]

@@ -138,22 +138,10 @@ def nearest_similarity(query: torch.Tensor, memory: torch.Tensor) -> torch.Tenso
     return (query @ memory.T).amax(dim=1)
 
 
-def top_mean(cells: torch.Tensor, share: float = 0.01) -> torch.Tensor:
-    """Mean of the highest `share` of cells (B, h, w) -> (B,); the maximum where that is less than one cell."""
-    flat = cells.flatten(1)
-    return flat.topk(max(1, int(share * flat.shape[1])), dim=1).values.mean(1)
-
-
 def check_support(images: torch.Tensor, size: tuple[int, int]) -> None:
     """Refuse a support that is empty or of another shape than (k, 3, *size)."""
     if images.ndim != 4 or images.shape[1] != 3 or tuple(images.shape[2:]) != tuple(size) or not len(images):
         raise InputError(f"support of shape {tuple(images.shape)} given; expected (k, 3, {size[0]}, {size[1]}), k >= 1")
-
-
-def check_queries(images: torch.Tensor) -> None:
-    """Refuse queries that are not a stack of colour images; `read_images` makes one of files of any kind."""
-    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
-        raise InputError(f"images of shape {tuple(images.shape)} given; expected (B, 3, H, W), B >= 1")
 
 
 def check_rotations(rotations, table) -> None:
@@ -186,17 +174,3 @@ def score_normals(method, chosen: pd.DataFrame, held_out: pd.DataFrame) -> tuple
         others.take_in(few.iloc[np.delete(np.arange(len(few)), i)[: s.k]])
         found.append(others.score(read_images(few.image_path.iloc[i : i + 1], method.resize)))
     return collect(found)
-
-
-def check_fingerprint(header: dict, backbone, path) -> None:
-    """Refuse a saved model whose backbone had other weights than the one at hand."""
-    if header.get("backbone_fingerprint") != backbone.fingerprint:
-        raise InputError(
-            f"{path} was made with other weights of backbone {backbone.name!r} than those found here; use the same "
-            "weights or fit again"
-        )
-
-
-def below(prefix: str, tensors: dict) -> dict:
-    """Return the entries whose names start with `prefix`, without it."""
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
