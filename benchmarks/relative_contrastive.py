@@ -14,10 +14,11 @@ import pandas as pd
 import torch
 
 from adlib import datasets, profiles
-from adlib.images import batches, clustering
+from adlib.images import batches
 from adlib.methods.few_shot.contrastive import Contrastive
 from adlib.synthesis import SyntheticSplit
 from adlib_book import studies
+from adlib_book.studies import cluster_answers
 
 FAMILIES = ("cutpaste", "cutpaste_scar", "nsa", "perlin_dtd")
 CHANGES = {
@@ -56,7 +57,7 @@ def study(category: str, seed: int, changes: dict):
         if change not in EVERY_CLUSTERING:
             options |= {"names": ("bank_knn", "kmeans"), "rules": ("reference",)}
         found = {
-            where: clustering.compare(grids, labels, **options)["image AUROC"]
+            where: cluster_answers.compare(grids, labels, **options)["image AUROC"]
             for where, (grids, labels) in sets.items()
         }
         rows = pd.DataFrame(found).reset_index().assign(category=category, seed=seed, change=change)

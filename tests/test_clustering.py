@@ -5,6 +5,7 @@ import pytest
 
 from adlib.errors import InputError
 from adlib.images import clustering
+from adlib_book.studies import cluster_answers
 
 GRID = (12, 12)
 
@@ -124,11 +125,11 @@ def test_comparison_of_algorithms_and_rules():
     grids = np.stack([x.T.reshape(-1, *GRID) for x, _ in images])
     masks = [truth.reshape(GRID) for _, truth in images]
     labels = [i % 2 for i in range(6)]
-    found = clustering.compare(grids, labels, REFERENCE, masks, names=("agglomerative", "bank_knn"))
+    found = cluster_answers.compare(grids, labels, REFERENCE, masks, names=("agglomerative", "bank_knn"))
     assert list(found.index) == [(n, r) for n in ("agglomerative", "bank_knn") for r in clustering.RULES[:3]]
     assert (found["image AUROC"].loc[:, "reference"] == 1).all()
     assert (found["wrong side"].loc[:, "reference"] == 0).all()
     large = np.stack([cells(90, seed=i)[0].T.reshape(-1, *GRID) for i in range(2)])
     masks = [cells(90)[1].reshape(GRID)] * 2
-    missed = clustering.compare(large, [0, 1], REFERENCE, masks, names=("kmeans",), rules=("minority",))
+    missed = cluster_answers.compare(large, [0, 1], REFERENCE, masks, names=("kmeans",), rules=("minority",))
     assert missed["wrong side"].iloc[0] == 1

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from adlib import evaluation, figures, images, methods
+from adlib_book import figures as book_figures
 
 
 @pytest.fixture(autouse=True)
@@ -39,33 +40,33 @@ def maps(scores):
 
 def test_auroc_by_defect_by_hand():
     table = pd.DataFrame({"score": [1, 2, 3, 1.5, 4], "label": [0, 0, 0, 1, 1], "defect": ["good"] * 3 + ["a", "b"]})
-    assert figures.auroc_by_defect(table).to_dict() == pytest.approx({"a": 1 / 3, "b": 1.0})
+    assert book_figures.auroc_by_defect(table).to_dict() == pytest.approx({"a": 1 / 3, "b": 1.0})
 
 
 def test_units_of_normals_put_one_at_the_highest_normal_pixel():
     maps = np.array([[[0.0, 2.0, 4.0]], [[1.0, 2.0, 10.0]]])
-    found = figures.in_units_of_normals(maps, [0, 1])
+    found = book_figures.in_units_of_normals(maps, [0, 1])
     assert found[0].tolist() == [[-1.0, 0.0, 1.0]]  # median 2, highest 4
     assert found[1].tolist() == [[-0.5, 0.0, 4.0]]
-    assert np.isfinite(figures.in_units_of_normals(np.ones((2, 1, 3)), [0, 1])).all()
+    assert np.isfinite(book_figures.in_units_of_normals(np.ones((2, 1, 3)), [0, 1])).all()
 
 
 def test_a_method_has_one_style_in_every_figure():
-    assert set(figures.METHOD_STYLES) == set(methods.METHODS)
-    assert len({style.color for style in figures.METHOD_STYLES.values()}) == len(figures.METHOD_STYLES)
-    assert len({style.marker for style in figures.METHOD_STYLES.values()}) == len(figures.METHOD_STYLES)
-    found = figures.method_styles(["PatchCore, 10 %", "few_shot", "glass (gear)", "mine"])
-    known = [figures.METHOD_STYLES[name] for name in ("patchcore", "few_shot", "glass")]
+    assert set(book_figures.METHOD_STYLES) == set(methods.METHODS)
+    assert len({style.color for style in book_figures.METHOD_STYLES.values()}) == len(book_figures.METHOD_STYLES)
+    assert len({style.marker for style in book_figures.METHOD_STYLES.values()}) == len(book_figures.METHOD_STYLES)
+    found = book_figures.method_styles(["PatchCore, 10 %", "few_shot", "glass (gear)", "mine"])
+    known = [book_figures.METHOD_STYLES[name] for name in ("patchcore", "few_shot", "glass")]
     assert list(found.values())[:3] == known
     assert found["mine"] not in known
-    assert figures.method_palette(["dfr"]) == {"dfr": figures.METHOD_STYLES["dfr"].color}
+    assert book_figures.method_palette(["dfr"]) == {"dfr": book_figures.METHOD_STYLES["dfr"].color}
 
 
 def test_second_lines_of_a_method_and_unknown_names_get_styles_of_their_own():
-    found = figures.method_styles(["patchcore (a)", "patchcore (b)", *methods.METHODS, "x", "y"][:11])
+    found = book_figures.method_styles(["patchcore (a)", "patchcore (b)", *methods.METHODS, "x", "y"][:11])
     assert len(set(found.values())) == 11
-    assert found["patchcore (a)"] == figures.METHOD_STYLES["patchcore"]
-    assert len(figures.method_styles([*methods.METHODS, "x", "y"])) == 13  # more labels than styles: some twice
+    assert found["patchcore (a)"] == book_figures.METHOD_STYLES["patchcore"]
+    assert len(book_figures.method_styles([*methods.METHODS, "x", "y"])) == 13  # more labels than styles: some twice
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_metrics_are_named_for_readers(name, label):
 
 
 def test_curves_have_one_line_a_method_and_the_areas_of_the_metrics(scores, maps):
-    figure = figures.curves({"a": (scores, *maps), "b": (scores, None, maps[1])})
+    figure = book_figures.curves({"a": (scores, *maps), "b": (scores, None, maps[1])})
     roc, _, pro = figure.axes
     assert len(roc.lines) == 3  # two methods and chance
     assert len(pro.lines) == 1  # b has no maps
@@ -92,7 +93,7 @@ def test_curves_have_one_line_a_method_and_the_areas_of_the_metrics(scores, maps
 
 
 def test_histograms_are_in_units_of_the_threshold(scores):
-    figure = figures.score_histograms({"a": (scores, 0.5), "b": (scores, None), "c": (scores, 2.0)}, columns=2)
+    figure = book_figures.score_histograms({"a": (scores, 0.5), "b": (scores, None), "c": (scores, 2.0)}, columns=2)
     first, second, third, empty = figure.axes[:4]
     assert [len(axis.lines) for axis in (first, second, third)] == [1, 0, 1]  # no threshold, no line
     assert sum(patch.get_height() for patch in first.patches) == len(scores)
@@ -105,7 +106,7 @@ def test_time_accuracy_memory_is_one_mark_a_method():
         {"method": m, "score_ms_per_image": t, "image_auroc": a} | base
         for m, t, a in (("a", 5, 0.9), ("a", 15, 0.7), ("b", 3, 0.5))
     ]
-    figure = figures.time_accuracy_memory(pd.DataFrame(rows))
+    figure = book_figures.time_accuracy_memory(pd.DataFrame(rows))
     assert [tuple(c.get_offsets()[0]) for c in figure.axes[0].collections] == [(10.0, pytest.approx(80.0)), (3.0, 50.0)]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["512 MiB", "1024 MiB"]
     ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
@@ -119,7 +120,7 @@ def test_labels_of_discs_do_not_cover_each_other():
         for i, m in enumerate(("contrastive", "few_shot", "patchcore", "unified"))
     ]
     rows += [{**rows[0], "method": "far", "score_ms_per_image": 200, "image_auroc": 0.5}]
-    figure = figures.time_accuracy_memory(pd.DataFrame(rows))
+    figure = book_figures.time_accuracy_memory(pd.DataFrame(rows))
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == 5
@@ -128,7 +129,7 @@ def test_labels_of_discs_do_not_cover_each_other():
 
 def test_radar_closes_its_lines_and_keeps_values_below_a_half(scores):
     upside_down = scores.assign(score=-scores.score)
-    axis = figures.radar({"a": scores, "b": upside_down}).axes[0]
+    axis = book_figures.radar({"a": scores, "b": upside_down}).axes[0]
     angle, value = axis.lines[0].get_data()
     assert value[0] == value[-1] == 100
     assert len(angle) == 3
@@ -159,7 +160,7 @@ def test_compare_maps_shows_truth_and_leaves_a_missing_run_grey(maps):
 
 def test_panels_share_one_legend_and_keep_the_order_of_appearance():
     table = pd.DataFrame({"kind": list("bbaac"), "x": [0, 1, 0, 1, 0], "y": range(5)})
-    figure = figures.panels(table, "kind", lambda axis, rows: axis.plot(rows.x, rows.y, label="line"), columns=2)
+    figure = book_figures.panels(table, "kind", lambda axis, rows: axis.plot(rows.x, rows.y, label="line"), columns=2)
     assert [axis.get_title() for axis in figure.axes] == ["b", "a", "c", ""]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["line"]
     assert [len(axis.lines) for axis in figure.axes] == [1, 1, 1, 0]
@@ -216,11 +217,11 @@ def test_no_shape_of_data_breaks_a_picture(shape, n_normal, kinds, flat, n_masks
     (line,) = figures.score_histogram(table, SimpleNamespace(value=0.5)).axes[0].lines
     assert line.get_xdata()[0] == 0.5
     one_class = n_normal == 0 or kinds == 0
-    roc = figures.curves({"a": (table, np.array(maps), np.array(masks))}).axes[0]
+    roc = book_figures.curves({"a": (table, np.array(maps), np.array(masks))}).axes[0]
     assert (len(roc.lines[0].get_xdata()) == 0) == one_class
-    figures.score_histograms({"a": (table, None), "b": (table, 0.5)}).draw_without_rendering()
-    figures.radar({"a": table, "b": table}).draw_without_rendering()
-    by_kind = figures.auroc_by_defect(table)
+    book_figures.score_histograms({"a": (table, None), "b": (table, 0.5)}).draw_without_rendering()
+    book_figures.radar({"a": table, "b": table}).draw_without_rendering()
+    by_kind = book_figures.auroc_by_defect(table)
     assert list(by_kind.index) == defect[n_normal:]
     assert by_kind.isna().all() == one_class
     figures.compare_maps(maps[:1], {"a": [None]}).draw_without_rendering()  # no run at all

@@ -155,8 +155,7 @@ method = methods.create("toy", **run.settings).fit(run.train)
 run.write(run.evaluate(method), run.threshold(method))
 """
 BATCH = """
-from adlib import figures
-from adlib_book import cli, notebook_jobs
+from adlib_book import cli, figures, notebook_jobs
 job, = [job for job in notebook_jobs.plan("smoke") if (job.method, job.category) == ("toy", "gear")]
 assert cli.main(job.command("results/runs/" + job.folder)) == 0
 assert cli.main(["tables", "--profile", "smoke"]) == 0

@@ -7,14 +7,11 @@ are two kinds of cell at all. k-means cuts a clean image in two as readily as a 
 every clean image would raise an alarm.
 """
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from sklearn import cluster as sk
 from sklearn.decomposition import PCA
-from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
@@ -86,19 +83,10 @@ def cluster(
     if rule == "support" and (known_normal is None or len(known_normal) != len(x) or not np.any(known_normal)):
         raise InputError("rule 'support' needs known_normal=, true for at least one cell of x")
     reference = None if reference is None else _unit(reference)
-    return _decide(_partition(name, x, reference, seed), x, rule, reference, grid, known_normal, gate)
-
-
-def _partition(name: str, x, reference, seed: int):
-    """Labels (n,) of unit cells and the algorithm's own scores or None, as the functions below return them."""
-    if np.ptp(x, axis=0).max() < 1e-6:  # all cells alike: one cluster, whatever the algorithm
-        return np.zeros(len(x), int), None
-    return ALGORITHMS[name](x, reference, seed)
-
-
-def _decide(partition, x, rule: str, reference, grid, known_normal=None, gate: float = 0.0) -> Clustering:
-    """Say which clusters are anomalous, and score the cells."""
-    labels, own = partition
+    own = None
+    labels = np.zeros(len(x), int)
+    if np.ptp(x, axis=0).max() >= 1e-6:  # else all cells are alike: one cluster, whatever the algorithm
+        labels, own = ALGORITHMS[name](x, reference, seed)
     normal = _normal_side(labels, x, rule, reference, grid, known_normal)
     separated = separation(x, normal)
     scores = np.where(normal, *own) if own is not None else _scores(x, normal)
@@ -130,51 +118,6 @@ def gate_from_normals(separations, share: float = 0.95) -> float:
     if not len(separations):
         raise InputError("the gate needs the separation of at least one held-out normal image")
     return float(np.quantile(separations, share))
-
-
-def compare(
-    grids, labels, reference: np.ndarray, masks=None, names=None, rules=RULES[:3], seed: int = 0
-) -> pd.DataFrame:
-    """Score images by several algorithms (all by default) and rules, on features that stay the same.
-
-    Args:
-        grids: (N, d, h, w), cells of each image; labels: (N,), 1 for anomalous images.
-        reference: (m, d) cells of normal images.
-        masks: bool (h, w) an image, or None where there is none; only for the column `wrong side`.
-
-    Returns:
-        one row an algorithm and rule: image AUROC of the largest cell score; wrong side: share of masked images where
-        the cluster called anomalous overlaps the mask less than the other one; clusters, noise (means), separation
-        (median); ms an image, of the algorithm.
-    """
-    rows, shape, reference = [], tuple(grids.shape[2:]), _unit(reference)
-    cells = [_unit(np.asarray(grid).reshape(len(grid), -1).T) for grid in grids]  # (h w, d) an image
-    for name in names or ALGORITHMS:
-        choice("clustering", name, ALGORITHMS)
-        started = time.perf_counter()
-        partitions = [_partition(name, x, reference, seed) for x in cells]  # what the rules share
-        seconds = (time.perf_counter() - started) / len(grids)
-        for rule in rules:
-            choice("cluster rule", rule, RULES[:3])
-            answers = [_decide(p, x, rule, reference, shape) for p, x in zip(partitions, cells, strict=True)]
-            wrong = [
-                answer.anomalous[mask.ravel()].mean() < answer.anomalous[~mask.ravel()].mean()
-                for answer, mask in zip(answers, masks or [None] * len(answers), strict=True)
-                if mask is not None and mask.any() and not mask.all() and answer.anomalous.any()
-            ]
-            rows.append(
-                {
-                    "clustering": name,
-                    "rule": rule,
-                    "image AUROC": roc_auc_score(labels, [answer.scores.max() for answer in answers]),
-                    "wrong side": np.mean(wrong) if wrong else np.nan,
-                    "clusters": np.mean([answer.n_clusters for answer in answers]),
-                    "noise": np.mean([answer.noise for answer in answers]),
-                    "separation": np.median([answer.separation for answer in answers]),
-                    "ms an image": 1e3 * seconds,
-                }
-            )
-    return pd.DataFrame(rows).set_index(["clustering", "rule"])
 
 
 # -- algorithms: (unit cells (n, d), reference or None, seed) -> labels (n,), own scores or None

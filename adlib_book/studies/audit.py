@@ -20,13 +20,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from adlib import datasets, figures, methods, profiles
+from adlib import datasets, methods, profiles
 from adlib.errors import InputError
 from adlib.evaluation import Evaluation, evaluate, metrics
 from adlib.evaluation.thresholds import from_normals
 from adlib.images import Resize, image_shape
 from adlib.paths import results_dir
-from adlib_book import learning_curves, studies
+from adlib_book import figures, learning_curves, studies
 
 STUDY = "92_protocol_audit"
 COLUMNS = ["habit", "metric", "without", "with", "added", "bound"]

@@ -1,16 +1,22 @@
-"""The testing step of `12_contrastive`: what was decided at a threshold, and what the clustering did with each image.
+"""The testing step of `12_contrastive`: its decisions at a threshold, its clustering of each image, other clusterings.
 
     decisions(result, image_line, pixel_line)      accuracy, F1, false alarms, pixel F1 and IoU, overall and by kind
     diagnose(method, test)                         one row per image: clusters, noise, separation, gate, wrong side
+    compare(grids, labels, reference)              one row per algorithm and rule, on features that stay the same
 
-Both read labels and masks of a test set, after everything has been chosen.
+All read labels and masks of a test set, after everything has been chosen.
 """
+
+import itertools
+import time
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
 from adlib import datasets, images
 from adlib.evaluation import Evaluation
+from adlib.images import clustering
 
 
 def decisions(result: Evaluation, image_line: float, pixel_line: float) -> pd.DataFrame:
@@ -80,6 +86,47 @@ def diagnose(method, table: pd.DataFrame, batch_size: int = 16) -> pd.DataFrame:
             rows.append(row)
     described = table[["image_path", "defect", "label"]].reset_index(drop=True)
     return pd.concat([described, pd.DataFrame(rows)], axis=1)
+
+
+def compare(
+    grids, labels, reference, masks=None, names=tuple(clustering.ALGORITHMS), rules=clustering.RULES[:3], seed: int = 0
+) -> pd.DataFrame:
+    """Score images by several algorithms and rules of `adlib.images.clustering`.
+
+    Args:
+        grids: (N, d, h, w), cells of each image; labels: (N,), 1 for anomalous images.
+        reference: (m, d) cells of normal images.
+        masks: bool (h, w) an image, or None where there is none; only for the column `wrong side`.
+
+    Returns:
+        one row an algorithm and rule: image AUROC of the largest cell score; wrong side: share of masked images where
+        the cluster called anomalous overlaps the mask less than the other one; clusters, noise (means), separation
+        (median); ms an image.
+    """
+    rows, shape = [], tuple(grids.shape[2:])
+    cells = [np.asarray(grid).reshape(len(grid), -1).T for grid in grids]  # (h w, d) an image
+    for name, rule in itertools.product(names, rules):
+        started = time.perf_counter()
+        answers = [clustering.cluster(name, x, rule, reference, shape, seed=seed) for x in cells]
+        seconds = (time.perf_counter() - started) / len(cells)
+        wrong = [
+            answer.anomalous[mask.ravel()].mean() < answer.anomalous[~mask.ravel()].mean()
+            for answer, mask in zip(answers, masks or [None] * len(answers), strict=True)
+            if mask is not None and mask.any() and not mask.all() and answer.anomalous.any()
+        ]
+        rows.append(
+            {
+                "clustering": name,
+                "rule": rule,
+                "image AUROC": roc_auc_score(labels, [answer.scores.max() for answer in answers]),
+                "wrong side": np.mean(wrong) if wrong else np.nan,
+                "clusters": np.mean([answer.n_clusters for answer in answers]),
+                "noise": np.mean([answer.noise for answer in answers]),
+                "separation": np.median([answer.separation for answer in answers]),
+                "ms an image": 1e3 * seconds,
+            }
+        )
+    return pd.DataFrame(rows).set_index(["clustering", "rule"])
 
 
 def _ratio(part, whole) -> float:

@@ -1,0 +1,258 @@
+"""Figures of several methods side by side: from records and tables of scores, each from one function.
+
+A method has the same colour and marker in every figure: `METHOD_STYLES`. Style, saving and what shows the result of one
+method are `adlib.figures`.
+"""
+
+import itertools
+import re
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import matplotlib.ticker
+import numpy as np
+import pandas as pd
+import sklearn.metrics
+
+from adlib.evaluation import metrics
+from adlib.figures import ANOMALOUS, NORMAL, metric_label
+from adlib.methods import METHODS
+
+
+class Style(NamedTuple):
+    """How a method is drawn: colour, and a marker that tells it apart where colours do not."""
+
+    color: str
+    marker: str
+
+
+METHOD_STYLES = {name: Style(entry.color, entry.marker) for name, entry in METHODS.items()}
+
+
+def method_styles(labels) -> dict[str, Style]:
+    """The style of every label, which starts with the name of its method ("PatchCore, 10 %", "glass (gear)").
+
+    The second label of one method, and what is no method, take in turn the styles that no other label has.
+    """
+    labels = list(dict.fromkeys(labels))
+    own = {}
+    for label in labels:
+        name = re.match(r"\w*", str(label).lower().replace("-", "_")).group()
+        if name in METHOD_STYLES and name not in own.values():
+            own[label] = name
+    free = itertools.cycle([name for name in METHOD_STYLES if name not in own.values()] or METHOD_STYLES)
+    return {label: METHOD_STYLES[own[label] if label in own else next(free)] for label in labels}
+
+
+def method_palette(labels) -> dict[str, str]:
+    """The colour of every label, as seaborn's `palette` takes it."""
+    return {label: style.color for label, style in method_styles(labels).items()}
+
+
+def in_units_of_normals(maps, labels) -> np.ndarray:
+    """Bring maps (n, H, W) of any method to one scale for display: 0 their median, 1 the highest pixel on a normal.
+
+    What is brighter than 1 on a defect would be seen at a threshold that leaves every normal test image alone. It looks
+    at test labels, so it is for pictures only.
+    """
+    maps, normal = np.asarray(maps, np.float32), np.asarray(labels) == 0
+    low = float(np.median(maps[normal] if normal.any() else maps))
+    high = float(maps[normal].max() if normal.any() else maps.max())
+    return (maps - low) / max(high - low, 1e-12)
+
+
+def curves(results: dict, title: str = ""):
+    """ROC and precision-recall of images and PRO of pixels, one line per method.
+
+    Args:
+        results: {label: (scores table with `label` and `score`, maps (n, H, W) or None, masks (n, H, W))}; maps may be
+            of a subset of the images and smaller than the network's input.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
+    styles = method_styles(results)
+    for i, (label, (scores, maps, masks)) in enumerate(results.items()):
+        # A marker at every fifth of the panel's diagonal, each line's a little further along than the last one's.
+        style = styles[label]._asdict() | {"linewidth": 1.4, "markersize": 5, "markevery": (0.018 * i, 0.2)}
+        both = scores.label.nunique() == 2  # one class alone has no curve, only its name in the legend
+        false_alarms, recall, _ = sklearn.metrics.roc_curve(scores.label, scores.score) if both else [[]] * 3
+        axes[0].plot(100 * np.array(false_alarms), 100 * np.array(recall), label=label, **style)
+        precision, recall, _ = sklearn.metrics.precision_recall_curve(scores.label, scores.score) if both else [[]] * 3
+        axes[1].plot(100 * np.array(recall), 100 * np.array(precision), **style)
+        if maps is not None and np.any(masks):
+            false_alarms, overlap = metrics.pro_curve(list(maps), list(masks), limit=0.3)
+            axes[2].plot(100 * false_alarms, 100 * overlap, **style)
+    axes[0].plot([0, 100], [0, 100], color="0.7", linewidth=1)
+    axes[0].set(title="ROC of images", xlabel="false alarms, %", ylabel="defects found, %")
+    axes[1].set(title="precision and recall of images", xlabel="defects found, %", ylabel="precision, %", ylim=(0, 103))
+    axes[2].set(
+        title="PRO up to 30 % false positives", xlabel="normal pixels above, %", ylabel="overlap, %", xlim=(0, 30)
+    )
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def score_histograms(results: dict, columns: int = 4, title: str = ""):
+    """Image scores of several methods, {label: (scores table, threshold or None)}, each in units of its threshold."""
+    rows = -(-len(results) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, 1.9 * rows), squeeze=False)
+    for axis in axes.flat[len(results) :]:
+        axis.set_axis_off()
+    for axis, (label, (scores, threshold)) in zip(axes.flat, results.items(), strict=False):
+        normal = scores.score[scores.label == 0]
+        unit = threshold or float((normal if len(normal) else scores.score).max()) or 1.0
+        bins = np.histogram_bin_edges(scores.score / unit, 23)
+        for kind, color in ((0, NORMAL), (1, ANOMALOUS)):
+            axis.hist(scores.score[scores.label == kind] / unit, bins=bins, color=color, alpha=0.65)
+        if threshold:
+            axis.axvline(1, color="black", linestyle="--", linewidth=1)
+        axis.set(title=label)
+    figure.supxlabel("image score, 1 is the threshold from held-out normals", fontsize="small")
+    figure.supylabel("images", fontsize="small")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=color, alpha=0.65) for color in (NORMAL, ANOMALOUS)]
+    figure.legend(handles, ["normal", "defective"], loc="outside right upper", frameon=False)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def time_accuracy_memory(records: pd.DataFrame, metric: str = "image_auroc", title: str = ""):
+    """One mark per method: milliseconds per image and accuracy (means over its runs given), peak memory as area.
+
+    Give runs of the same categories for all methods, or the marks compare different things.
+    """
+    defined = records.astype({metric: float}).dropna(subset=[metric, "score_ms_per_image"])
+    grouped = defined.groupby("method").agg(
+        ms=("score_ms_per_image", "mean"), value=(metric, "mean"), memory=("peak_memory_mib", "max")
+    )
+    figure, axis = plt.subplots(figsize=(7.6, 3.8))
+    if grouped.empty:
+        return figure
+    styles = method_styles(grouped.index)
+    area = 350 / grouped.memory.max()  # square points a MiB
+    for row in grouped.itertuples():
+        style = {"color": styles[row.Index].color, "alpha": 0.9, "edgecolor": "black", "linewidth": 0.5}
+        axis.scatter(row.ms, 100 * row.value, s=area * row.memory, **style)
+    axis.set(xscale="log", xlabel="ms per image (log)", ylabel=f"{metric_label(metric)}, %", title=title)
+    axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 3, 5)))
+    axis.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axis.margins(0.15, 0.2)
+    powers = np.arange(np.floor(np.log2(grouped.memory.min())), np.ceil(np.log2(grouped.memory.max())) + 1)
+    sizes = 2.0 ** powers[-4:]
+    style = {"linestyle": "", "marker": "o", "color": "0.8", "markeredgecolor": "black", "markeredgewidth": 0.5}
+    handles = [plt.Line2D([], [], markersize=np.sqrt(area * size), **style) for size in sizes]
+    figure.legend(
+        handles,
+        [f"{size:g} MiB" for size in sizes],
+        title="peak memory\nof the process",
+        loc="outside right center",
+        frameon=False,
+        labelspacing=1.3,
+        handletextpad=1.2,
+        borderpad=1,
+    )
+    _label_discs(axis, grouped.index, np.column_stack([grouped.ms, 100 * grouped.value]), area * grouped.memory)
+    return figure
+
+
+def _label_discs(axis, labels, places, areas) -> None:
+    """Write a label at each disc, on the side where it covers least of the other discs and labels.
+
+    Args:
+        places: (n, 2) centres in the axis's data; areas: n, in square points.
+    """
+    figure = axis.figure
+    figure.draw_without_rendering()  # settles where the axis lies
+    points = 72 / figure.dpi  # a pixel
+    centres = axis.transData.transform(places) * points
+    radii = np.sqrt(np.asarray(areas)) / 2
+    taken = [np.concatenate([c - r, c + r]) for c, r in zip(centres, radii, strict=True)]  # x0, y0, x1, y1
+    inside = axis.get_window_extent().extents * points
+    sides = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]
+    for i, label in enumerate(labels):
+        style = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": "small"}
+        text = axis.annotate(label, places[i], (0, 0), **style)
+        half = np.array([text.get_window_extent().width, text.get_window_extent().height]) * points / 2
+        best = np.inf
+        for side in np.array(sides):
+            # On the diagonal the disc has less width: its label may come nearer.
+            offset = side * (radii[i] * (1 if 0 in side else 0.72) + half + 2.5)
+            box = np.concatenate([centres[i] + offset - half, centres[i] + offset + half])
+            covered = sum(_overlap(box, other) for j, other in enumerate(taken) if j != i)
+            outside = 4 * half.prod() - _overlap(box, inside)
+            if covered + outside < best - 1e-6:
+                best, shift, where = covered + outside, offset, box
+        text.set_position(tuple(shift))
+        taken.append(where)
+
+
+def _overlap(a, b) -> float:
+    """Area that two boxes (x0, y0, x1, y1) share."""
+    return float(np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)))
+
+
+def radar(results: dict, title: str = ""):
+    """Image AUROC of each kind of defect against all normal test images, one closed line per method.
+
+    Args:
+        results: {label: scores table with `score`, `label`, `defect`}, all of the same category.
+    """
+    values = {label: auroc_by_defect(scores) for label, scores in results.items()}
+    kinds = list(next(iter(values.values())).index)
+    angles = np.linspace(0, 2 * np.pi, len(kinds), endpoint=False)
+    figure, axis = plt.subplots(figsize=(5.6, 3.8), subplot_kw={"projection": "polar"})
+    for label, style in method_styles(values).items():
+        closed = [*values[label], *values[label][:1]]
+        axis.plot([*angles, *angles[:1]], 100 * np.array(closed), label=label, linewidth=1.6, **style._asdict())
+    axis.set_xticks(angles, kinds)
+    axis.tick_params(axis="x", pad=14)  # names outside the circle
+    low = 10 * np.floor(np.nanmin([5, *(10 * v.min() for v in values.values())]))
+    axis.set_ylim(low, 100)
+    rings = np.arange(100, low - 1, -20 if low < 50 else -10)
+    axis.set_yticks(rings, [])
+    between = np.pi / max(len(kinds), 1)  # half-way to the second kind; in front of the lines, on white
+    for ring in rings:
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
+        axis.text(between, ring, f"{ring:g}", ha="center", va="center", fontsize="x-small", bbox=box, zorder=5)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
+    figure.suptitle(title or "image AUROC by kind of defect, %")
+    return figure
+
+
+def auroc_by_defect(scores: pd.DataFrame) -> pd.Series:
+    """Image AUROC of each kind of defect against all normal images, as fractions, by name; NaN without normals."""
+    normal, defective = scores[scores.label == 0], scores[scores.label == 1]
+    if normal.empty:
+        return pd.Series(np.nan, sorted(defective.defect.unique()))
+    both = {kind: pd.concat([normal, rows]) for kind, rows in defective.groupby("defect")}
+    return pd.Series({k: sklearn.metrics.roc_auc_score(b.label, b.score) for k, b in both.items()}, dtype=float)
+
+
+def panels(
+    table: pd.DataFrame, by: str, draw, columns: int = 4, size: tuple[float, float] = (2.4, 2.1), title: str = ""
+):
+    """One panel for each value of the column `by`, in order of appearance, with one legend for all.
+
+    Args:
+        draw: function (axis, rows of the panel) that draws with a legend, as seaborn's axis functions do.
+        size: width and height of a panel in inches.
+    """
+    groups = list(table.groupby(by, sort=False))
+    columns = min(columns, len(groups))
+    rows = -(-len(groups) // columns)
+    shape = (size[0] * columns + 1.2, size[1] * rows + 0.2)
+    figure, axes = plt.subplots(rows, columns, figsize=shape, sharey=True, squeeze=False)
+    for axis in axes.flat[len(groups) :]:
+        axis.set_axis_off()
+    for axis, (name, group) in zip(axes.flat, groups, strict=False):
+        draw(axis, group)
+        axis.set_title(name)
+        handles = axis.get_legend_handles_labels()
+        if axis.get_legend():
+            axis.get_legend().remove()
+    figure.legend(*handles, loc="outside right upper", frameon=False)
+    if title:
+        figure.suptitle(title)
+    return figure
