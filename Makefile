@@ -90,7 +90,7 @@ student: install
 	@adlib student build/student --force
 
 matrix: install
-	@$(BIN)/python tests/test_matrix.py --jobs $(JOBS)
+	@$(BIN)/python benchmarks/matrix.py --jobs $(JOBS)
 
 bench:
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
