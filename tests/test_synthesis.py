@@ -15,7 +15,6 @@ from adlib.synthesis import (
     Sources,
     blends,
     defaults,
-    foregrounds,
     names,
     nsa,
     objects,
@@ -148,12 +147,6 @@ def test_opacity_is_the_share_of_the_foreign_material(name):
     assert all(np.array_equal(masks[0], mask) for mask in masks)
     np.testing.assert_allclose(changes[1], 2 * changes[0], atol=1e-5)
     np.testing.assert_allclose(changes[2], 8 * changes[0], atol=1e-5)
-
-
-def test_blend_by_hand():
-    image, foreign = np.full((1, 2, 3), 0.2), np.full((1, 2, 3), 1.0)
-    made = blends.blend(image, foreign, np.array([[True, False]]), 0.25)
-    np.testing.assert_allclose(made[0, :, 0], [0.75 * 0.2 + 0.25 * 1.0, 0.2])
 
 
 def test_glass_opacity_is_clipped_normal():
@@ -398,16 +391,6 @@ def test_grabcut_does_not_depend_on_opencvs_generator():
     assert all(np.array_equal(masks[0], mask) for mask in masks)
 
 
-def test_largest_region_fills_holes_and_keeps_one():
-    mask = np.zeros((20, 20), bool)
-    mask[2:10, 2:10] = True
-    mask[5, 5] = False
-    mask[15, 15] = True
-    region = objects.largest_region(mask)
-    assert region.sum() == 64
-    assert not objects.largest_region(np.zeros((5, 5), bool)).any()
-
-
 def test_pagmfr_object_stays_on_the_product_with_a_real_object():
     picture = np.full((90, 90, 3), 255, np.uint8)
     picture[20:70, 30:60] = (200, 30, 30)
@@ -475,15 +458,8 @@ def test_foreground_rules(rule, inside, outside):
     image = np.where(disc()[..., None], inside, outside).astype(np.uint8).repeat(3, axis=2)
     found = synthesis.foreground(image, rule)
     assert found.dtype == bool
-    assert (found ^ disc()).mean() < 0.02
-    assert (synthesis.foreground(image / 255.0, rule) ^ disc()).mean() < 0.02
-
-
-def test_even_closing_and_opening_do_not_shift():
-    mask = np.zeros((40, 40), np.uint8)
-    mask[10:30, 12:28] = 1
-    for size in (3, 6, 8):
-        assert np.array_equal(foregrounds._close_and_open(mask, size, size), mask)
+    assert (found ^ disc()).mean() < 0.002  # closing and opening do not shift it, even ones
+    assert (synthesis.foreground(image / 255.0, rule) ^ disc()).mean() < 0.002
 
 
 def test_foreground_of_a_texture_is_everything():
