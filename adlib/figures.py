@@ -4,7 +4,6 @@ Functions draw and return a matplotlib figure; `save` writes it, as PNG (small) 
 side by side are the book's: `adlib_book.figures`.
 """
 
-import itertools
 import re
 import sys
 import textwrap
@@ -235,28 +234,4 @@ def compare_maps(images, rows: dict, titles=None, scale=(0, 1), size: float = 1.
         figure.suptitle(textwrap.fill(title, max(20, int(9 * figure.get_figwidth()))))
     figure.draw_without_rendering()  # settles the layout once: it would be solved again each time it is shown or saved
     figure.set_layout_engine("none")
-    return figure
-
-
-def learning_curves(curves: dict, title: str = ""):
-    """Held-out and test scores over the steps of a training, {label: {column: list}} with a column `step`.
-
-    The test line is an oracle: nothing was selected by it.
-    """
-    curves = {label: pd.DataFrame(curve) for label, curve in curves.items()}
-    parts = ("auroc", "aupro", "score")
-    names = dict.fromkeys(n for curve in curves.values() for n in curve if any(part in n for part in parts))
-    names = [n for n in names if any(n in curve and curve[n].notna().any() for curve in curves.values())]
-    looks = dict(zip(names, zip(itertools.cycle(sns.color_palette(PALETTE)), itertools.cycle("osD^v<>")), strict=False))
-    figure, axes = plt.subplots(1, len(curves), figsize=(3.4 * len(curves) + 1.4, 2.8), squeeze=False, sharey=True)
-    for axis, (label, curve) in zip(axes[0], curves.items(), strict=True):
-        for name, (color, marker) in looks.items():
-            if name in curve and curve[name].notna().any():
-                axis.plot(curve.step, 100 * curve[name].astype(float), color=color, marker=marker, markersize=4)
-        axis.set(title=label, xlabel="step")
-    axes[0, 0].set_ylabel("percent")
-    handles = [plt.Line2D([], [], color=color, marker=marker, markersize=4) for color, marker in looks.values()]
-    figure.legend(handles, map(metric_label, looks), loc="outside right center", frameon=False)
-    if title:
-        figure.suptitle(title)
     return figure

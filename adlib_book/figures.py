@@ -12,10 +12,11 @@ import matplotlib.pyplot as plt
 import matplotlib.ticker
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import sklearn.metrics
 
 from adlib.evaluation import metrics
-from adlib.figures import ANOMALOUS, NORMAL, metric_label
+from adlib.figures import ANOMALOUS, NORMAL, PALETTE, metric_label
 from adlib.methods import METHODS
 
 
@@ -191,6 +192,30 @@ def _label_discs(axis, labels, places, areas) -> None:
 def _overlap(a, b) -> float:
     """Area that two boxes (x0, y0, x1, y1) share."""
     return float(np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)))
+
+
+def learning_curves(curves: dict, title: str = ""):
+    """Held-out and test scores over the steps of a training, {label: {column: list}} with a column `step`.
+
+    The test line is an oracle: nothing was selected by it.
+    """
+    curves = {label: pd.DataFrame(curve) for label, curve in curves.items()}
+    parts = ("auroc", "aupro", "score")
+    names = dict.fromkeys(n for curve in curves.values() for n in curve if any(part in n for part in parts))
+    names = [n for n in names if any(n in curve and curve[n].notna().any() for curve in curves.values())]
+    looks = dict(zip(names, zip(itertools.cycle(sns.color_palette(PALETTE)), itertools.cycle("osD^v<>")), strict=False))
+    figure, axes = plt.subplots(1, len(curves), figsize=(3.4 * len(curves) + 1.4, 2.8), squeeze=False, sharey=True)
+    for axis, (label, curve) in zip(axes[0], curves.items(), strict=True):
+        for name, (color, marker) in looks.items():
+            if name in curve and curve[name].notna().any():
+                axis.plot(curve.step, 100 * curve[name].astype(float), color=color, marker=marker, markersize=4)
+        axis.set(title=label, xlabel="step")
+    axes[0, 0].set_ylabel("percent")
+    handles = [plt.Line2D([], [], color=color, marker=marker, markersize=4) for color, marker in looks.values()]
+    figure.legend(handles, map(metric_label, looks), loc="outside right center", frameon=False)
+    if title:
+        figure.suptitle(title)
+    return figure
 
 
 def radar(results: dict, title: str = ""):

@@ -53,7 +53,7 @@ def test_habits_are_the_legacy_metrics_on_the_same_maps(made, rows):
     pro = rows.xs("aupro_30", level="metric")
     assert pro.loc["200 thresholds", "without"] == 100 * metrics.aupro(maps, masks)
     assert pro.loc["200 thresholds", "with"] == pro.loc["prediction dilated 5 x 5", "without"]
-    assert pro.loc["prediction dilated 5 x 5", "with"] == 100 * metrics.legacy_pro(maps, masks, "glass")
+    assert pro.loc["prediction dilated 5 x 5", "with"] == 100 * audit.legacy_pro(maps, masks, "glass")
     assert pro.loc["prediction dilated 5 x 5", "with"] > pro.loc["prediction dilated 5 x 5", "without"]
 
 

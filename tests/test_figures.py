@@ -142,7 +142,7 @@ def test_radar_closes_its_lines_and_keeps_values_below_a_half(scores):
 def test_learning_curves_draw_what_was_measured():
     found = {"a": {"step": [10, 20], "loss": [3.0, 2.0], "image_auroc": [0.5, 0.75], "pixel_auroc": [None, None]}}
     found["b"] = {"step": [10], "aupro_30": [0.25], "image_auroc": [0.5]}
-    figure = figures.learning_curves(found)
+    figure = book_figures.learning_curves(found)
     (line,), (same, other) = (axis.lines for axis in figure.axes)
     assert line.get_ydata().tolist() == [50.0, 75.0]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["image AUROC", "AUPRO@0.3"]

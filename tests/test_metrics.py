@@ -14,17 +14,16 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from adlib.datasets.loco import saturation_area
 from adlib.errors import InputError
 from adlib.evaluation.metrics import (
-    LEGACY_CONVENTIONS,
     StreamingPixelMetrics,
     aupro,
     bootstrap_interval,
     f1_max,
     image_metrics,
-    legacy_pro,
     pixel_metrics,
     pro_curve,
     spro_metrics,
 )
+from adlib_book.studies.audit import PRO_CONVENTIONS, legacy_pro
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics"
 MAP_SETS = ("smooth", "ties", "tiny_regions", "diagonal", "hot_pixel", "inverted_constant")
@@ -142,7 +141,7 @@ def test_legacy_values_match_the_original_routines(name):
     maps, masks = golden["maps"], golden["masks"]
     assert legacy_pro(maps, masks, "glass") == pytest.approx(golden["glass_pro"], abs=1e-6)
     assert legacy_pro(maps, masks, "dfr") == pytest.approx(golden["dfr_pro"], abs=1e-6)
-    assert legacy_pro(maps, masks, "anomalib") == pytest.approx(golden["anomalib_aupro_030"], abs=1e-5)
+    assert aupro(maps, masks, limit=0.3) == pytest.approx(golden["anomalib_aupro_030"], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", SPRO_SETS)
@@ -386,7 +385,7 @@ def test_a_category_without_defects_gives_none_without_a_warning():
         for undefined in (masks, [~mask for mask in masks]):
             assert set(pixel_metrics(maps, undefined).values()) == {None}
             assert aupro(maps, undefined) is None
-            assert all(legacy_pro(maps, undefined, c) is None for c in LEGACY_CONVENTIONS)
+            assert all(legacy_pro(maps, undefined, c) is None for c in PRO_CONVENTIONS)
         assert spro_metrics(maps, [[], []], limits=(0.05,)) == {"spro_05": None}
     with pytest.raises(InputError, match="PRO curve is undefined"):
         pro_curve(maps, masks)

@@ -18,14 +18,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from adlib.errors import InputError
-from adlib.settings import choice
-
-LEGACY_CONVENTIONS = ("anomalib", "dfr", "glass", "thresholds_200")
-
 
 # --- image level ------------------------------------------------------------------------------------------------
 
@@ -178,7 +173,7 @@ def _pool(anomaly_maps, masks, connectivity):
 
     A pixel of region k weighs 1 / (|C_k| K) with K regions in all, so the weights of all pixels add up to 1.
     """
-    maps, masks = _check_maps(anomaly_maps, masks)
+    maps, masks = check_maps(anomaly_maps, masks)
     dtype = np.result_type(*{m.dtype for m in maps})
     normal = np.empty(sum(mask.size - np.count_nonzero(mask) for mask in masks), dtype)
     anomalous, weight, n_regions, start = [], [], 0, 0
@@ -210,7 +205,7 @@ def _region_weight(mask, connectivity):
 def _pool_annotations(anomaly_maps, regions):
     """As `_pool`, for annotations that may overlap and saturate; only pixels that can count are returned."""
     regions = [list(annotations) for annotations in regions]
-    maps = _check_maps(anomaly_maps)
+    maps = check_maps(anomaly_maps)
     if len(maps) != len(regions):
         raise InputError(f"{len(maps)} anomaly maps but {len(regions)} lists of regions; give one list a map")
     normal, anomalous, weight = [], [], []
@@ -356,7 +351,7 @@ class StreamingPixelMetrics:
         The sample may hold no defect at all. One bin in eight is therefore laid evenly above its highest score, up
         to four times as far from the median as that.
         """
-        scores = np.sort(np.concatenate([m.ravel() for m in _check_maps(anomaly_maps)]))
+        scores = np.sort(np.concatenate([m.ravel() for m in check_maps(anomaly_maps)]))
         above = max(n_bins // 8, 1)
         quantiles = scores[np.linspace(0, len(scores) - 1, max(n_bins - above, 1)).astype(np.int64)]
         spread = scores[-1] - scores[len(scores) // 2]
@@ -365,7 +360,7 @@ class StreamingPixelMetrics:
 
     def update(self, anomaly_map, mask) -> None:
         """Count one image: anomaly map and mask, both (H, W)."""
-        (anomaly_map,), (mask,) = _check_maps([anomaly_map], [mask], first=self.n_images)
+        (anomaly_map,), (mask,) = check_maps([anomaly_map], [mask], first=self.n_images)
         n_bins = len(self.normal)
         bins = np.searchsorted(self.edges, anomaly_map.ravel(), "right")
         self.n_images += 1
@@ -420,66 +415,6 @@ class StreamingPixelMetrics:
         overlap = np.minimum(overlap / self.n_regions, 1.0)
         threshold = np.concatenate([[-np.inf], self.edges])[::-1]
         return _Steps(threshold, fp - self.normal[::-1], fp, tp, overlap, int(fp[-1]), int(tp[-1]))
-
-
-# --- legacy: only to explain published numbers ----------------------------------------------------------------------
-
-
-def legacy_pro(anomaly_maps, masks, convention: str) -> float | None:
-    """PRO as another code base computes it. For explaining published numbers; never report it as AUPRO.
-
-    `glass`: 200 equally spaced thresholds between the lowest and highest score, the prediction dilated 5 x 5 for the
-        overlap but not for the false positive rate, points with FPR < 0.3, FPR stretched to [0, 1]. The routine of
-        GLASS, SimpleNet and their heirs. Dilation flatters small defects; coarse thresholds punish skewed scores.
-    `thresholds_200`: the same without dilation, as in several older code bases.
-    `dfr`: 1000 equally spaced thresholds, holes of a region filled for the hits but not for its area, points with
-        FPR <= 0.3, FPR stretched to [0, 1].
-    `anomalib`: release 2.7.0 agrees with the exact value, up to its float32 sums.
-
-    All but the last use score > threshold and thresholds formed in the dtype of the maps.
-
-    Returns:
-        The value, or None where the original divides by zero: a missing class, a constant score, or fewer than two
-        different false positive rates below 0.3.
-
-    Raises:
-        InputError: an unknown convention, or input as in `pixel_metrics`.
-    """
-    choice("PRO convention", convention, LEGACY_CONVENTIONS)
-    if convention == "anomalib":
-        return aupro(anomaly_maps, masks, limit=0.3)
-    maps, masks = _check_maps(anomaly_maps, masks)
-    lowest, highest = min(m.min() for m in maps), max(m.max() for m in maps)
-    normal = np.concatenate([m[~mask] for m, mask in zip(maps, masks, strict=True)])
-    if lowest == highest or not len(normal) or not any(mask.any() for mask in masks):
-        return None
-    if convention == "dfr":
-        thresholds = highest - np.arange(1000, dtype=lowest.dtype) * ((highest - lowest) / 1000)
-    else:
-        thresholds = np.arange(lowest, highest, (highest - lowest) / 200)
-
-    overlaps = []  # one (T,) a region
-    for anomaly_map, mask in zip(maps, masks, strict=True):
-        if convention == "glass":
-            # A dilated prediction is above the threshold exactly where the maximum of its neighbourhood is.
-            anomaly_map = ndimage.maximum_filter(anomaly_map, size=5, mode="nearest")
-        count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
-        for label in range(1, count):
-            region = labels == label
-            filled = ndimage.binary_fill_holes(region, np.ones((3, 3))) if convention == "dfr" else region
-            overlaps.append(_count_above(anomaly_map[filled], thresholds) / np.count_nonzero(region))
-    pro = np.mean(overlaps, axis=0)  # (T,)
-    fpr = _count_above(normal, thresholds) / len(normal)
-
-    inside = fpr <= 0.3 if convention == "dfr" else fpr < 0.3
-    fpr, pro = fpr[inside], pro[inside]
-    if not len(fpr) or fpr.min() == fpr.max():
-        return None
-    return float(abs(np.trapezoid(pro, (fpr - fpr.min()) / (fpr.max() - fpr.min()))))  # abs: FPR may descend
-
-
-def _count_above(scores, thresholds):
-    return len(scores) - np.searchsorted(np.sort(scores), thresholds, "right")
 
 
 # --- uncertainty ----------------------------------------------------------------------------------------------------
@@ -547,7 +482,7 @@ def _check_scores(scores, labels):
     return scores, labels
 
 
-def _check_maps(anomaly_maps, masks=None, first: int = 0):
+def check_maps(anomaly_maps, masks=None, first: int = 0):
     """Return maps as float arrays and masks as bool arrays; `first` is the index of the first in messages."""
     maps = []
     for i, anomaly_map in enumerate(anomaly_maps, first):
