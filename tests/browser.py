@@ -1,10 +1,9 @@
-"""A headless Chromium over the DevTools protocol: pages in, console errors and screenshots out.
+"""A headless Chromium over the DevTools protocol: pages in, console errors out.
 
 The protocol is JSON over a pair of pipes (`--remote-debugging-pipe`: the browser reads file descriptor 3 and writes 4),
 so nothing but the browser is needed.
 """
 
-import base64
 import json
 import os
 import select
@@ -104,24 +103,16 @@ class Browser:
                 raise TimeoutError(f"still false after {self.timeout} s: {script}")
             time.sleep(0.05)
 
-    def press(self, key: str) -> None:
-        """Press and release a key ("ArrowRight") in the focused element."""
-        codes = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "End": 35, "Home": 36, "Enter": 13}
-        text = {"text": "\r"} if key == "Enter" else {}
-        values = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
-        self.call("Input.dispatchKeyEvent", type="keyDown", **values, **text)
-        self.call("Input.dispatchKeyEvent", type="keyUp", **values)
+    def press_right(self) -> None:
+        """Press and release the right arrow in the focused element."""
+        for change in ("keyDown", "keyUp"):
+            key = {"key": "ArrowRight", "code": "ArrowRight", "windowsVirtualKeyCode": 39}
+            self.call("Input.dispatchKeyEvent", type=change, **key)
 
     def resize(self, width: int, height: int, phone: bool = False) -> None:
         """Set the size of the window in CSS pixels."""
         options = {"deviceScaleFactor": 1, "mobile": phone}
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, **options)
-
-    def screenshot(self, file) -> None:
-        """Write what the window shows as PNG."""
-        data = self.call("Page.captureScreenshot", format="png")["data"]
-        with open(file, "wb") as out:
-            out.write(base64.b64decode(data))
 
     def _next(self) -> dict:
         while b"\0" not in self._buffer:

@@ -41,15 +41,13 @@ def summary(table):
 @pytest.fixture
 def mvtec_tree(tmp_path):
     root = tmp_path / "parts"
-    image(root / "bolt/train/good/001.png")
-    image(root / "bolt/train/good/000.JPG")
-    image(root / "bolt/test/good/000.jpg")
-    image(root / "bolt/test/crack/a.jpg")
-    image(root / "bolt/test/crack/b.jpg")
-    image(root / "bolt/ground_truth/crack/a_mask.png", mask=255)
-    image(root / "bolt/ground_truth/crack/b.png", mask=255)
-    image(root / "anchor/train/good/0.png")
-    image(root / "anchor/test/good/0.png")
+    for name in ("train/good/001.png", "train/good/000.JPG", "test/good/000.jpg"):
+        image(root / "bolt" / name)
+    for name, mask in (("a", "a_mask"), ("b", "b")):
+        image(root / f"bolt/test/crack/{name}.jpg")
+        image(root / f"bolt/ground_truth/crack/{mask}.png", mask=255)
+    for split in ("train", "test"):
+        image(root / f"anchor/{split}/good/0.png")
     return root
 
 
@@ -229,9 +227,8 @@ def test_visa_raw_errors(visa_tree):
 
 @pytest.mark.parametrize("inside", ["", "1cls/"])
 def test_visa_prepared(tmp_path, inside):
-    image(tmp_path / f"{inside}candle/train/good/0.JPG")
-    image(tmp_path / f"{inside}candle/test/good/1.JPG")
-    image(tmp_path / f"{inside}candle/test/bad/2.JPG")
+    for name in ("train/good/0", "test/good/1", "test/bad/2"):
+        image(tmp_path / f"{inside}candle/{name}.JPG")
     image(tmp_path / f"{inside}candle/ground_truth/bad/2.png", mask=1)
     table = datasets.load("visa", tmp_path)
     assert summary(table)[-1] == ("test", "bad", 1, "2.JPG", "2.png")
@@ -240,9 +237,8 @@ def test_visa_prepared(tmp_path, inside):
 
 
 def test_btad(tmp_path):
-    image(tmp_path / "01/train/ok/0000.bmp")
-    image(tmp_path / "01/test/ok/0001.bmp")
-    image(tmp_path / "01/test/ko/0002.bmp")
+    for name in ("train/ok/0000", "test/ok/0001", "test/ko/0002"):
+        image(tmp_path / f"01/{name}.bmp")
     image(tmp_path / "01/ground_truth/ko/0002.png", mask=255)
     assert summary(datasets.load("btad", tmp_path, "01")) == [
         ("train", "good", 0, "0000.bmp", None),
@@ -419,12 +415,9 @@ def test_elpv_package():
 def plain(tmp_path):
     for i in range(10):
         image(tmp_path / f"good/{'deep/' * (i % 2)}{i}.PNG")
-    image(tmp_path / "bad/top.JPG")
-    image(tmp_path / "bad/crack/1.jpg")
-    image(tmp_path / "bad/hole/1.jpg")
-    image(tmp_path / "masks/top_mask.png", mask=255)
-    image(tmp_path / "masks/crack/1.png", mask=255)
-    image(tmp_path / "masks/hole/1_mask.png", mask=255)
+    for name, mask in (("top.JPG", "top_mask"), ("crack/1.jpg", "crack/1"), ("hole/1.jpg", "hole/1_mask")):
+        image(tmp_path / "bad" / name)
+        image(tmp_path / f"masks/{mask}.png", mask=255)
     return tmp_path
 
 

@@ -98,11 +98,7 @@ def count_pins(image):
     """Count the pins of each colour in each well by their saturated pixels."""
     pixels = image.astype(int)
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
-    colours = (
-        (red - green > 70) & (red - blue > 60),
-        (red - blue > 90) & (green - blue > 50),
-        (blue - red > 70),
-    )
+    colours = ((red - green > 70) & (red - blue > 60), (red - blue > 90) & (green - blue > 50), (blue - red > 70))
     counts = np.zeros((6, 3), int)
     for colour, where in enumerate(colours):
         where = cv2.morphologyEx(where.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3)))

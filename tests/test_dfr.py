@@ -103,13 +103,7 @@ def test_the_loss_falls_and_the_threshold_lets_its_share_through(train):
     np.testing.assert_array_equal(method.normal_map_maxima, maps.max(axis=(1, 2)))
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"window": 65}, "window"),
-        ({"stages": [2, "relu1_1"]}, "stage"),
-    ],
-)
+@pytest.mark.parametrize(("settings", "message"), [({"window": 65}, "window"), ({"stages": [2, "relu1_1"]}, "stage")])
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(InputError, match=message):
         DFR(**SMALL | settings)

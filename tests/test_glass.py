@@ -20,28 +20,18 @@ from adlib.methods.glass import hypothesis as glass_judge
 from adlib.methods.glass import onnx_export as glass_onnx
 from adlib.methods.glass import step as glass_step
 
-STEPS = (
-    "manifold_default",
-    "manifold_inside",
-    "manifold_outside",
-    "hypersphere",
-    "hypersphere_far",
-    "no_mining",
-    "no_ohem",
-)
+STEPS = [f"manifold_{start}" for start in ("default", "inside", "outside")]
+STEPS += ["hypersphere", "hypersphere_far", "no_mining", "no_ohem"]
 # Names of the original's weights -> ours.
 NAMES = {
     "A_weight": "adaptor.weight",
     "A_bias": "adaptor.bias",
-    "D_body.block1.0.weight": "discriminator.linear.weight",
-    "D_body.block1.0.bias": "discriminator.linear.bias",
-    "D_body.block1.1.weight": "discriminator.norm.weight",
-    "D_body.block1.1.bias": "discriminator.norm.bias",
-    "D_body.block1.1.running_mean": "discriminator.norm.running_mean",
-    "D_body.block1.1.running_var": "discriminator.norm.running_var",
-    "D_body.block1.1.num_batches_tracked": "discriminator.norm.num_batches_tracked",
     "D_tail.0.weight": "discriminator.out.weight",
 }
+for name in ("weight", "bias"):
+    NAMES[f"D_body.block1.0.{name}"] = f"discriminator.linear.{name}"
+for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+    NAMES[f"D_body.block1.1.{name}"] = f"discriminator.norm.{name}"
 # Exactly zero but for rounding: batch normalisation takes any common shift away.
 NO_GRADIENT = {"D_body.block1.0.bias"}
 
@@ -578,8 +568,3 @@ def test_textures_are_found_by_name_below_the_data_folder(tmp_path, monkeypatch)
     assert glass.texture_folder("") is None
     assert glass.texture_folder("dtd?") == tmp_path / "dtd"
     assert glass.texture_folder("no such?") is None  # textures are made on the spot then
-
-
-def test_texture_folders_that_cannot_be_used(train, tmp_path):
-    refused({"textures": str(tmp_path)}, train, "no image in this folder")
-    refused({"textures": "/no/such/folder"}, train, "no such folder")

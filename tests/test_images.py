@@ -28,17 +28,12 @@ def test_any_channel_count_and_depth_reads_as_rgb(tmp_path, mode):
 def test_unreadable_images_are_named(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not an image")
     (tmp_path / "empty.jpg").write_bytes(b"")
-    for name in ("broken.png", "empty.jpg", "absent.png"):
-        with pytest.raises(InputError, match=name):
-            read_image(tmp_path / name)
-
-
-def test_a_truncated_image_is_an_error_not_half_an_image(tmp_path):
     path = tmp_path / "cut.png"
     write_image(path, np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(InputError, match=r"cut\.png"):
-        read_image(path)
+    path.write_bytes(path.read_bytes()[:-200])  # an error, not half an image
+    for name in ("broken.png", "empty.jpg", "absent.png", "cut.png"):
+        with pytest.raises(InputError, match=name):
+            read_image(tmp_path / name)
 
 
 def test_masks_are_true_above_127_unless_told_otherwise(tmp_path):

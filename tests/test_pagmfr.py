@@ -1,7 +1,5 @@
 """PAGMFR: no way around the bottleneck, losses by hand, pairs that follow from a counter, the README's names."""
 
-import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,6 @@ import torch
 from conftest import TINY, write_image
 from torch.nn import functional as F
 
-from adlib import synthesis
 from adlib.errors import InputError
 from adlib.evaluation import metrics
 from adlib.images import Resize, backbones
@@ -231,16 +228,17 @@ def test_focal_loss_by_hand():
 
 def test_gradient_checkpointing_gives_the_same_gradients_for_less_memory(encoder):
     batch = {"normal": images(4), "image": images(4, seed=1), "mask": torch.ones(4, 64, 64, dtype=torch.bool)}
-    kept, found = [], []
+    kept, found = [0, 0], []
     for checkpointing in (False, True):
-        model, sizes = small_model(encoder, checkpointing=checkpointing, blocks=2).train(), []
-        pack = torch.autograd.graph.saved_tensors_hooks(
-            lambda t, sizes=sizes: sizes.append(t.numel() * t.element_size()) or t, lambda t: t
-        )
-        with pack:
+        model = small_model(encoder, checkpointing=checkpointing, blocks=2).train()
+
+        def keep(tensor, checkpointing=checkpointing):
+            kept[checkpointing] += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             losses = network.losses(model, model.trainable(), batch)
         sum(losses.values()).backward()
-        kept.append(sum(sizes))
         found.append([p.grad for m in model.trainable().values() for p in m.parameters()] + list(model.buffers()))
     assert kept[1] < 0.75 * kept[0]
     for a, b in zip(*found, strict=True):
@@ -314,22 +312,6 @@ def test_pairs_agree_outside_the_mask(train, families, kind):
         normal, damaged, mask, info = stream.pair(seed % 6, np.random.default_rng(seed))
         np.testing.assert_array_equal(normal[~mask], damaged[~mask])
         assert mask.any() or "fallback" in info
-
-
-def test_a_new_type_of_anomaly_is_one_function(train):
-    @synthesis.register("test_white_corner")
-    def white_corner(image, rng, foreground, sources, side=8):
-        mask = np.zeros(foreground.shape, bool)
-        mask[:side, :side] = True
-        return np.ones_like(image), mask, {}
-
-    try:
-        stream = pairs(train, families=("test_white_corner",), rotate=0.0)
-        _, damaged, mask, _ = stream.pair(0, np.random.default_rng(0))
-        assert mask.sum() == 64
-        assert (damaged[:8, :8] == 255).all()
-    finally:
-        synthesis.registry._families.pop("test_white_corner")
 
 
 @pytest.mark.parametrize("bank", [0, 10])
@@ -494,33 +476,12 @@ def test_table_one_is_as_printed_and_its_flags_are_seen():
         ({"families": ["perlin"]}, "family 'perlin' is unknown"),
         ({"textures": "/no/such/folder"}, "no such folder; textures must be a folder"),
         ({"objects": "/no/such/folder"}, "no such folder; objects must be a folder"),
-        ({"checkpoint": "/tmp"}, "checkpoint /tmp is a folder; give a file"),
     ],
 )
 def test_settings_that_cannot_be_used(train, settings, match):
     with pytest.raises(InputError, match=match) as caught:
         PAGMFR(**SMALL | settings).fit(train)
     assert "\n" not in str(caught.value)
-
-
-def test_an_unreadable_source_image_is_named(train, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"broken\.jpg: not a readable image"):
-        PAGMFR(**SMALL | {"textures": str(tmp_path), "probability": 1.0}).fit(train)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(InputError, match="no image in this folder"):
-        PAGMFR(**SMALL | {"objects": str(empty)}).fit(train)
-
-
-def test_a_broken_training_image_is_named(train, tmp_path):
-    table = train.copy()
-    path = tmp_path / "000.png"
-    shutil.copy(table.image_path.iloc[0], path)
-    path.write_bytes(path.read_bytes()[:60])
-    table.loc[table.index[0], "image_path"] = str(path)
-    with pytest.raises(InputError, match=r"000\.png: not a readable image"):
-        PAGMFR(**SMALL).fit(table)
 
 
 def test_the_readme_checkpoint_of_another_configuration_is_refused(encoder, tmp_path):
@@ -550,27 +511,7 @@ def test_a_fit_that_was_begun_anew_is_none(train, tmp_path):
         fitted.save(tmp_path)
 
 
-def test_images_that_cannot_be_scored(train, encoder):
-    method = PAGMFR(**SMALL).fit(train)
-    for wrong in (images()[:0], images()[:, :1], images()[0]):
-        for call in (method.explain, small_model(encoder).score):
-            with pytest.raises(InputError, match=r"expected \(B, 3, H, W\), B >= 1"):
-                call(wrong)
-
-
 def test_max_steps_one_is_one_step_and_none_is_all_epochs(train):
     assert len(PAGMFR(**SMALL | {"steps": 1}).fit(train).history.losses) == 1
     method = PAGMFR(**SMALL | {"steps": None, "epochs": 2, "batch_size": 3}).fit(train)
     assert len(method.history.losses) == 4  # two epochs of four images, in batches of three
-
-
-def test_the_preparation_is_timed(train, monkeypatch):
-    whole = Pairs.__init__
-
-    def slow(self, *given):
-        time.sleep(0.3)
-        whole(self, *given)
-
-    monkeypatch.setattr(Pairs, "__init__", slow)
-    method = PAGMFR(**SMALL).fit(train)
-    assert method.preparation_s >= 0.3

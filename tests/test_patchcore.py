@@ -66,8 +66,8 @@ def test_defects_score_higher_and_are_where_the_map_is_bright(fitted, small_tabl
         assert anomaly_map[mask].mean() > 2 * anomaly_map[~mask].mean()
 
 
-def test_training_patches_have_distance_zero_without_a_coreset(small_table):
-    train = small_table[small_table.split == "train"].iloc[:2]
+def test_training_patches_have_distance_zero_without_a_coreset(train):
+    train = train.iloc[:2]
     method = PatchCore(**{**SMALL, "sampler": "none"}).fit(train)
     assert len(method.memory_bank) == 2 * 8 * 8
     batch = next(images.batches(train.image_path, method.resize, 2))
@@ -75,29 +75,25 @@ def test_training_patches_have_distance_zero_without_a_coreset(small_table):
     assert method.score(batch).image.max() < 1e-4 * typical
 
 
-def test_leave_one_out_scores_are_above_those_of_the_bank_itself(fitted, small_table):
-    train = small_table[small_table.split == "train"]
+def test_leave_one_out_scores_are_above_those_of_the_bank_itself(fitted, train):
     own = fitted.score(next(images.batches(train.image_path, fitted.resize, len(train)))).image
     assert len(fitted.normal_scores) == len(train)
     assert (fitted.normal_scores >= own - 1e-3).all()
     assert fitted.normal_scores.mean() > own.mean()
 
 
-def test_the_same_seed_gives_the_same_bank_and_another_seed_another(small_table):
-    train = small_table[small_table.split == "train"]
+def test_the_same_seed_gives_the_same_bank_and_another_seed_another(train):
     a, b, c = (PatchCore(**SMALL, seed=seed).fit(train) for seed in (3, 3, 4))
     assert np.array_equal(a.memory_bank, b.memory_bank)
     assert not np.array_equal(a.memory_bank, c.memory_bank)
 
 
-def test_a_bank_larger_than_memory_is_built_on_disk_with_the_same_result(small_table, fitted):
-    train = small_table[small_table.split == "train"]
+def test_a_bank_larger_than_memory_is_built_on_disk_with_the_same_result(train, fitted):
     on_disk = PatchCore(**SMALL, max_memory=1e-6).fit(train)
     assert np.array_equal(on_disk.memory_bank, fitted.memory_bank)
 
 
-def test_random_thinning_keeps_real_rows_of_the_right_images(small_table):
-    train = small_table[small_table.split == "train"]
+def test_random_thinning_keeps_real_rows_of_the_right_images(train):
     method = PatchCore(**SMALL, max_rows=50)
     rows, numbers, grid = method.collect_rows(list(train.image_path), np.random.default_rng(0))
     everything, all_numbers, _ = PatchCore(**SMALL).collect_rows(list(train.image_path), np.random.default_rng(0))
@@ -108,8 +104,7 @@ def test_random_thinning_keeps_real_rows_of_the_right_images(small_table):
     assert len(method.fit(train).memory_bank) == 12
 
 
-def test_patch_size_is_chosen_without_a_real_defect_and_saved(small_table, tmp_path):
-    train = small_table[small_table.split == "train"]
+def test_patch_size_is_chosen_without_a_real_defect_and_saved(train, tmp_path):
     method = PatchCore(**{**SMALL, "patch_size": "auto"}).fit(train)
     assert method.patch_size in (1, 3)
     assert PatchCore(**{**SMALL, "patch_size": "auto"}).fit(train).patch_size == method.patch_size

@@ -45,7 +45,7 @@ def small_root(folder: Path) -> Path:
 RECORD = {
     "method": "patchcore", "dataset": "demo", "category": "gear", "profile": "smoke", "seed": 0, "device": "cpu",
     "parameters": {"coreset": 0.05, "note": "a|b <script>"}, "protocol": {"selection": "none"},
-    "n_images": {"train": 40},
+    "n_images": {"train": 40, "test_normal": 3, "test_anomalous": 3},
     "metrics": {"image_auroc": 0.9375, "pixel_auroc": None, "aupro_30": None}, "peak_memory_mib": 100.0,
     "threshold": {"value": 1.25, "rule": "quantile"}, "timing": {"fit_s": 1.0, "score_ms_per_image": 2.0},
     "at_threshold": {"detection_rate_by_defect": {"dent": 0.5}}, "versions": {"torch": "2"}, "git_commit": None,
@@ -113,39 +113,6 @@ class Links(html.parser.HTMLParser):
         self.links += [(tag, values[key]) for key in ("href", "src") if values.get(key)]
 
 
-def check_links(folder: Path) -> None:
-    """Every link leads to a file of the site and to a place in it; nothing is loaded from another host."""
-    pages = {page: Links(page.read_text()) for page in folder.rglob("*.html")}
-    broken = []
-    for page, parsed in pages.items():
-        for tag, link in parsed.links:
-            url = urlsplit(link)
-            if url.scheme in ("http", "https", "mailto") or url.netloc:
-                if tag != "a":
-                    broken.append(f"{page.name} loads {link}")
-                continue
-            if url.scheme:  # data:
-                continue
-            target = (page.parent / unquote(url.path)).resolve() if url.path else page
-            if not target.is_file():
-                broken.append(f"{page.name}: {link} does not exist")
-            elif url.fragment and target in pages and unquote(url.fragment) not in pages[target].ids:
-                broken.append(f"{page.name}: nothing is called {link}")
-    assert len(pages) > 5
-    assert not broken, "\n".join(broken[:20])
-
-
-def check_console(tab: browser.Browser, folder: Path) -> None:
-    """Every page opens without an error in the console, without the network, and without scrolling sideways."""
-    found = []
-    for page in sorted(folder.rglob("*.html")):
-        tab.open(page.as_uri())
-        found += [f"{page.relative_to(folder)}: {error}" for error in tab.errors]
-        if tab.run("document.documentElement.scrollWidth > window.innerWidth"):
-            found.append(f"{page.relative_to(folder)} is wider than the window")
-    assert not found, "\n".join(found[:20])
-
-
 @pytest.fixture(scope="module")
 def tab():
     """A headless Chromium."""
@@ -156,10 +123,6 @@ def tab():
 
 
 # -- the small site ---------------------------------------------------------------------------------------------------
-
-
-def test_links_of_the_small_site(small_site):
-    check_links(small_site)
 
 
 def test_a_table_links_to_the_page_of_its_record(small_site):
@@ -188,23 +151,13 @@ def test_a_damaged_record_is_named_and_the_rest_is_shown(small_site):
     assert 'href="smoke/patchcore/demo-gear-seed0.html"' in text
 
 
-def test_formulas_need_no_script(small_site):
+def test_formulas_need_no_script_and_solutions_are_folded(small_site):
     text = (small_site / "notebooks/10_patchcore.html").read_text()
     assert text.count("<math") > 5
     assert "MathJax" not in text
     assert "$$" not in text
-
-
-def test_solutions_are_folded(small_site):
-    text = (small_site / "notebooks/10_patchcore.html").read_text()
     assert "Show the solution" in text
     assert text.index("Show the solution") < text.index("farthest</span><span")
-
-
-@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
-def test_console_of_the_small_site(small_site, tab, width, height):
-    tab.resize(width, height, phone=width < 500)
-    check_console(tab, small_site)
 
 
 def test_search_finds_a_notebook(small_site, tab):
@@ -255,7 +208,7 @@ def test_the_threshold_moves_by_keyboard(small_site, tab):
     tab.wait_for("document.querySelectorAll('#cards figure').length === 4")
     tab.run("document.getElementById('threshold').focus()")
     for _ in range(6):
-        tab.press("ArrowRight")
+        tab.press_right()
     tab.wait_for("document.getElementById('threshold').value === '61'")
     tab.wait_for("document.getElementById('n-false').textContent === '0 of 2'")
 
@@ -268,7 +221,7 @@ def test_only_false_alarms_can_be_shown(small_site, tab):
     tab.wait_for("[...document.querySelectorAll('#cards figure')].filter(f => !f.hidden).length === 1")
 
 
-# -- the whole site, where it is built --------------------------------------------------------------------------------
+# -- the small site and, where it is built, the whole one -------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -282,14 +235,44 @@ def whole_site():
     return folder
 
 
-def test_links_of_the_whole_site(whole_site):
-    check_links(whole_site)
+@pytest.fixture(params=["small_site", "whole_site"])
+def folder(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_links(folder):
+    """Every link leads to a file of the site and to a place in it; nothing is loaded from another host."""
+    pages = {page: Links(page.read_text()) for page in folder.rglob("*.html")}
+    broken = []
+    for page, parsed in pages.items():
+        for tag, link in parsed.links:
+            url = urlsplit(link)
+            if url.scheme in ("http", "https", "mailto") or url.netloc:
+                if tag != "a":
+                    broken.append(f"{page.name} loads {link}")
+                continue
+            if url.scheme:  # data:
+                continue
+            target = (page.parent / unquote(url.path)).resolve() if url.path else page
+            if not target.is_file():
+                broken.append(f"{page.name}: {link} does not exist")
+            elif url.fragment and target in pages and unquote(url.fragment) not in pages[target].ids:
+                broken.append(f"{page.name}: nothing is called {link}")
+    assert len(pages) > 5
+    assert not broken, "\n".join(broken[:20])
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
-def test_console_of_the_whole_site(whole_site, tab, width, height):
+def test_console(folder, tab, width, height):
+    """Every page opens without an error in the console, without the network, and without scrolling sideways."""
     tab.resize(width, height, phone=width < 500)
-    check_console(tab, whole_site)
+    found = []
+    for page in sorted(folder.rglob("*.html")):
+        tab.open(page.as_uri())
+        found += [f"{page.relative_to(folder)}: {error}" for error in tab.errors]
+        if tab.run("document.documentElement.scrollWidth > window.innerWidth"):
+            found.append(f"{page.relative_to(folder)} is wider than the window")
+    assert not found, "\n".join(found[:20])
 
 
 def test_every_notebook_is_in_the_whole_site(whole_site):
@@ -319,10 +302,7 @@ def test_threshold_page_of_the_whole_site(whole_site, tab, category):
 # -- the parts --------------------------------------------------------------------------------------------------------
 
 
-@given(
-    hnp.arrays(np.float32, (2, 5, 5), elements=st.floats(-1e3, 1e3, width=32)),
-    st.integers(0, site.STEPS),
-)
+@given(hnp.arrays(np.float32, (2, 5, 5), elements=st.floats(-1e3, 1e3, width=32)), st.integers(0, site.STEPS))
 def test_a_quantised_map_is_thresholded_as_the_map_itself(maps, step):
     quantised, levels = site.quantise(maps)
     if levels[0] < levels[-1]:

@@ -1,7 +1,5 @@
 """SyntheticSplit: the fixed validation set of pseudo-anomalies."""
 
-import multiprocessing
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -59,33 +57,6 @@ def test_an_item_is_the_same_in_any_order_and_after_a_restart(normals):
     assert _same(first[-1], first[len(first) - 1])
     other = SyntheticSplit(normals, resize=64, seed=4)
     assert not any(_same(first[i], other[i]) for i in range(len(first)) if first[i].label)
-
-
-class _Plain(torch.utils.data.Dataset):
-    """What a training loop would write around the split: tensors only."""
-
-    def __init__(self, split):
-        self.split = split
-
-    def __len__(self):
-        return len(self.split)
-
-    def __getitem__(self, index):
-        item = self.split[index]
-        return item.image, item.mask, item.label
-
-
-def test_worker_count_does_not_matter(normals):
-    plain = _Plain(SyntheticSplit(normals, resize=64))
-    context = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    loaded = []
-    for workers in (0, 1, 2):
-        loader = torch.utils.data.DataLoader(
-            plain, batch_size=5, num_workers=workers, multiprocessing_context=context if workers else None
-        )
-        loaded.append([torch.cat(parts) for parts in zip(*loader, strict=True)])
-    for other in loaded[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(loaded[0], other, strict=True))
 
 
 def test_batches_fit_a_method(normals):
