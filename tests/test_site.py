@@ -44,7 +44,7 @@ def small_root(folder: Path) -> Path:
 
 RECORD = {
     "method": "patchcore", "dataset": "demo", "category": "gear", "profile": "smoke", "seed": 0, "device": "cpu",
-    "parameters": {"coreset": 0.05, "note": "a|b <script>"}, 
+    "parameters": {"coreset": 0.05, "note": "a|b <script>"},
     "protocol": {"selection": "none", "resolution": "input", "image_size": 160},
     "n_images": {"train": 40, "test_normal": 3, "test_anomalous": 3},
     "metrics": {"image_auroc": 0.9375, "pixel_auroc": None, "aupro_30": None}, "peak_memory_mib": 100.0,
