@@ -27,7 +27,7 @@ from adlib.images import Batch, backbones
 from adlib.images.features import channels_first, frozen_features, picture_features, resize_of
 from adlib.images.maps import check_images, enlarge, top_mean
 from adlib.methods import Scores, storage, training
-from adlib.methods.normals import collect, split_normals, without_selection
+from adlib.methods.normals import check_held_out, collect, split_normals, without_selection
 from adlib.settings import build, choice
 from adlib.synthesis.judge import Judge
 
@@ -260,8 +260,7 @@ class DFR:
 
     def use_snapshot(self, states: dict) -> None:
         """Put the weights of `history.snapshots` in place and score the held-out normals again."""
-        if not hasattr(self, "_held_out"):
-            raise InputError("use_snapshot needs the held-out images of fit; they are not saved with a model")
+        check_held_out(self)
         self.auto_encoder.load_state_dict(states["auto_encoder"])
         self._score_held_out()
 

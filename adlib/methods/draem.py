@@ -28,7 +28,7 @@ from adlib.images.colour import ssim_map
 from adlib.images.features import resize_of
 from adlib.images.maps import check_images
 from adlib.methods import Scores, storage, training
-from adlib.methods.normals import collect, split_normals, without_selection
+from adlib.methods.normals import check_held_out, collect, split_normals, without_selection
 from adlib.methods.pagmfr.network import block
 from adlib.methods.pagmfr.training_pairs import Pairs, PairSettings
 from adlib.settings import build
@@ -200,8 +200,7 @@ class DRAEM:
 
     def use_snapshot(self, states: dict) -> None:
         """Put the weights of `history.snapshots` in place and score the held-out normal images again."""
-        if not hasattr(self, "_held_out"):
-            raise InputError("use_snapshot needs the held-out images of fit; they are not saved with a model")
+        check_held_out(self)
         self.reconstruction.load_state_dict(states["reconstruction"])
         self.discriminator.load_state_dict(states["discriminator"])
         self._score_held_out()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from adlib.datasets import check_training_table, hold_out
+from adlib.errors import InputError
 from adlib.images import batches
 
 
@@ -48,3 +49,9 @@ def score_normals(method, table: pd.DataFrame, batch_size: int = 8) -> None:
     """Set `normal_scores` and `normal_map_maxima` of a fitted method: its scores of normal images it has not seen."""
     images = batches(table.image_path, method.resize, batch_size)
     method.normal_scores, method.normal_map_maxima = collect(method.score(batch) for batch in images)
+
+
+def check_held_out(method, what: str = "use_snapshot") -> None:
+    """Refuse to score the held-out normals again where there are none: `fit` keeps them, a saved model does not."""
+    if not hasattr(method, "_held_out"):
+        raise InputError(f"{what} needs the held-out images of fit; they are not saved with a model")

@@ -30,7 +30,7 @@ from adlib.images import Batch, backbones, batches, to_tensor
 from adlib.images.features import resize_of
 from adlib.images.maps import check_images, upsample_and_smooth
 from adlib.methods import Scores, storage, training
-from adlib.methods.normals import collect, split_normals, without_selection
+from adlib.methods.normals import check_held_out, collect, split_normals, without_selection
 from adlib.methods.pagmfr.network import FUSIONS, SIGMA, TERMS, PAGMFRModel, check_terms, losses, to_grid
 from adlib.methods.pagmfr.training_pairs import Pairs, PairSettings
 from adlib.methods.ulsad.maps import peaks_at_the_border, place_statistics, whitened_maps, whitening
@@ -225,8 +225,7 @@ class PAGMFR:
 
     def use_snapshot(self, states: dict) -> None:
         """Put the weights of `history.snapshots` in place and score the held-out normal images again."""
-        if not hasattr(self, "_held_out"):
-            raise InputError("use_snapshot needs the held-out images of fit; they are not saved with a model")
+        check_held_out(self)
         for name, module in self.model.trainable().items():
             module.load_state_dict(states[name])
         self._calibrate()

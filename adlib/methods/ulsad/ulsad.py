@@ -35,7 +35,7 @@ from adlib.images import Batch, backbones
 from adlib.images.features import allocate, channels_first, frozen_features, picture_features, resize_of
 from adlib.images.maps import check_images, enlarge, smooth
 from adlib.methods import Scores, storage, training
-from adlib.methods.normals import collect, split_normals, without_selection
+from adlib.methods.normals import check_held_out, collect, split_normals, without_selection
 from adlib.methods.ulsad.maps import (
     map_quantiles,
     normalise,
@@ -285,7 +285,7 @@ class ULSAD:
 
     def use_snapshot(self, states: dict) -> None:
         """Put the weights of `history.snapshots` in place and calibrate again, with the reading as it is."""
-        self._check_held_out()
+        check_held_out(self, "calibration")
         self.reconstruction_net.load_state_dict(states["reconstruction"])
         self.global_net.load_state_dict(states["global"])
         self._score_held_out()
@@ -295,7 +295,7 @@ class ULSAD:
 
         `fit` ends with this. Call it again after a change of the settings that only concern the maps.
         """
-        self._check_held_out()
+        check_held_out(self, "calibration")
         maps, place = self.settings.maps, self.settings.position_wise
         if self._judge and "auto" in (maps, place):
             self._choose_reading()
@@ -333,10 +333,6 @@ class ULSAD:
                 f = channels_first(features[i : i + 1], self.device)
                 attended[i] = attend(f, f)[0].permute(1, 2, 0).cpu().numpy()
         return attended
-
-    def _check_held_out(self) -> None:
-        if not hasattr(self, "_held_out"):
-            raise InputError("calibration needs the held-out images of fit; they are not saved with a model")
 
     def _score_held_out(self) -> None:
         n = len(self._held_out[0])
