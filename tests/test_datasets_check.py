@@ -25,21 +25,38 @@ def test_a_sound_tree_has_no_problem(tree):
     assert datasets.check("mvtec", tree, "plate") == []
 
 
-def test_missing_mask_and_mask_without_image(tree):
-    (tree / "ground_truth/hole/001_mask.png").unlink()
-    shutil.copy(tree / "ground_truth/hole/000_mask.png", tree / "ground_truth/hole/left_over_mask.png")
-    found = problems(tree)
-    assert set(found) == {"defective image without mask", "mask without image"}
-    assert found["defective image without mask"].examples == (str(tree / "test/hole/001.png"),)
-    assert found["mask without image"].examples == (str(tree / "ground_truth/hole/left_over_mask.png"),)
+def test_masks_that_belong_to_none_to_two_or_are_misnamed(tree):
+    masks, image = tree / "ground_truth/hole", tree / "test/hole/001.png"
+    shutil.copy(masks / "000_mask.png", masks / "left_over_mask.png")
+    shutil.copy(tree / "test/hole/002.png", tree / "test/hole/002.jpg")
+    (masks / "001_mask.png").unlink()
+    (masks / "003_mask.png").rename(masks / "03_mask.png")
+    (tree / "train/good/notes.txt").touch()
+    found = {kind: problem.examples[0] for kind, problem in problems(tree).items()}
+    assert found == {
+        "mask of two images": f"{tree}/test/hole/002.png: its mask {masks}/002_mask.png is that of "
+        f"{tree}/test/hole/002.jpg as well",
+        "defective image without mask": str(image),
+        "mask without image": str(masks / "left_over_mask.png"),
+        "mask is not named like its image": f"{tree}/test/hole/003.png and {masks}/03_mask.png",
+        "file that is not read": f"{tree}/train/good/notes.txt",
+    }
+    with pytest.raises(InputError, match=r"002\.png: its mask .* is that of .*002\.jpg as well; rename one of"):
+        datasets.load("mvtec", tree.parent)
 
 
-def test_misnamed_mask(tree):
-    (tree / "ground_truth/hole/001_mask.png").rename(tree / "ground_truth/hole/01_mask.png")
-    (found,) = datasets.check("mvtec", tree.parent)
-    assert found.kind == "mask is not named like its image"
-    assert "test/hole/001.png" in found.examples[0]
-    assert "hole/01_mask.png" in found.examples[0]
+@pytest.mark.parametrize("name", ["test/ok", "test/Good", "test/good ", "train/normal", "Train", "train"])
+def test_folders_that_are_most_likely_meant_as_others_are_named(tree, name):
+    (tree / ("test" if name[:4] == "test" else "train") / "good").rename(tree / "moved")
+    if name == "train":
+        (tree / "train").rmdir()
+    (tree / "moved").rename(tree / name)
+    with pytest.raises(InputError, match=f"plate/{name}: (this folder|images lie in)"):
+        datasets.load("mvtec", tree.parent)
+    shutil.rmtree(tree / "test")  # no folder is left by which the layout is recognised
+    if not name.startswith("test"):
+        with pytest.raises(InputError, match=f"holds no known layout; .*plate/{name}: (this folder|images lie in)"):
+            datasets.guess_dataset(tree.parent)
 
 
 def test_size_and_content_of_masks(tree):

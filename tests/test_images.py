@@ -1,5 +1,7 @@
 """Reading, resizing and the way back to the original pixels."""
 
+import os
+
 import numpy as np
 import pytest
 from conftest import write_image
@@ -9,7 +11,17 @@ from PIL import Image
 
 from adlib import methods, profiles
 from adlib.errors import InputError
-from adlib.images import Geometry, Resize, aspect_size, batches, list_images, read_image, read_mask, to_tensor
+from adlib.images import (
+    RESULTS_MARK,
+    Geometry,
+    Resize,
+    aspect_size,
+    batches,
+    list_images,
+    read_image,
+    read_mask,
+    to_tensor,
+)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "I;16"])
@@ -31,9 +43,12 @@ def test_unreadable_images_are_named(tmp_path):
     path = tmp_path / "cut.png"
     write_image(path, np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))
     path.write_bytes(path.read_bytes()[:-200])  # an error, not half an image
-    for name in ("broken.png", "empty.jpg", "absent.png", "cut.png"):
+    page = Image.fromarray(np.zeros((8, 8), np.uint8))
+    for name in ("pages.tif", "frames.gif"):
+        page.save(tmp_path / name, save_all=True, append_images=[Image.fromarray(np.eye(8, dtype=np.uint8) * 255)])
+    for name in ("broken.png", "empty.jpg", "absent.png", "cut.png", "pages.tif: holds 2", "frames.gif: holds 2"):
         with pytest.raises(InputError, match=name):
-            read_image(tmp_path / name)
+            read_image(tmp_path / name.split(":")[0])
 
 
 def test_masks_are_true_above_127_unless_told_otherwise(tmp_path):
@@ -51,12 +66,24 @@ def test_a_folder_of_masks_is_their_union(tmp_path):
         read_mask(tmp_path / "none")
 
 
-def test_listing_takes_any_case_and_skips_hidden_files(tmp_path):
-    for name in ("b.PNG", "a.jpg", ".hidden.png", "notes.txt", "deep/c.JPeG"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+def test_listing_follows_links_and_says_what_it_leaves_out(tmp_path, monkeypatch):
+    images = ("in/b.PNG", "in/a.jfif", "in/deep/c.JPeG", "out/d.gif", "out/e.jp2")
+    others = (".hidden.png", "a.txt", "__MACOSX/f.png", ".ipynb_checkpoints/g.png", "old/h.png", f"old/{RESULTS_MARK}")
+    for name in (*images, *(f"in/{name}" for name in others)):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(b"x")
-    assert [f.name for f in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
-    assert [f.name for f in list_images(tmp_path, recursive=True)] == ["a.jpg", "b.PNG", "c.JPeG"]
+    for link, place in (("linked", "out"), ("again", "out"), ("twice", "in/deep"), ("circle", ".")):
+        (tmp_path / "in" / link).symlink_to(tmp_path / place)
+    (tmp_path / "in/gone.png").symlink_to(tmp_path / "nowhere")
+    assert [f.name for f in list_images(tmp_path / "in")] == ["a.jfif", "b.PNG"]
+    left_out = []
+    found = [f.relative_to(tmp_path / "in").as_posix() for f in list_images(tmp_path / "in", True, left_out)]
+    assert found == ["a.jfif", "again/d.gif", "again/e.jp2", "b.PNG", "deep/c.JPeG"]
+    hidden = [".hidden.png", ".ipynb_checkpoints/", "__MACOSX/", "a.txt", "circle/", "gone.png", "linked/"]
+    assert left_out == [*hidden, "old (results of adlib predict)", "twice/"]
+    monkeypatch.setattr(os, "scandir", lambda place: (_ for _ in ()).throw(PermissionError(13, "denied", place)))
+    with pytest.raises(InputError, match=r"in: folder cannot be opened \(denied\)"):
+        list_images(tmp_path / "in", True)
 
 
 def test_short_side_is_patchcores_protocol():

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from adlib.datasets.table import MASK_THRESHOLD, existing_folder, make_table, refuse_misnamed, sample, seeded_share
+from adlib.datasets.table import (
+    MASK_THRESHOLD,
+    existing_folder,
+    looks_good,
+    make_table,
+    refuse_misnamed,
+    sample,
+    seeded_share,
+)
 from adlib.errors import InputError
 from adlib.images import list_images
 
@@ -68,8 +76,8 @@ def load_folder(
     for image in files.get("bad", []):
         inside = image.relative_to(folders["bad"])
         kind = inside.parts[0] if len(inside.parts) > 1 else "bad"
-        if kind == "good":
-            raise InputError(f"{image}: a folder 'good' among the bad images; move or rename it")
+        if looks_good(kind):
+            raise InputError(f"{image}: a folder {kind!r} among the bad images; move or rename it")
         mask = _mask_of(inside, folders["masks"], by_stem, repeated) if masks is not None else None
         rows.append(sample(image, mask, kind, "test", category))
     refuse_misnamed(rows, files.get("masks", []))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from adlib.datasets.table import MASK_THRESHOLD, sample, subfolders, unknown_category
+from adlib.datasets.table import MASK_THRESHOLD, looks_good, sample, subfolders, unknown_category
 from adlib.errors import InputError
 from adlib.images import list_images
 
@@ -65,11 +65,29 @@ class Layout(NamedTuple):
         normal = Path("train", self.good, self.images)
         return [c for c in self.categories(root) if self.split_file or (self.folder(root, c) / normal).is_dir()]
 
+    def misnamed(self, folder: Path) -> str:
+        """Say which folder of a category is most likely meant as another one, and what to do; "" where none is."""
+        for split in subfolders(folder) if not self.split_file else ():
+            meant = split.name.strip().lower()
+            if meant not in ("train", "validation", "test"):
+                continue
+            if split.name != meant:
+                return f"{split}: this folder is most likely meant as {meant!r}; rename it"
+            for kind in subfolders(split):
+                if kind.name != self.good and looks_good(kind.name):
+                    other = " (or load it as btad)" if kind.name == BTAD.good else ""
+                    return f"{kind}: this folder most likely holds good images; rename it to {self.good!r}{other}"
+            if meant == "train" and not (split / self.good).is_dir() and list_images(split):
+                return f"{split}: images lie in this folder itself; move them to {split / self.good}"
+        return ""
+
     def rows(self, root: Path, category: str) -> list[tuple]:
         """Return the rows of a category: normal images to fit on, test good, then every kind of defect by name."""
         folder = self.folder(root, category)
         if self.split_file:
             return _listed_rows(folder.parent, folder.parent / self.split_file, category)
+        if misnamed := self.misnamed(folder):
+            raise InputError(misnamed)
         rows = []
         for split in ("train", "validation"):
             images = list_images(folder / split / self.good / self.images)

@@ -43,13 +43,25 @@ def load(dataset: str, root=None, category: str | None = None) -> pd.DataFrame:
     layout, root = locate(dataset, root)
     names = [category] if category is not None else layout.categories(root)
     if not names:
-        raise InputError(f"data root {root} holds no category of the layout of {dataset!r}; see: adlib data list")
+        raise no_category(layout, root, dataset)
     rows = []
     for name in names:
         of_category = layout.rows(root, name)
         refuse_misnamed(of_category, layout.mask_files(root, name))
         rows += of_category
     return make_table(rows, dataset, mask_threshold(layout))
+
+
+def misnamed(layout, root) -> str:
+    """Say which folder in or below `root` is most likely meant as another one of the layout; "" where none is."""
+    folders = [Path(root), *subfolders(root)] if isinstance(layout, layouts.Layout) else []
+    return next(filter(None, map(layout.misnamed, folders)), "") if folders else ""
+
+
+def no_category(layout, root, dataset: str) -> InputError:
+    """Return the error of a data root that holds no category of a layout."""
+    hint = misnamed(layout, root) or "see: adlib data list"
+    return InputError(f"data root {root} holds no category of the layout of {dataset!r}; {hint}")
 
 
 def mask_threshold(layout) -> int:
@@ -91,8 +103,8 @@ def guess_dataset(root) -> str:
         return name
     names = [name for name, *_ in discover(root)]
     if not names:
-        expected = Path(root) / "<category>/train/good"
-        raise InputError(f"data root {root} holds no known layout; expected e.g. {expected}")
+        hint = misnamed(layouts.MVTEC, root) or f"expected e.g. {Path(root) / '<category>/train/good'}"
+        raise InputError(f"data root {root} holds no known layout; {hint}")
     if len(names) > 1:
         raise InputError(
             f"data root {root} holds several data sets ({', '.join(names)}); "

@@ -59,6 +59,11 @@ def subfolders(folder) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.is_dir() and f.name[0] != "." and f.name != "__MACOSX")
 
 
+def looks_good(name: str) -> bool:
+    """Tell whether a folder of this name most likely holds good images, not a kind of defect."""
+    return name.strip().lower() in ("good", "ok", "okay", "normal", "nominal", "goods", "normals")
+
+
 def unknown_category(category: str, where, names) -> InputError:
     """Return the error of a category that is not among the `names` of those in a data set or its folder."""
     there = ", ".join(names) or "none of this layout"
@@ -66,16 +71,25 @@ def unknown_category(category: str, where, names) -> InputError:
 
 
 def refuse_misnamed(rows: list[tuple], mask_files) -> None:
-    """Refuse rows in which a defective image has no mask while one of `mask_files` has no image.
+    """Refuse rows in which two images share a mask, or a defective one has none while one of `mask_files` has no image.
 
     Masks for some of the defects only are fine; but where a mask is left over as well, one name is most likely wrong.
     """
+    if shared := shared_masks(rows):
+        raise InputError(f"{shared[0]}; rename one of the images")
     missing = [image for image, mask, label, *_ in rows if label == 1 and mask is None]
     left_over = sorted(set(map(str, mask_files)) - {row[1] for row in rows}) if missing else []
     if left_over:
         raise InputError(
             f"{missing[0]}: no mask of this name, but {left_over[0]} belongs to no image; rename or remove one of them"
         )
+
+
+def shared_masks(rows: list[tuple]) -> list[str]:
+    """Return a line for each image whose mask is that of an image before it, as of 1.png and 1.jpg."""
+    first: dict[str, str] = {}
+    pairs = [(image, mask, first.setdefault(mask, image)) for image, mask, *_ in rows if mask is not None]
+    return [f"{image}: its mask {mask} is that of {other} as well" for image, mask, other in pairs if image != other]
 
 
 def hold_out(table: pd.DataFrame, share: float = 0.15, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:

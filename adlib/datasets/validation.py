@@ -9,7 +9,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from adlib.datasets import catalogue, loading, mad
-from adlib.datasets.table import file_hash, make_table, masks, subfolders
+from adlib.datasets.layouts import Layout
+from adlib.datasets.table import file_hash, make_table, masks, shared_masks, subfolders
 from adlib.errors import InputError
 from adlib.images import image_shape, list_images, read_image, read_mask
 
@@ -34,7 +35,8 @@ def check(dataset: str, root=None, category: str | None = None) -> list[Problem]
 
     Looked for: empty categories, what `missing_for_evaluation` tells of each, counts other than published, defective
     images without mask, masks without image, names that nearly match, unreadable files, masks of another size than
-    their image, black, nearly white or of values below the threshold, and the same image (by content) in two splits.
+    their image, black, nearly white or of values below the threshold, the same image (by content) in two splits, and
+    files beside and below the images that are not read.
 
     Args:
         dataset, root, category: as in `datasets.load`.
@@ -52,15 +54,17 @@ def check(dataset: str, root=None, category: str | None = None) -> list[Problem]
         empty = [f for f in subfolders(root) if f.name not in names and not any(f.rglob("*.*"))]
         problems["empty category"] = list(map(str, empty))
     if not names and not problems["empty category"]:
-        raise InputError(f"data root {root} holds no category of the layout of {dataset!r}; see: adlib data list")
+        raise loading.no_category(layout, root, dataset)
     for name in names:
         try:
-            table = make_table(layout.rows(root, name), dataset, loading.mask_threshold(layout))
+            rows = layout.rows(root, name)
+            table = make_table(rows, dataset, loading.mask_threshold(layout))
         except InputError as error:
             if name not in layout.categories(root):
                 raise
             problems["unusable category"].append(str(error))
             continue
+        problems["mask of two images"] += shared_masks(rows)
         _check_counts(dataset, name, table, problems)
         for line in _missing_images(table):
             kind, meaning = line.split(": ")
@@ -69,6 +73,8 @@ def check(dataset: str, root=None, category: str | None = None) -> list[Problem]
         _check_pairs(layout.mask_files(root, name), table, dataset, problems)
         _check_files(table, name, problems)
         _check_duplicates(table, problems)
+        if isinstance(layout, Layout) and not layout.split_file:
+            _check_left_out(table, problems)
     return [Problem(kind, len(items), tuple(items[:EXAMPLES])) for kind, items in problems.items() if items]
 
 
@@ -176,3 +182,12 @@ def _check_duplicates(table: pd.DataFrame, problems) -> None:
     for _, rows in first.groupby("content", sort=False):
         if len(rows) > 1:
             problems["same image in two splits"].append(" and ".join(rows.image_path))
+
+
+def _check_left_out(table: pd.DataFrame, problems) -> None:
+    read = set(table.image_path)
+    for folder in sorted({Path(path).parent for path in read}):
+        left_out = []
+        deeper = list_images(folder, recursive=True, left_out=left_out)
+        left_out += [path.relative_to(folder) for path in deeper if str(path) not in read]
+        problems["file that is not read"].extend(str(folder / name) for name in left_out)

@@ -3,6 +3,7 @@
 from adlib.images.files import (
     IMAGE_SUFFIXES,
     RESIZE_MODES,
+    RESULTS_MARK,
     Batch,
     Geometry,
     Resize,

@@ -6,6 +6,7 @@ therefore written down in a `Geometry`, which maps an anomaly map back onto the 
 
 import contextlib
 import itertools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from PIL import Image, UnidentifiedImageError
 from adlib.errors import InputError
 from adlib.settings import choice
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm",
+                  ".pbm", ".jp2")  # fmt: skip
+RESULTS_MARK = "adlib-predict.json"  # a folder that holds it holds results, and none of its pictures is a photograph
 RESIZE_MODES = ("stretch", "short_side", "letterbox")
 
 
@@ -45,7 +48,12 @@ def read_image(path) -> np.ndarray:
 def _opened(path):
     try:
         with Image.open(path) as image:
+            # The second picture of an MPO file, as telephones write it, is a preview or the other eye.
+            if image.format != "MPO" and (pages := getattr(image, "n_frames", 1)) > 1:
+                raise InputError(f"{path}: holds {pages} pages or frames; save each of them as a file of its own")
             yield image
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such image file") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
@@ -89,11 +97,52 @@ def read_mask(path, threshold: int = 127) -> np.ndarray:
     return grey > threshold
 
 
-def list_images(folder, recursive: bool = False) -> list[Path]:
-    """Return the image files of a folder in natural reading order (by name), whatever the case of their suffix."""
-    folder = Path(folder)
-    files = folder.rglob("*") if recursive else folder.iterdir() if folder.is_dir() else ()
-    return sorted(f for f in files if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file() and f.name[0] != ".")
+def list_images(folder, recursive: bool = False, left_out: list[str] | None = None) -> list[Path]:
+    """Return the image files of a folder by name, those of subfolders too if `recursive`; suffixes in any case.
+
+    Linked folders are followed, each folder is read once. Hidden files and folders, `__MACOSX` and the results of
+    `adlib predict` are left out.
+
+    Args:
+        left_out: a list that takes the path, from `folder`, of everything that was passed over, and why.
+
+    Raises:
+        InputError: a folder cannot be opened.
+    """
+    folder, images, passed = Path(folder), [], [] if left_out is None else left_out
+    if not folder.is_dir():
+        return []
+    top = os.path.realpath(folder)
+    seen = {top}
+    for place, folders, files in os.walk(folder, onerror=_cannot_be_opened, followlinks=True):
+        inside = os.path.relpath(place, folder)
+        if RESULTS_MARK in files:
+            passed.append(f"{inside} (results of adlib predict)")
+            folders.clear()
+            continue
+        names, folders[:] = sorted(folders) if recursive else (), ()
+        for name in names:
+            path = os.path.join(place, name)
+            real = os.path.realpath(path)
+            # A link to what is read anyway, or to a folder that this one lies in, would show an image twice.
+            circle = os.path.islink(path) and os.path.commonpath((top, real)) in (top, real)
+            if name[0] == "." or name == "__MACOSX" or circle or real in seen:
+                passed.append(os.path.normpath(os.path.join(inside, name)) + os.sep)
+            else:
+                seen.add(real)
+                folders.append(name)
+        for name in files:
+            image = name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+            if image and os.path.isfile(os.path.join(place, name)):
+                images.append(Path(place, name))
+            else:
+                passed.append(os.path.normpath(os.path.join(inside, name)))
+    passed.sort()
+    return sorted(images)
+
+
+def _cannot_be_opened(error: OSError):
+    raise InputError(f"{error.filename}: folder cannot be opened ({error.strerror}); make it readable or move it away")
 
 
 @dataclass(frozen=True)
