@@ -46,9 +46,11 @@ def train(folder, out, method: str = "patchcore", settings: dict | None = None) 
     table, unreadable = normal_table(folder)
     settings = profiles.shaped(method, settings or {}, table.image_path, report=print)
     fitted = methods.create(method, **settings).fit(table)
-    fitted.save(out)
+    facts = {}
     if len(fitted.normal_scores) >= 2:
-        _store_thresholds(out, fitted.normal_scores, fitted.normal_map_maxima, "quantile", 0.05)
+        for name, scores in (("threshold", fitted.normal_scores), ("pixel_threshold", fitted.normal_map_maxima)):
+            facts[name] = thresholds.from_normals(scores, "quantile", 0.05).to_dict()
+    fitted.save(out, **facts)  # one write: never a new model beside the thresholds of the one before
     return fitted, unreadable
 
 

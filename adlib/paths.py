@@ -5,9 +5,17 @@ different places. Every path in the project therefore comes from here.
 """
 
 import contextlib
+import errno
+import fcntl
+import functools
 import os
+import shutil
 import tempfile
 from pathlib import Path
+
+from adlib.errors import InputError
+
+PREFIX = ".adlib.tmp-"  # of everything temporary; what carries it and is locked by no process may be deleted
 
 
 def root() -> Path:
@@ -40,19 +48,83 @@ def atomic_path(path):
 
     A reader therefore sees the old file or the whole new one, never a half: a full disk or a killed process
     leaves the old file as it was.
+
+    Raises:
+        InputError: `path` cannot be written, most often because the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays at the end because image and notebook writers choose their format by it.
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(temporary)
-    try:
+    with writing(path), temporary_beside(path, path.suffix) as temporary:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; results are meant to be read
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Turn what goes wrong while `path` is written, in whichever library, into one line that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        full, of_system = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT), isinstance(error, OSError)
+        # numpy, torch and safetensors lose the number of the error: then the disk itself is asked.
+        if not full and (not of_system or error.errno is None):
+            full = "No space left" in str(error) or (
+                type(error) in (OSError, RuntimeError) and shutil.disk_usage(_existing(path)).free < 2**20
+            )
+        if full:
+            raise InputError(f"{path}: the disk is full; free space there and run the command again") from error
+        if of_system and Path(str(error.filename or path)).name.startswith((PREFIX, Path(path).name)):
+            raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+        raise
+
+
+@contextlib.contextmanager
+def temporary_beside(path, suffix: str | None = None):
+    """Yield a temporary path in the folder of `path`: a file of this suffix, or a folder; delete it in the end.
+
+    What killed processes have left there is deleted first.
+    """
+    folder = Path(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    if suffix is None:
+        temporary = tempfile.mkdtemp(prefix=PREFIX, dir=folder)
+        handle = os.open(temporary, os.O_RDONLY)
+    else:
+        handle, temporary = tempfile.mkstemp(prefix=PREFIX, suffix=suffix, dir=folder)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems know no locks; nothing is swept there
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+        yield Path(temporary)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+        _delete(Path(temporary))
+
+
+@functools.cache  # once a process: a folder of ten thousand maps is not listed for each of them
+def _sweep(folder: Path) -> None:
+    for left in folder.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            handle = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _delete(left)
+            finally:
+                os.close(handle)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _existing(path) -> Path:
+    return next(folder for folder in Path(os.path.abspath(path)).parents if folder.is_dir())
 
 
 def _umask() -> int:

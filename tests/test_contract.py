@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import SMALL_SETTINGS, texture, write_image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from adlib import images, methods
 from adlib.errors import InputError
@@ -146,12 +146,14 @@ def test_an_input_need_not_be_square(small_table, name, tmp_path):
 @every_method
 def test_a_damaged_model_is_one_line(fit, name, tmp_path):
     fit(name).save(tmp_path / "model")
-    others = load_file(tmp_path / "model/model.safetensors")
+    header, others = storage.read_model(tmp_path / "model")
     scores = {"normal_scores": others.pop("normal_scores")}
     for part, lacking in ((others, "lacks 'normal_scores'"), (scores, r"[^\n]+")):
-        save_file(part, tmp_path / "model/model.safetensors")
+        save_file(part, storage.tensors_file(tmp_path / "model", header))
         with pytest.raises(InputError, match=r"^[^\n]+ is not the one that model.json describes; [^\n]+$"):
             methods.load(tmp_path / "model")
+        header["tensors_digest"] = storage.digest(part)
+        save_file(part, storage.tensors_file(tmp_path / "model", header))
         storage.update_header(tmp_path / "model", tensors_digest=storage.digest(part))
         with pytest.raises(InputError, match=rf"^model .*model is damaged \({lacking}\); train it again$"):
             methods.load(tmp_path / "model")

@@ -188,7 +188,7 @@ def test_an_old_version_is_made_anew_and_foreign_files_are_kept(two_categories, 
 
 def test_a_failure_leaves_no_half_tree(small, monkeypatch):
     monkeypatch.setattr(demo, "_save", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match="demo: the disk is full"):
         demo.generate(small / "demo")
     assert [p.name for p in small.iterdir()] == [".demo.lock"]
 

@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_the_old_record(record, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match=r"record\.json: the disk is full"):
         runs.write_record(tmp_path, {**record, "seed": 6})
     monkeypatch.undo()
     assert runs.read_record(tmp_path)["seed"] == 5

@@ -59,6 +59,8 @@ def from_normals(scores, rule: str = "quantile", false_alarm_rate: float = 0.05,
         raise InputError("held-out scores contain NaN or infinity; the features of the model are broken")
     if not 0 < false_alarm_rate < 1:
         raise InputError(f"false_alarm_rate {false_alarm_rate} must lie strictly between 0 and 1")
+    if not math.isfinite(n_sigma):
+        raise InputError(f"n_sigma {n_sigma} must be a number, for example 3")
     if rule == "quantile":
         rank = min(n, math.ceil((n + 1) * (1 - false_alarm_rate) - 1e-9))
         value = scores[rank - 1]

@@ -1,6 +1,6 @@
-"""A training on disk: one file, moved into place when complete, and beside it in JSON what it was made with."""
+"""A training on disk: one file, moved into place when complete, that also says what it was made with."""
 
-import json
+import zipfile
 from pathlib import Path
 
 import torch
@@ -14,21 +14,18 @@ FREE_SETTINGS = (
 )  # fmt: skip
 
 
-def check_checkpoint(checkpoint: str | Path, settings: dict) -> None:
-    """Refuse to resume from a checkpoint of other settings; a small JSON file beside it says what it was made with."""
-    checkpoint = checkpoint_file(checkpoint)
-    own = {key: value for key, value in settings.items() if key not in FREE_SETTINGS}
-    facts = checkpoint.with_name(checkpoint.name + ".json")
-    if checkpoint.is_file() and facts.is_file():
-        made_with = json.loads(facts.read_text())
-        for key, value in own.items():
-            if made_with.get(key) != value:
-                raise InputError(
-                    f"checkpoint {checkpoint} was made with {key} {made_with.get(key)!r}, these settings say "
-                    f"{value!r}; use the same or delete it to start anew"
-                )
-    with atomic_path(facts) as temporary:
-        temporary.write_text(json.dumps(own, indent=2))
+def check_origin(checkpoint: Path, made_with: dict, origin: dict) -> None:
+    """Refuse to resume from a checkpoint that was made with other settings, weights or images."""
+    for key, value in _binding(origin).items():
+        if made_with.get(key) != value:
+            raise InputError(
+                f"checkpoint {checkpoint} was made with {key} {made_with.get(key)!r}, these settings say {value!r}; "
+                "use the same or delete it to start anew"
+            )
+
+
+def _binding(origin: dict) -> dict:
+    return {key: value for key, value in origin.items() if key not in FREE_SETTINGS}
 
 
 def checkpoint_file(checkpoint: str | Path) -> Path:
@@ -43,10 +40,11 @@ def states(modules) -> dict:
     return {n: {k: v.detach().cpu().clone() for k, v in m.state_dict().items()} for n, m in modules.items()}
 
 
-def save(path: Path, state, modules, optimizers, schedulers) -> None:
-    """Write all that a training needs to go on."""
+def save(path: Path, state, modules, optimizers, schedulers, origin: dict | None = None) -> None:
+    """Write all that a training needs to go on, and `origin`: settings, weights and images that it was made with."""
     content = {
         **state,
+        "origin": _binding(origin or {}),
         "modules": states(modules),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "schedulers": [scheduler.state_dict() for scheduler in schedulers],
@@ -55,10 +53,14 @@ def save(path: Path, state, modules, optimizers, schedulers) -> None:
         torch.save(content, temporary)
 
 
-def restore(path: Path, modules, optimizers, schedulers) -> dict:
+def restore(path: Path, modules, optimizers, schedulers, origin: dict | None = None) -> dict:
     """Read what `save` wrote into modules, optimisers and schedulers; return the rest of it."""
     try:
+        with zipfile.ZipFile(path) as parts:  # torch writes a check sum of each part, and does not look at them
+            if damaged := parts.testzip():
+                raise ValueError(f"part {damaged} has changed")
         content = torch.load(path, map_location="cpu", weights_only=True)
+        check_origin(path, content.pop("origin"), origin or {})
         for name, module in modules.items():
             module.load_state_dict(content["modules"][name])
         for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):
@@ -68,6 +70,8 @@ def restore(path: Path, modules, optimizers, schedulers) -> dict:
         return {"gradients": [], "memory": [], "seconds": 0.0, "waiting": 0.0} | {
             key: value for key, value in content.items() if key not in ("modules", "optimizers", "schedulers")
         }
+    except InputError:
+        raise
     except Exception as error:  # torch, pickle and zip each raise their own; to the user they mean one thing
         reason = str(error).splitlines()[0][:100]
         raise InputError(

@@ -1,4 +1,7 @@
-"""Fitted methods on disk: one folder with `model.json` (readable) and `model.safetensors` (arrays, no pickle).
+"""Fitted methods on disk: one folder with `model.json` (readable) and `model-<digest>.safetensors` (arrays, no pickle).
+
+`model.json` is written last and names the arrays by their digest, and itself by its own: whenever a process is killed,
+the folder holds the old model or the new one, and a bit that has changed since is seen.
 
 A method declares what it consists of once fitted, and both directions follow from that:
 
@@ -22,7 +25,7 @@ from adlib.errors import InputError
 from adlib.paths import atomic_path
 from adlib.settings import as_dict
 
-FORMAT = 2  # of the folder; 1 had no number
+FORMAT = 3  # of the folder; 1 had no number, 2 no digest of the description
 
 
 class Kept(NamedTuple):
@@ -51,15 +54,15 @@ def check_fitted(method, *more: str) -> None:
             raise InputError(f"this {method.name} is not fitted; call fit(table) first")
 
 
-def save(method, path) -> Path:
-    """Write a fitted method to the folder `path`."""
+def save(method, path, **facts) -> Path:
+    """Write a fitted method to the folder `path`; `facts`, as its thresholds, stand in the description too."""
     kept = method.KEPT
     check_fitted(method, *kept.arrays)
     tensors = {name: getattr(method, name) for name in kept.tensors}
     tensors |= {name: torch.from_numpy(np.ascontiguousarray(getattr(method, name))) for name in kept.arrays}
     for name in kept.modules:
         tensors |= {f"{name}.{key}": value for key, value in getattr(method, name).state_dict().items()}
-    facts = {name: getattr(method, name) for name in kept.facts}
+    facts |= {name: getattr(method, name) for name in kept.facts}
     return save_model(path, method.name, as_dict(method.settings), tensors, **_fingerprint(method), **facts)
 
 
@@ -115,12 +118,29 @@ def save_model(path, method: str, settings: dict, tensors: dict[str, torch.Tenso
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": FORMAT, "adlib": adlib.__version__, "method": method, "settings": settings}
     header |= {"tensors_digest": digest(tensors), **facts}
-    with atomic_path(path / "model.safetensors") as temporary:
+    with atomic_path(tensors_file(path, header)) as temporary:
         save_file(tensors, temporary)
-    # The description goes last: a folder without it is not a model.
-    with atomic_path(path / "model.json") as temporary:
-        temporary.write_text(json.dumps(header, indent=2) + "\n")
+    _write_header(path, header)
     return path
+
+
+def tensors_file(path, header: dict) -> Path:
+    """Return the file of the arrays that a description names."""
+    return Path(path) / f"model-{header['tensors_digest']}.safetensors"
+
+
+def _write_header(path, header: dict) -> None:
+    """Write the description; with it the tensors that it names become the model, and all others are deleted."""
+    with atomic_path(Path(path) / "model.json") as temporary:
+        temporary.write_text(json.dumps(header | {"digest": _header_digest(header)}, indent=2, allow_nan=False) + "\n")
+    for file in Path(path).glob(f"model-{'[0-9a-f]' * 32}.safetensors"):
+        if file != tensors_file(path, header):
+            file.unlink(missing_ok=True)
+
+
+def _header_digest(header: dict) -> str:
+    text = json.dumps({key: value for key, value in header.items() if key != "digest"}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def read_header(path) -> dict:
@@ -130,19 +150,23 @@ def read_header(path) -> dict:
         raise InputError(f"{path} holds no model (no model.json); make one with: adlib train -i GOOD_DIR -o {path}")
     try:
         header = json.loads(file.read_text())
-        header["method"], header["settings"]
         if header.get("format") != FORMAT:
             again = f"adlib train --method {header['method']} -i GOOD_DIR -o {path}"
             raise InputError(f"{file} is of another version of adlib ({header.get('adlib')}); train it again: {again}")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise InputError(f"{file} is damaged: expected the JSON description of a model; train it again") from None
+        whole = header["digest"] == _header_digest(header)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        whole = False
+    if not whole:
+        raise InputError(f"{file} is damaged or was changed by hand; train the model again")
     return header
 
 
 def read_model(path) -> tuple[dict, dict[str, torch.Tensor]]:
     """Read the description and the tensors of a saved model."""
     header = read_header(path)
-    file = Path(path) / "model.safetensors"
+    file = tensors_file(path, header)
     try:
         tensors = load_file(file)
     except (FileNotFoundError, SafetensorError, OSError):
@@ -180,6 +204,4 @@ def parts_of(path):
 
 def update_header(path, **facts) -> None:
     """Add facts (a threshold, for example) to the description of a saved model."""
-    header = read_header(path) | facts
-    with atomic_path(Path(path) / "model.json") as temporary:
-        temporary.write_text(json.dumps(header, indent=2) + "\n")
+    _write_header(path, read_header(path) | facts)

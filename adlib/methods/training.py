@@ -262,11 +262,9 @@ def train(
     if accumulate < 1 or n_steps < 1:
         raise InputError(f"accumulate {accumulate} and the number of steps {n_steps} must both be at least 1")
     checkpoint = checkpoints.checkpoint_file(options.checkpoint) if options.checkpoint else None
-    if checkpoint and origin is not None:
+    if origin is not None:
         # A constant rate may go on longer than its checkpoint was meant to; a schedule depends on the number of steps.
-        checkpoints.check_checkpoint(
-            checkpoint, as_dict(options) | origin | ({"number of steps": n_steps} if schedulers else {})
-        )
+        origin = as_dict(options) | origin | ({"number of steps": n_steps} if schedulers else {})
     # accelerate keeps one state a Python process and refuses another precision; the processes' group outlives it.
     AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = Accelerator(
@@ -281,7 +279,7 @@ def train(
     state = {"step": 0, "losses": [], "validation": [], "snapshots": [], "best": None, "gradients": [], "memory": []}
     state |= {"seconds": 0.0, "waiting": 0.0}
     if checkpoint and checkpoint.is_file():
-        state = checkpoints.restore(checkpoint, raw, optimizers, schedulers)
+        state = checkpoints.restore(checkpoint, raw, optimizers, schedulers, origin)
     saved = state["step"]
     shard, n_shards = accelerator.process_index, accelerator.num_processes
 
@@ -364,7 +362,7 @@ def train(
             if checkpoint and (done % options.checkpoint_every == 0 or done == n_steps):
                 if accelerator.is_main_process:
                     state["seconds"] = time.perf_counter() - started
-                    checkpoints.save(checkpoint, state, raw, optimizers, schedulers)
+                    checkpoints.save(checkpoint, state, raw, optimizers, schedulers, origin)
                 saved = done
     if options.precision != "no":  # what accelerate put around the modules for mixed precision ends with the training
         raw = {name: accelerator.unwrap_model(module, keep_fp32_wrapper=False) for name, module in modules.items()}

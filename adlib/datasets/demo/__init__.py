@@ -14,8 +14,6 @@ Defects are graded: each kind runs from hardly visible to plain, so no method sh
 
 import fcntl
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,7 @@ from adlib.datasets.demo import scenes
 from adlib.datasets.layouts import MVTEC
 from adlib.datasets.table import unknown_category
 from adlib.errors import InputError
-from adlib.paths import data_dir
+from adlib.paths import data_dir, temporary_beside, writing
 
 VERSION = 2  # raise it when the same seed gives other bytes: trees of older versions are then made anew
 STAMP = "demo.json"
@@ -88,14 +86,11 @@ def generate(root=None, seed: int | None = None) -> Path:
             return root
         if root.exists() and any(root.iterdir()) and not (root / STAMP).is_file():
             raise InputError(f"demo folder {root} holds other files; name an empty or a new folder")
-        temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-        try:
+        with writing(root), temporary_beside(root) as temporary:
             _write(temporary / "new", _stamp(root).get("seed", 0) if seed is None else seed)
             if root.exists():
                 root.rename(temporary / "old")
             (temporary / "new").rename(root)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return root
 
 
