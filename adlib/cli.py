@@ -60,11 +60,11 @@ def threshold(options) -> int:
     """Set a model's thresholds from good images that it has not seen."""
     from adlib import own_parts
 
-    image, pixel, skipped = own_parts.set_threshold(
-        options.model, options.input, options.rule, options.false_alarm_rate, options.n_sigma
+    stored, skipped = own_parts.set_threshold(
+        options.model, options.input, options.rule, options.false_alarm_rate, options.n_sigma, options.even_so
     )
-    print(_threshold_line("threshold", image.to_dict()))
-    print(_threshold_line("pixel_threshold", pixel.to_dict()))
+    for key, value in stored.items():
+        print(_threshold_line(key, value))
     return _report_skipped(skipped)
 
 
@@ -175,6 +175,7 @@ def build_parser(add_commands=lambda commands: None) -> argparse.ArgumentParser:
     sub.add_argument("--rule", default="quantile", help="quantile, mean_sigma or max")
     sub.add_argument("--false-alarm-rate", type=float, default=0.05, help="target of the quantile rule")
     sub.add_argument("--n-sigma", type=float, default=3.0, help="for mean_sigma")
+    sub.add_argument("--even-so", action="store_true", help="take images that the model was trained on as well")
 
     sub = command(commands, "predict", predict, "adlib predict -m model/ -i parts/new -o out/")
     sub.add_argument("-m", "--model", required=True, metavar="MODEL", help="folder of the model")

@@ -3,13 +3,17 @@
     adlib train -i GOOD_DIR -o model/        adlib threshold -m model/ -i OTHER_GOOD_DIR
     adlib predict -m model/ -i DIR -o OUT
 
-For every image OUT holds, at the size of the original: `overlays/*.jpg` (one colour scale across all images),
-`maps/*.npy` (raw scores, NaN where a crop hid the image), `contours/*.jpg` and `polygons/*.json` (regions above the
-pixel threshold); and one `scores.csv` for all.
+For every image OUT holds, at the size of the original: `overlays/*.jpg` (one colour scale across all images, drawn in
+`scale.png`), `maps/*.npy` (raw scores, NaN where a crop hid the image), `contours/*.jpg` and `polygons/*.json` (the
+regions of flagged images, see `decide`). `scores.csv` has a row an image; until all are drawn it is called
+`scores.partial.csv`. `adlib-predict.json` says how they were made and lists them, so that the next run may remove them.
 """
 
+import csv
 import json
-from collections import Counter
+import math
+import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -18,21 +22,22 @@ import pandas as pd
 from tqdm import tqdm
 
 from adlib import methods, profiles
+from adlib.datasets.table import file_hash
 from adlib.errors import InputError
 from adlib.evaluation import thresholds
-from adlib.images import Batch, list_images, read_image, to_tensor
+from adlib.images import IMAGE_SUFFIXES, RESULTS_MARK, Batch, list_images, read_image, to_tensor
 from adlib.methods import storage
-from adlib.paths import atomic_path
+from adlib.paths import atomic_path, writing
 
 COLORMAP = cv2.COLORMAP_INFERNO  # monotone in lightness: readable in grey and for colour-blind readers
 OUTLINE = (0, 158, 230)  # orange (BGR)
+COLUMNS = ("image", "score", "map_max", "threshold", "anomalous", "n_regions", "region_area")  # of scores.csv
+KINDS = {"overlays": ".jpg", "maps": ".npy", "contours": ".jpg", "polygons": ".json"}  # what is written of an image
 
 
 def normal_table(folder) -> tuple[pd.DataFrame, list[str]]:
     """Return a training table of every readable image below `folder`, and one line for each unreadable file."""
     files, unreadable = _readable_images(folder)
-    if not files:
-        raise InputError(f"{folder}: none of the images in this folder can be read ({unreadable[0]})")
     table = pd.DataFrame({"image_path": [str(f) for f in files], "mask_path": None, "label": 0, "defect": "good"})
     return table.assign(split="train", category=Path(folder).resolve().name), unreadable
 
@@ -43,29 +48,53 @@ def train(folder, out, method: str = "patchcore", settings: dict | None = None) 
     Returns:
         the fitted method and one line for each file that was skipped.
     """
+    _keep_apart(out, folder)
     table, unreadable = normal_table(folder)
     settings = profiles.shaped(method, settings or {}, table.image_path, report=print)
     fitted = methods.create(method, **settings).fit(table)
-    facts = {}
+    facts = {"trained_on": sorted({file_hash(path) for path in table.image_path})}
     if len(fitted.normal_scores) >= 2:
-        for name, scores in (("threshold", fitted.normal_scores), ("pixel_threshold", fitted.normal_map_maxima)):
-            facts[name] = thresholds.from_normals(scores, "quantile", 0.05).to_dict()
+        facts |= _thresholds(fitted.normal_scores, fitted.normal_map_maxima)
     fitted.save(out, **facts)  # one write: never a new model beside the thresholds of the one before
     return fitted, unreadable
 
 
-def set_threshold(model, folder, rule: str = "quantile", false_alarm_rate: float = 0.05, n_sigma: float = 3.0):
+def set_threshold(
+    model, folder, rule: str = "quantile", false_alarm_rate: float = 0.05, n_sigma: float = 3.0, even_so: bool = False
+):
     """Score a folder of good images that the model has not seen and store the thresholds that follow.
 
+    Args:
+        even_so: take images that the model was trained on as well; they score lower than new ones, so that the
+            threshold comes out too low.
+
     Returns:
-        the image threshold, the pixel threshold, and one line for each file that was skipped.
+        the thresholds as they are stored, and one line for each file that was skipped.
+
+    Raises:
+        InputError: the model was trained on some of the images.
     """
-    fitted = methods.load(model)
-    files, unreadable = _readable_images(folder)
-    scored = [_score_one(fitted, read_image(file)) for file in tqdm(files, desc="score", disable=None, leave=False)]
-    scores = [score for score, _ in scored]
-    maxima = [float(np.nanmax(anomaly_map)) for _, anomaly_map in scored]
-    return *_store_thresholds(model, scores, maxima, rule, false_alarm_rate, n_sigma), unreadable
+    header, fitted = storage.read_header(model), methods.load(model)
+    files = _image_files(folder)
+    trained_on = set(header.get("trained_on", ()))
+    seen = [file for file in files if trained_on and file_hash(file) in trained_on]
+    if seen and not even_so:
+        raise InputError(
+            f"{seen[0]}: the model was trained on this image ({len(seen)} of {len(files)} there), and a threshold from "
+            "it would flag good parts; give other good images, or --even-so"
+        )
+    scores, maxima, skipped = [], [], []
+    for file in tqdm(files, desc="score", disable=None, leave=False):
+        try:
+            score, anomaly_map = _score_one(fitted, read_image(file))
+        except InputError as error:
+            skipped.append(str(error))
+            continue
+        scores.append(score)
+        maxima.append(float(np.nanmax(anomaly_map)))
+    facts = _thresholds(scores, maxima, rule, false_alarm_rate, n_sigma)
+    storage.update_header(model, **facts)
+    return facts, skipped
 
 
 def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: float = 0.0005):
@@ -74,7 +103,7 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
     Args:
         model: folder of a saved model.
         folder: images of any size, nested folders included. Unreadable files are skipped and named.
-        out: output folder; file names follow the names below `folder`.
+        out: output folder, empty or of an earlier run, whose files are removed; names follow those below `folder`.
         threshold, pixel_threshold: replace the stored ones (units of the score).
         min_area: regions smaller than this share of the image are left out.
 
@@ -82,8 +111,6 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
         the score table and one line for each file that was skipped.
     """
     out, folder = Path(out), Path(folder)
-    if out.is_file():
-        raise InputError(f"output {out} is a file; give a folder")
     if not 0 <= min_area < 1:
         raise InputError(f"min_area {min_area} must be a share of the image in [0, 1)")
     header = storage.read_header(model)
@@ -92,44 +119,87 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
         threshold = (header.get("threshold") or {}).get("value")
     if pixel_threshold is None:
         pixel_threshold = (header.get("pixel_threshold") or {}).get("value")
+    _keep_apart(out, folder)
     files = _image_files(folder)
+    names = output_names([file.relative_to(folder).as_posix() for file in files])
+    written = ["scores.csv", "scores.partial.csv", "scale.png", "report.html"]
+    written += [f"{kind}/{name}{suffix}" for name in names for kind, suffix in KINDS.items()]
+    facts = {"input": str(folder), "model": str(model), "threshold": threshold, "pixel_threshold": pixel_threshold}
+    _start_results(out, facts | {"min_area": min_area, "files": written})
 
-    rows, skipped, lows, highs = [], [], [], []
-    names = _output_names(files, folder)
-    for file in tqdm(files, desc="score", disable=None, leave=False):
-        try:
-            image = read_image(file)
-        except InputError as error:
-            skipped.append(str(error))
-            continue
-        score, anomaly_map = _score_one(fitted, image)
-        with atomic_path(out / "maps" / f"{names[file]}.npy") as temporary:
-            np.save(temporary, anomaly_map)
-        lows.append(float(np.nanmedian(anomaly_map)))
-        highs.append(float(np.nanmax(anomaly_map)))
-        rows.append({"image": file.relative_to(folder).as_posix(), "score": score, "map_max": highs[-1]})
+    rows, drawn, skipped, lows, highs = [], [], [], [], []
+    # A row is on the disk as soon as its image is scored, whatever happens to the next one.
+    with open(out / "scores.partial.csv", "w", encoding="utf-8", errors="surrogateescape", newline="") as partial:
+        lines = csv.DictWriter(partial, COLUMNS, lineterminator="\n")
+        lines.writeheader()
+        for file, name in zip(tqdm(files, desc="score", disable=None, leave=False), names, strict=True):
+            try:
+                image = read_image(file)
+            except InputError as error:
+                skipped.append(str(error))
+                continue
+            score, anomaly_map = _score_one(fitted, image)
+            with atomic_path(out / "maps" / f"{name}.npy") as temporary:
+                np.save(temporary, anomaly_map)
+            anomalous, regions = decide(score, anomaly_map, threshold, pixel_threshold, min_area)
+            _write_image(out / "contours" / f"{name}.jpg", draw_regions(image, regions))
+            row = {
+                "image": file.relative_to(folder).as_posix(),
+                "score": score,
+                "map_max": float(np.nanmax(anomaly_map)),
+            }
+            with atomic_path(out / "polygons" / f"{name}.json") as temporary:
+                text = {"image": row["image"], "size": list(image.shape[:2]), "threshold": pixel_threshold}
+                temporary.write_text(json.dumps(text | {"regions": regions}) + "\n")
+            row |= {"threshold": threshold, "anomalous": anomalous, "n_regions": len(regions)}
+            row |= {"region_area": sum(region["area"] for region in regions)}
+            with writing(out / "scores.partial.csv"):
+                lines.writerow({key: f"{value:.6g}" if type(value) is float else value for key, value in row.items()})
+                partial.flush()
+            rows.append(row)
+            drawn.append((file, name))
+            lows.append(float(np.nanmedian(anomaly_map)))
+            highs.append(row["map_max"])
     if not rows:
         raise InputError(f"{folder}: none of the images in this folder can be read ({skipped[0]})")
 
     # One colour scale for all images; never tighter than twice the pixel threshold, or a batch of good parts would
     # glow with its own noise.
     scale = min(lows), max([*highs, 2 * (pixel_threshold or 0.0) - min(lows)])
-    readable = [file for file in files if file.relative_to(folder).as_posix() in {row["image"] for row in rows}]
-    for file, row in zip(tqdm(readable, desc="draw", disable=None, leave=False), rows, strict=True):
-        image, name = read_image(file), names[file]
+    _write_image(out / "scale.png", scale_bar(scale, pixel_threshold))
+    for file, name in tqdm(drawn, desc="draw", disable=None, leave=False):
         anomaly_map = np.load(out / "maps" / f"{name}.npy", allow_pickle=False)
-        _write_jpeg(out / "overlays" / f"{name}.jpg", overlay(image, anomaly_map, scale))
-        regions = find_regions(anomaly_map, pixel_threshold, min_area) if pixel_threshold is not None else []
-        _write_jpeg(out / "contours" / f"{name}.jpg", draw_regions(image, regions))
-        with atomic_path(out / "polygons" / f"{name}.json") as temporary:
-            text = {"image": row["image"], "size": list(image.shape[:2]), "threshold": pixel_threshold}
-            temporary.write_text(json.dumps(text | {"regions": regions}) + "\n")
-        row |= {"threshold": threshold, "anomalous": None if threshold is None else row["score"] > threshold}
-        row |= {"n_regions": len(regions), "region_area": sum(region["area"] for region in regions)}
-    table = pd.DataFrame(rows)
-    with atomic_path(out / "scores.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
-    return table, skipped
+        try:
+            image = read_image(file)
+            if image.shape[:2] != anomaly_map.shape:
+                raise InputError(f"{file}: changed while it was scored; its row is that of the earlier image")
+        except InputError as error:
+            skipped.append(str(error))
+            continue
+        _write_image(out / "overlays" / f"{name}.jpg", overlay(image, anomaly_map, scale))
+    _write_facts(out, facts | {"min_area": min_area, "scale": scale, "files": written})
+    os.replace(out / "scores.partial.csv", out / "scores.csv")
+    return pd.DataFrame(rows, columns=list(COLUMNS)), skipped
+
+
+def decide(score: float, anomaly_map: np.ndarray, threshold, pixel_threshold, min_area: float = 0.0005):
+    """Return what is said of an image, so that the verdict and the picture agree: (anomalous or None, regions).
+
+    The image score alone decides, by the threshold that held-out normal images gave it, so that the rate of false
+    alarms is the one that was asked for. Regions are shown of flagged images: those of the map above
+    `pixel_threshold` (see `find_regions`); where there is none, or all are smaller than `min_area`, the surroundings of
+    the highest place of the map. Without a `threshold` nothing is flagged, and any region is shown.
+    """
+    anomalous = None if threshold is None else bool(score > threshold)
+    if anomalous is False or (anomalous is None and pixel_threshold is None):
+        return anomalous, []
+    level = math.inf if pixel_threshold is None else pixel_threshold
+    regions = find_regions(anomaly_map, level, min_area)
+    if anomalous and not regions:
+        middle, peak = float(np.nanmedian(anomaly_map)), float(np.nanmax(anomaly_map))
+        level = min(level, middle + 0.8 * (peak - middle), float(np.nextafter(peak, -math.inf, dtype=np.float32)))
+        regions = [max(find_regions(anomaly_map, level, 0.0), key=lambda region: region["max_score"])]
+    return anomalous, regions
 
 
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
@@ -139,12 +209,34 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, floa
         scale: the scores that mean "nothing" and "full colour"; a flat scale gives the plain image.
     """
     low, high = scale
-    span = high - low
-    strength = np.clip((anomaly_map - low) / span, 0, 1) if span > 0 else np.zeros_like(anomaly_map)
-    strength = np.nan_to_num(strength, nan=0.0)
-    colour = cv2.applyColorMap(np.uint8(255 * strength), COLORMAP)[..., ::-1]
-    opacity = 0.75 * strength[..., None] ** 0.7
-    return np.uint8(np.round((1 - opacity) * image + opacity * colour))
+    span, drawn = high - low, np.empty_like(image)
+    step = max(1, 2**20 // image.shape[1])  # rows at a time: in floating point a large image takes 24 times its size
+    for top in range(0, len(image), step):
+        rows = slice(top, top + step)
+        strength = np.clip((anomaly_map[rows] - low) / span, 0, 1) if span > 0 else np.zeros_like(anomaly_map[rows])
+        strength = np.nan_to_num(strength, nan=0.0)
+        colour = cv2.applyColorMap(np.uint8(255 * strength), COLORMAP)[..., ::-1]
+        opacity = 0.75 * strength[..., None] ** 0.7
+        drawn[rows] = np.round((1 - opacity) * image[rows] + opacity * colour)
+    return drawn
+
+
+def scale_bar(scale: tuple[float, float], pixel_threshold: float | None = None) -> np.ndarray:
+    """Draw the colours of `overlay` from left to right with the scores they stand for: uint8 (64, 512, 3)."""
+    ramp = np.tile(np.linspace(*scale, 480, dtype=np.float32), (24, 1))
+    bar = np.full((64, 512, 3), 255, np.uint8)
+    bar[8:32, 16:496] = overlay(np.full((24, 480, 3), 255, np.uint8), ramp, scale)
+    marks = [(scale[0], "nothing"), (scale[1], "full")]
+    if pixel_threshold is not None and scale[0] < pixel_threshold < scale[1]:
+        marks.insert(1, (pixel_threshold, "regions above"))
+    for value, meaning in marks:
+        text = f"{value:.4g}: {meaning}"
+        x = 16 + round(480 * (value - scale[0]) / max(scale[1] - scale[0], 1e-12))
+        width = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0]
+        cv2.line(bar, (x, 4), (x, 36), (0, 0, 0), 1)
+        place = min(max(x - width // 2, 2), 510 - width), 52
+        cv2.putText(bar, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    return bar
 
 
 def find_regions(anomaly_map: np.ndarray, pixel_threshold: float, min_area: float = 0.0005) -> list[dict]:
@@ -161,11 +253,13 @@ def find_regions(anomaly_map: np.ndarray, pixel_threshold: float, min_area: floa
         area = statistics[label, cv2.CC_STAT_AREA] / above.size
         if area < min_area:
             continue
-        region = np.uint8(labels == label)
-        outlines, hierarchy = cv2.findContours(region, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+        left, top, width, height = (int(value) for value in statistics[label, :4])
+        box = np.s_[top : top + height, left : left + width]  # of a large image a region is a small part
+        region = np.uint8(labels[box] == label)
+        outlines, hierarchy = cv2.findContours(region, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
         outer = [c[:, 0].tolist() for c, h in zip(outlines, hierarchy[0], strict=True) if h[3] < 0]
         holes = [c[:, 0].tolist() for c, h in zip(outlines, hierarchy[0], strict=True) if h[3] >= 0]
-        score = float(np.nanmax(anomaly_map[region > 0]))
+        score = float(np.nanmax(anomaly_map[box][region > 0]))
         regions.append({"polygon": outer[0], "holes": holes, "area": round(float(area), 6), "max_score": score})
     return sorted(regions, key=lambda region: -region["area"])
 
@@ -187,15 +281,83 @@ def _score_one(fitted, image: np.ndarray):
     return float(scores.image[0]), geometry.to_original(scores.map[0])
 
 
+def output_names(files: list[str]) -> list[str]:
+    """Name the results of images, given by their paths from one folder: without suffix where that is unmistakable.
+
+    No two names are the same, on systems either that do not tell "a" from "A", and none is too long for a file.
+    """
+    stems = [os.path.splitext(file)[0] for file in files]
+    counts = pd.Series([stem.casefold() for stem in stems]).value_counts()
+    # A folder may be called like a result: a.npy/b.png beside a.png.
+    taken = {str(folder).casefold() for file in files for folder in Path(file).parents}
+    names = []
+    for file, stem in zip(files, stems, strict=True):
+        name = stem if counts[stem.casefold()] == 1 else f"{stem}_{os.path.splitext(file)[1][1:].lower()}"
+        folder, name = os.path.split(name)
+        name = os.path.join(folder, os.fsdecode(os.fsencode(name)[:240]))
+        number, unique = 1, name
+        while not taken.isdisjoint(unique.casefold() + suffix for suffix in KINDS.values()):
+            number += 1
+            unique = f"{name}-{number}"
+        taken.update(unique.casefold() + suffix for suffix in KINDS.values())
+        names.append(unique)
+    return names
+
+
+def _keep_apart(out, folder) -> None:
+    """Refuse an output folder that is a file, or that lies in the input folder: the next run would read it."""
+    out, folder = Path(os.path.realpath(out)), Path(os.path.realpath(folder))
+    if out.is_file():
+        raise InputError(f"output {out} is a file; give a folder")
+    if out == folder or folder in out.parents:
+        raise InputError(f"output {out} lies in the input folder {folder}; give a folder outside of it")
+
+
+def _start_results(out: Path, facts: dict) -> None:
+    """Remove from `out` what an earlier run has written there, and nothing else; write down what this one will write.
+
+    Raises:
+        InputError: the folder holds other files.
+    """
+    there = {f.relative_to(out).as_posix() for f in out.rglob("*") if not f.is_dir() and f.name[0] != "."}
+    listed = set()
+    if RESULTS_MARK in there:
+        try:
+            listed = {RESULTS_MARK, *json.loads((out / RESULTS_MARK).read_text())["files"]}
+        except (ValueError, LookupError, TypeError):
+            raise InputError(f"{out / RESULTS_MARK}: damaged; empty the folder {out} or give another one") from None
+    if others := sorted(there - listed):
+        raise InputError(
+            f"output folder {out} holds files that no earlier run of predict lists ({others[0]}); give another folder"
+        )
+    _write_facts(out, facts)
+    for name in there - {RESULTS_MARK}:
+        (out / name).unlink(missing_ok=True)
+
+
+def _write_facts(out: Path, facts: dict) -> None:
+    with atomic_path(out / RESULTS_MARK) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _score_one(fitted, image: np.ndarray):
+    prepared, geometry = fitted.resize.image(image)
+    scores = fitted.score(Batch(to_tensor([prepared]), ("",), (geometry,)))
+    return float(scores.image[0]), geometry.to_original(scores.map[0])
+
+
 def _image_files(folder) -> list[Path]:
+    """List the images below a folder; say on stderr what is not read."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a folder of images")
-    files = list_images(folder, recursive=True)
+    left_out: list[str] = []
+    files = list_images(folder, recursive=True, left_out=left_out)
+    if left_out:
+        more = f" and {len(left_out) - 20} more" if len(left_out) > 20 else ""
+        print(f"not read in {folder} ({len(left_out)}): {', '.join(left_out[:20])}{more}", file=sys.stderr)
     if not files:
-        raise InputError(
-            f"{folder} holds no image (.png, .jpg, .jpeg, .bmp, .tif, .tiff, .webp), nested folders included"
-        )
+        raise InputError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}), nested folders included")
     return files
 
 
@@ -207,29 +369,20 @@ def _readable_images(folder) -> tuple[list[Path], list[str]]:
             readable.append(file)
         except InputError as error:
             unreadable.append(str(error))
+    if not readable:
+        raise InputError(f"{folder}: none of the images in this folder can be read ({unreadable[0]})")
     return readable, unreadable
 
 
-def _output_names(files: list[Path], folder: Path) -> dict[Path, str]:
-    """Name outputs like the images, without suffix; where two images share a stem, keep the suffix in the name."""
-    stems = [file.relative_to(folder).with_suffix("").as_posix() for file in files]
-    twice = {stem for stem, count in Counter(stems).items() if count > 1}
-    return {
-        file: f"{stem}_{file.suffix[1:].lower()}" if stem in twice else stem
-        for file, stem in zip(files, stems, strict=True)
-    }
+def _thresholds(scores, maxima, rule: str = "quantile", rate: float = 0.05, n_sigma: float = 3.0) -> dict:
+    """The two thresholds of a model, as they are stored: of the image score, and of the map for the outlines."""
+    kinds = {"threshold": scores, "pixel_threshold": maxima}
+    return {name: thresholds.from_normals(x, rule, rate, n_sigma).to_dict() for name, x in kinds.items()}
 
 
-def _store_thresholds(model, scores, maxima, rule, rate, n_sigma=3.0):
-    image = thresholds.from_normals(scores, rule, rate, n_sigma)
-    pixel = thresholds.from_normals(maxima, rule, rate, n_sigma)
-    storage.update_header(model, threshold=image.to_dict(), pixel_threshold=pixel.to_dict())
-    return image, pixel
-
-
-def _write_jpeg(path: Path, image: np.ndarray) -> None:
+def _write_image(path: Path, image: np.ndarray) -> None:
     with atomic_path(path) as temporary:
-        ok, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+        ok, encoded = cv2.imencode(path.suffix, image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
         if not ok:
-            raise InputError(f"{path} could not be written as JPEG")
+            raise InputError(f"{path} could not be written as {path.suffix}")
         temporary.write_bytes(encoded.tobytes())

@@ -417,9 +417,9 @@ def test_original_weights_score_and_get_thresholds_and_are_saved(train, tmp_path
     np.testing.assert_array_equal(again.normal_scores, method.normal_scores)
     assert len(again.normal_scores) == len(again.normal_map_maxima) == len(train)
     assert thresholds.from_normals(again.normal_scores, "max").value == pytest.approx(method.normal_scores.max())
-    image, pixel, _ = own_parts.set_threshold(tmp_path / "model", Path(train.image_path.iloc[0]).parent, "max")
-    assert image.value == pytest.approx(method.normal_scores.max())
-    assert pixel.value == pytest.approx(method.normal_map_maxima.max())
+    stored, _ = own_parts.set_threshold(tmp_path / "model", Path(train.image_path.iloc[0]).parent, "max")
+    assert stored["threshold"]["value"] == pytest.approx(method.normal_scores.max())
+    assert stored["pixel_threshold"]["value"] == pytest.approx(method.normal_map_maxima.max())
 
 
 @pytest.mark.parametrize(
