@@ -119,6 +119,9 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
         threshold = (header.get("threshold") or {}).get("value")
     if pixel_threshold is None:
         pixel_threshold = (header.get("pixel_threshold") or {}).get("value")
+    for name, value in (("threshold", threshold), ("pixel_threshold", pixel_threshold)):
+        if value is not None and not math.isfinite(value):
+            raise InputError(f"{name} {value} must be a number in the units of the score")
     _keep_apart(out, folder)
     files = _image_files(folder)
     names = output_names([file.relative_to(folder).as_posix() for file in files])
@@ -187,18 +190,18 @@ def decide(score: float, anomaly_map: np.ndarray, threshold, pixel_threshold, mi
 
     The image score alone decides, by the threshold that held-out normal images gave it, so that the rate of false
     alarms is the one that was asked for. Regions are shown of flagged images: those of the map above
-    `pixel_threshold` (see `find_regions`); where there is none, or all are smaller than `min_area`, the surroundings of
-    the highest place of the map. Without a `threshold` nothing is flagged, and any region is shown.
+    `pixel_threshold` (see `find_regions`), and always the surroundings of the highest place of the map, also where they
+    are below it or smaller than `min_area`. Without a `threshold` nothing is flagged, and any region is shown.
     """
     anomalous = None if threshold is None else bool(score > threshold)
     if anomalous is False or (anomalous is None and pixel_threshold is None):
         return anomalous, []
     level = math.inf if pixel_threshold is None else pixel_threshold
-    regions = find_regions(anomaly_map, level, min_area)
-    if anomalous and not regions:
-        middle, peak = float(np.nanmedian(anomaly_map)), float(np.nanmax(anomaly_map))
+    regions, peak = find_regions(anomaly_map, level, min_area), float(np.nanmax(anomaly_map))
+    if anomalous and all(region["max_score"] < peak for region in regions):
+        middle = float(np.nanmedian(anomaly_map))
         level = min(level, middle + 0.8 * (peak - middle), float(np.nextafter(peak, -math.inf, dtype=np.float32)))
-        regions = [max(find_regions(anomaly_map, level, 0.0), key=lambda region: region["max_score"])]
+        regions.append(max(find_regions(anomaly_map, level, 0.0), key=lambda region: region["max_score"]))
     return anomalous, regions
 
 

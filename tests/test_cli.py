@@ -1,6 +1,9 @@
 """The command line as a user types it: own data, bad input, exit codes."""
 
+import contextlib
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +16,8 @@ from conftest import texture, write_image
 
 from adlib import own_parts
 from adlib.errors import InputError
+from adlib.images import Resize
+from adlib.methods import Scores
 from adlib_book import cli
 
 SMALL = ["--set", "image_size=64", "--set", "coreset=0.25", "--profile", "smoke", "--set", "resize=aspect"]
@@ -50,13 +55,16 @@ def model(parts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predicted(parts, model, tmp_path_factory):
-    out = tmp_path_factory.mktemp("predicted")
-    return adlib("predict", "-m", model, "-i", parts / "new", "-o", out), out
+    out, errors = tmp_path_factory.mktemp("predicted"), io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        assert adlib("predict", "-m", model, "-i", parts / "new", "-o", out) == 1  # one file could not be read
+    return errors.getvalue(), out
 
 
 def test_predict_writes_everything_at_the_original_size(predicted):
-    code, out = predicted
-    assert code == 1  # one file could not be read; nothing else was lost
+    errors, out = predicted
+    assert "broken.png" in errors
+    assert "1 files could not be read" in errors
     scores = pd.read_csv(out / "scores.csv")
     assert sorted(scores.image) == ["bad.JPG", "bad.png", "deep/ok.png"]
     for name, shape in (("bad_jpg", (160, 240)), ("bad_png", (160, 240)), ("deep/ok", (80, 120))):
@@ -77,13 +85,6 @@ def test_the_defect_is_found_where_it_is(predicted):
     assert 150 <= column < 200
     region = json.loads((out / "polygons/bad_png.json").read_text())["regions"][0]
     assert cv2.pointPolygonTest(np.array(region["polygon"], np.int32), (175, 60), False) > 0
-
-
-def test_unreadable_files_are_named_and_counted(parts, model, tmp_path, capsys):
-    assert adlib("predict", "-m", model, "-i", parts / "new", "-o", tmp_path) == 1
-    errors = capsys.readouterr().err
-    assert "broken.png" in errors
-    assert "1 files could not be read" in errors
 
 
 def test_a_training_that_breaks_down_is_one_line_and_exit_code_1(parts, tmp_path, capsys):
@@ -114,17 +115,131 @@ def test_threshold_from_a_folder_is_stored_and_used(parts, model, tmp_path, caps
     assert header["threshold"]["rule"] == "max"
     assert header["threshold"]["n_normals"] == 4
     assert header["threshold"]["false_alarm_rate"] == pytest.approx(1 / 5)
+    shutil.copy(parts / "good/line_a/1.PNG", parts / "more_good/copy.png")
+    seen = "threshold", "-m", tmp_path / "model", "-i", parts / "more_good"
+    assert adlib(*seen) == 2
+    assert "copy.png: the model was trained on this image (1 of 5 there)" in capsys.readouterr().err
+    assert adlib(*seen, "--even-so", "--rule", "max") == 0
+    (parts / "more_good/copy.png").unlink()
     assert adlib("predict", "-m", tmp_path / "model", "-i", parts / "more_good", "-o", tmp_path / "out") == 0
     assert not pd.read_csv(tmp_path / "out/scores.csv").anomalous.any()
 
 
-def test_one_colour_scale_for_all_images(predicted):
-    _, out = predicted
-    quiet = cv2.imread(str(out / "overlays/deep/ok.jpg")).astype(int)
-    plain = cv2.imread(str(out / "contours/deep/ok.jpg")).astype(int)  # no region: the image itself
-    assert np.abs(quiet - plain).mean() < 25
-    loud = np.load(out / "maps/bad_png.npy")
-    assert loud.max() > 2 * np.load(out / "maps/deep/ok.npy").max()
+class Brightness:
+    """Stands for a fitted method: the score of a pixel is its brightness."""
+
+    resize = Resize(16)
+
+    def score(self, batch):
+        maps = batch.images.mean(1).numpy()
+        return Scores(maps.max(axis=(1, 2)), maps)
+
+
+@pytest.fixture
+def predict(tmp_path, monkeypatch):
+    """`own_parts.predict` of `in` into `out`, by brightness, with thresholds 0.5 and 0.8."""
+    header = {"threshold": {"value": 0.5}, "pixel_threshold": {"value": 0.8}}
+    monkeypatch.setattr(own_parts.storage, "read_header", lambda _: header)
+    monkeypatch.setattr(own_parts.methods, "load", lambda _: Brightness())
+    return lambda folder="in", out="out": own_parts.predict("model", tmp_path / folder, tmp_path / out)
+
+
+def spots(*values):
+    """An image of 16 x 16 with a pixel of each of these grey values."""
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[4, 2 : 2 + 2 * len(values) : 2] = np.array(values)[:, None]
+    return image
+
+
+NAMES = ["a.png", "a.PNG", "A.png", "a.bmp", "a_bmp.bmp", "a.npy/b.png", "~.png", "#:{%}'\".png", "l" * 251 + ".png",
+         "l" * 251 + ".bmp", "n\udcff.png"]  # fmt: skip
+
+
+def test_one_image_one_result(tmp_path, predict):
+    for i, name in enumerate(NAMES):
+        write_image(tmp_path / "one.bmp", spots(i))
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "one.bmp", tmp_path / "in" / name)
+    names = own_parts.output_names(NAMES)
+    assert len({name.casefold() for name in names}) == len(names)
+    scores, skipped = predict()
+    assert not skipped
+    by_name = {row.image: row for row in scores.itertuples()}
+    for i, name in enumerate(NAMES):
+        assert by_name[name].score == pytest.approx(i / 255)
+    polygons = [json.loads(file.read_text()) for file in (tmp_path / "out/polygons").rglob("*.json")]
+    assert sorted(polygon["image"] for polygon in polygons) == sorted(NAMES)
+    for kind in ("maps", "overlays", "contours"):
+        assert sum(file.is_file() for file in (tmp_path / "out" / kind).rglob("*")) == len(NAMES)
+    table = pd.read_csv(tmp_path / "out/scores.csv", encoding_errors="surrogateescape")
+    assert table.image.tolist() == scores.image.tolist()
+
+
+def test_a_second_run_removes_what_the_first_has_written_and_nothing_else(tmp_path, predict):
+    for name in ("a", "b"):
+        write_image(tmp_path / f"in/{name}.png", spots(200))
+    predict()
+    (tmp_path / "in/a.png").unlink()
+    (tmp_path / "out/maps/mine.txt").touch()
+    with pytest.raises(InputError, match=r"no earlier run of predict lists \(maps/mine\.txt\)"):
+        predict()
+    assert (tmp_path / "out/maps/a.npy").is_file()
+    (tmp_path / "out/maps/mine.txt").unlink()
+    predict()
+    names = {file.name for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    assert names == {"adlib-predict.json", "scores.csv", "scale.png", "b.npy", "b.jpg", "b.json"}
+    facts = json.loads((tmp_path / "out/adlib-predict.json").read_text())
+    assert facts["scale"] == pytest.approx([0, 1.6])  # twice the pixel threshold: no image reaches it
+    assert own_parts.normal_table(tmp_path)[0].image_path.tolist() == [str(tmp_path / "in/b.png")]  # results are not
+    for out in ("in", "in/out"):
+        with pytest.raises(InputError, match="lies in the input folder"):
+            predict(out=out)
+        with pytest.raises(InputError, match="lies in the input folder"):
+            own_parts.train(tmp_path / "in", tmp_path / out)
+
+
+def test_what_happens_to_the_files_while_they_are_scored_costs_a_row(tmp_path, predict, monkeypatch):
+    for name in "abcd":
+        write_image(tmp_path / f"in/{name}.png", spots(200))
+    score, calls = Brightness.score, []
+
+    def meanwhile(self, batch):
+        calls.append(batch)
+        (tmp_path / "in/a.png").unlink(missing_ok=True)
+        if len(calls) == 2:
+            write_image(tmp_path / "in/b.png", spots(200)[:8])
+        (tmp_path / "in/d.png").write_bytes(b"half")
+        return score(self, batch)
+
+    monkeypatch.setattr(Brightness, "score", meanwhile)
+    scores, skipped = predict()
+    assert (
+        scores.image.tolist() == pd.read_csv(tmp_path / "out/scores.csv").image.tolist() == ["a.png", "b.png", "c.png"]
+    )
+    reasons = (r"d\.png: not a readable", r"a\.png: no such", r"b\.png: changed while it was scored")
+    assert all(re.search(reason, line) for reason, line in zip(reasons, skipped, strict=True))
+    calls.clear()
+    monkeypatch.setattr(Brightness, "score", lambda *_: calls.append(1) or (score(*_) if len(calls) < 2 else 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        predict()
+    assert pd.read_csv(tmp_path / "out/scores.partial.csv").image.tolist() == ["b.png"]
+    assert not (tmp_path / "out/scores.csv").exists()
+
+
+def test_verdict_and_picture_agree():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        anomaly_map = rng.normal(size=(6, 7)).astype(np.float32)
+        anomaly_map[0, :3] = np.nan  # cut off by a crop
+        score, threshold, pixel_threshold = rng.normal(1, 1), rng.normal(1, 1), rng.normal(1, 2)
+        anomalous, regions = own_parts.decide(score, anomaly_map, threshold, pixel_threshold, 0.1)
+        assert anomalous == (score > threshold) == bool(regions)
+        if anomalous:
+            assert max(region["max_score"] for region in regions) == np.nanmax(anomaly_map)
+    flat = np.ones((4, 4), np.float32)
+    assert own_parts.decide(2.0, flat, 1.0, None)[1][0]["area"] == 1
+    assert own_parts.decide(0.0, flat, None, 0.5)[0] is None
+    assert own_parts.decide(0.0, flat, None, None) == (None, [])
 
 
 def test_regions_by_hand():
