@@ -20,13 +20,15 @@ def images(n=2, size=(64, 64), seed=0):
 
 @pytest.mark.parametrize("size", [(64, 64), (70, 53)])
 @pytest.mark.parametrize("skips", [False, True])
-def test_shapes_at_any_size(size, skips):
-    assert HourGlass(3, 2, 4, skips)(images(size=size)).shape == (2, 2, *size)
+@pytest.mark.parametrize("authors", [False, True])
+def test_shapes_at_any_size(size, skips, authors):
+    assert HourGlass(3, 2, 4, skips, authors)(images(size=size)).shape == (2, 2, *size)
 
 
-def test_the_paper_widths():
-    network = HourGlass(3, 3, 128, skips=False)
-    assert [step[0][0].out_channels for step in network.down] == [128, 256, 512, 1024, 1024]
+@pytest.mark.parametrize(("shape", "count"), [((3, 3, 128, False), 69_048_579), ((6, 2, 64, True), 28_374_146)])
+def test_the_authors_networks_have_their_numbers_of_parameters(shape, count):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in HourGlass(*shape, authors=True).parameters()) == count
 
 
 def test_only_the_second_network_has_a_way_around_the_middle():
@@ -48,12 +50,22 @@ def test_losses_by_hand():
     expected = (0.25**2 * -np.log(0.75) + 0.75**2 * -np.log(0.25)) / 2
     assert float(found["focal"]) == pytest.approx(expected, rel=1e-5)
     assert float(draem.losses(normal, normal, logits, mask)["ssim"]) == pytest.approx(0, abs=1e-6)
+    logits[:, 1] = np.log(1e9)  # labels 1e-5 and 1 - 1e-5, and 1e-5 more: the lower half is wholly wrong
+    found = draem.losses(normal, normal, logits, mask, authors=True)
+    assert float(found["focal"]) == pytest.approx((1 - 2e-5) ** 2 * -np.log(2e-5) / 2, rel=1e-3)
 
 
-def test_the_score_is_the_largest_mean_of_a_window():
-    maps = np.zeros((2, 100, 100), np.float32)
-    maps[1, 50, 50] = 3.0
-    np.testing.assert_allclose(draem.window_maxima(maps), [0, 3 / 441], rtol=1e-5)
+FILES = ("diagonal", "hot_pixel", "inverted_constant", "smooth", "ties", "tiny_regions")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_score_is_the_largest_mean_of_a_window(golden, file):
+    stored = golden(f"metrics/{file}")
+    scores = draem.window_maxima(stored["maps"], draem.cv2.BORDER_CONSTANT)
+    np.testing.assert_allclose(scores, stored["draem_image_scores"], rtol=1e-5, atol=1e-6)
+    plain = np.zeros((1, 100, 100), np.float32)
+    plain[0, 50, 50] = 3.0
+    np.testing.assert_allclose(draem.window_maxima(plain), 3 / 441, rtol=1e-5)
 
 
 def test_it_trains_on_pixels_in_zero_to_one(train):

@@ -34,14 +34,15 @@ def colour_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (squared + 1e-8).sqrt() - 1e-4  # the slope of a plain root is infinite where both agree
 
 
-def ssim_map(a: torch.Tensor, b: torch.Tensor, window: int = 11, sigma: float = 1.5) -> torch.Tensor:
+def ssim_map(a: torch.Tensor, b: torch.Tensor, window: int = 11, sigma: float = 1.5, border="reflect") -> torch.Tensor:
     """Structural similarity at every pixel of images (B, C, H, W) in [0, 1] -> (B, H, W), the mean over channels.
 
-    Wang et al. (2004): Gaussian window, K1 = 0.01, K2 = 0.03; edges mirrored, so the map keeps the size of the image.
+    Wang et al. (2004): Gaussian window, K1 = 0.01, K2 = 0.03; padded, so that the map keeps the size of the image.
 
     Args:
         window: side of the window, pixels, odd.
         sigma: standard deviation of the Gaussian, pixels.
+        border: what is beyond the edges: `reflect`, or `constant` (zeros).
 
     Returns:
         values of at most 1, which equal images reach everywhere.
@@ -58,7 +59,7 @@ def ssim_map(a: torch.Tensor, b: torch.Tensor, window: int = 11, sigma: float = 
 
     # All five moments in one pass: one window over columns, one over rows.
     moments = torch.cat([a, b, a * a, b * b, a * b], dim=1)  # (B, 5 C, H, W)
-    moments = F.pad(moments, (radius,) * 4, mode="reflect")
+    moments = F.pad(moments, (radius,) * 4, mode=border)
     for shape in ((1, 1, 1, window), (1, 1, window, 1)):
         moments = F.conv2d(moments, kernel.view(shape).expand(5 * channels, 1, *shape[2:]), groups=5 * channels)
     mean_a, mean_b, aa, bb, ab = moments.split(channels, dim=1)

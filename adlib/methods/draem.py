@@ -6,8 +6,11 @@
 No pretrained features: both networks learn from pixels in [0, 1] alone, and that scale is part of the method (a port
 that normalised by ImageNet's mean failed). It is the baseline of PAGMFR, trained by the same loop on the same pairs.
 
-The defaults are those of the authors' code. Where we differ: 15 % of the normal images are held out for a threshold,
-weights start from torch's own initialisation, and nothing is selected on test images.
+The defaults are those of the authors' code but for the networks: ours are leaner and see mirrored borders. With
+`network="authors"` they are theirs, and so are first weights, losses, corners of turned images and the image score.
+Where we still differ then: 15 % of the normal images are held out for a threshold, nothing is selected on test images,
+an empty mask is drawn again where theirs becomes a normal sample, images come in shuffled epochs where theirs are drawn
+with replacement, and textures are changed by operations of our own.
 """
 
 import math
@@ -46,6 +49,7 @@ class DRAEMSettings(PairSettings):
     batch_size: S.Count = 8  # images an optimiser step
     image_size: S.ImageSize = 256  # network input, pixels
     resize: Literal["stretch", "letterbox", "aspect"] = "stretch"
+    network: Literal["lean", "authors"] = "lean"  # authors: their networks and losses to the letter
     width: S.Count = 128  # channels of the reconstruction at full resolution
     width_discriminator: S.Count = 64  # of the discriminator
     learning_rate: S.Positive = 1e-4  # Adam
@@ -55,6 +59,8 @@ class DRAEMSettings(PairSettings):
 # -- networks ---------------------------------------------------------------------------------------------------------
 
 WIDTHS = (1, 2, 4, 8, 8)  # channels at strides 1, 2, 4, 8, 16, in units of the width
+WIDTHS_UP = (8, 4, 2, 1, 1)  # of the authors' way up: after joining the map of stride 16, 8, 4, 2, 1
+SMOOTH = 1e-5  # of the labels in the authors' focal loss
 
 
 class HourGlass(nn.Module):
@@ -64,18 +70,21 @@ class HourGlass(nn.Module):
         inputs, outputs: channels.
         width: channels at full resolution.
         skips: hand the maps of the way down to the way up (a U-Net). Without them everything must pass the middle.
+        authors: the authors' networks: with skips down to stride 32, without them narrowed by the second convolution
+            of a pair; upsampling with aligned corners; biases.
     """
 
-    def __init__(self, inputs: int, outputs: int, width: int, skips: bool):
+    def __init__(self, inputs: int, outputs: int, width: int, skips: bool, authors: bool = False):
         super().__init__()
-        self.skips = skips
-        widths = [width * factor for factor in WIDTHS]
-        before = [inputs, *widths]
-        self.down = nn.ModuleList(pair(a, b) for a, b in zip(before, widths, strict=False))
+        self.skips, self.align_corners = skips, authors
+        down = [width * factor for factor in (*WIDTHS, *([8] if authors and skips else []))]
+        up = [width * factor for factor in WIDTHS_UP[1 - skips :]] if authors else down[-2::-1]
+        self.down = nn.ModuleList(pair(a, b, bias=authors) for a, b in zip([inputs, *down], down, strict=False))
         self.up, self.join = nn.ModuleList(), nn.ModuleList()
-        for deep, shallow in zip(widths[:0:-1], widths[-2::-1], strict=True):
-            self.up.append(block(deep, shallow))
-            self.join.append(pair(shallow * (2 if skips else 1), shallow))
+        for deep, own, beside in zip([down[-1], *up], up, down[-2::-1], strict=False):
+            middle = deep if authors and not skips else own
+            self.up.append(block(deep, middle, bias=authors))
+            self.join.append(pair(middle + beside * skips, own, middle, bias=authors))
         self.head = nn.Conv2d(width, outputs, 3, padding=1)
 
     def forward(self, x):
@@ -85,29 +94,39 @@ class HourGlass(nn.Module):
             x = step(F.max_pool2d(x, 2) if i else x)
             passed.append(x)
         for up, join, way_down in zip(self.up, self.join, passed[-2::-1], strict=True):
-            x = up(F.interpolate(x, size=way_down.shape[-2:], mode="bilinear", align_corners=False))
+            x = up(F.interpolate(x, size=way_down.shape[-2:], mode="bilinear", align_corners=self.align_corners))
             x = join(torch.cat([x, way_down], dim=1) if self.skips else x)
         return self.head(x)
 
 
-def pair(inputs: int, outputs: int) -> nn.Sequential:
-    """Two convolutions with normalisation and ReLU."""
-    return nn.Sequential(block(inputs, outputs), block(outputs, outputs))
+def pair(inputs: int, outputs: int, middle: int | None = None, bias: bool = False) -> nn.Sequential:
+    """Two convolutions with normalisation and ReLU; the first gives `middle` channels, by default `outputs`."""
+    middle = middle or outputs
+    return nn.Sequential(block(inputs, middle, bias=bias), block(middle, outputs, bias=bias))
 
 
-def losses(normal, reconstructed, logits, mask, gamma: float = 2.0) -> dict[str, torch.Tensor]:
+def start_like_the_authors(module: nn.Module) -> None:
+    """First weights of one layer: convolutions N(0, 0.02), scales of batch normalisation N(1, 0.02)."""
+    if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+        nn.init.normal_(module.weight, float(isinstance(module, nn.BatchNorm2d)), 0.02)
+
+
+def losses(normal, reconstructed, logits, mask, authors: bool = False, gamma: float = 2.0) -> dict[str, torch.Tensor]:
     """L2 + (1 - SSIM) of the reconstruction, focal loss of the two classes; all of weight 1.
 
     Args:
         normal, reconstructed: (B, 3, H, W) in [0, 1], x_n and what the first network made of x_a.
         logits: (B, 2, H, W), normal and anomalous.
         mask: bool (B, H, W).
+        authors: zeros beyond the border count in SSIM, and the focal loss has smooth labels.
     """
     log_p = logits.float().log_softmax(dim=1)
     log_p = torch.where(mask, log_p[:, 1], log_p[:, 0])  # (B, H, W), of the true class
+    if authors:
+        log_p = (SMOOTH * 2 + (1 - 2 * SMOOTH) * log_p.exp()).log()
     return {
         "l2": F.mse_loss(reconstructed.float(), normal),
-        "ssim": 1 - ssim_map(reconstructed, normal).mean(),
+        "ssim": 1 - ssim_map(reconstructed, normal, border="constant" if authors else "reflect").mean(),
         "focal": (-((1 - log_p.exp()) ** gamma) * log_p).mean(),
     }
 
@@ -136,8 +155,12 @@ class DRAEM:
     def __init__(self, **settings):
         self.settings = s = build(DRAEMSettings, settings, owner="draem")
         self.resize = resize_of(s)
-        if min(self.resize.hw) < 32:
-            raise InputError(f"image_size {s.image_size} is too small for four halvings; give at least 32 pixels")
+        self.authors = s.network == "authors"
+        least = 64 if self.authors else 32
+        if min(self.resize.hw) < least:
+            raise InputError(
+                f"image_size {s.image_size} is too small to be halved so often; give at least {least} pixels"
+            )
         self.device = backbones.default_device()
 
     def build_networks(self) -> None:
@@ -145,8 +168,10 @@ class DRAEM:
         s = self.settings
         with torch.random.fork_rng():
             torch.manual_seed(s.seed)
-            self.reconstruction = HourGlass(3, 3, s.width, skips=False)
-            self.discriminator = HourGlass(6, 2, s.width_discriminator, skips=True)
+            self.reconstruction = HourGlass(3, 3, s.width, False, self.authors)
+            self.discriminator = HourGlass(6, 2, s.width_discriminator, True, self.authors)
+            for network in (self.reconstruction, self.discriminator) if self.authors else ():
+                network.apply(start_like_the_authors)
         for network in (self.reconstruction, self.discriminator):
             network.to(self.device, memory_format=torch.channels_last).eval()
 
@@ -159,7 +184,8 @@ class DRAEM:
             self.__dict__.pop(name, None)
         self.build_networks()
         with training.memory_errors("DRAEM", "before the first step", training.memory_knobs(s, in_steps=False)):
-            self.pairs = Pairs(table, self.resize, s)
+            corners = cv2.BORDER_CONSTANT if self.authors else cv2.BORDER_REFLECT
+            self.pairs = Pairs(table, self.resize, s, corners=corners)
         print(f"DRAEM: {self.pairs.note}", flush=True)
         judge = Judge(held_out, self.resize, s.n_synthetic, s.seed) if s.watched else None
         modules = {"reconstruction": self.reconstruction, "discriminator": self.discriminator}
@@ -190,7 +216,7 @@ class DRAEM:
         repaired = modules["reconstruction"](image)
         logits = modules["discriminator"](torch.cat([repaired, image], dim=1))
         with torch.autocast(image.device.type, enabled=False):
-            return losses(normal, repaired.float(), logits, mask)
+            return losses(normal, repaired.float(), logits, mask, self.authors)
 
     def _score_held_out(self) -> None:
         knobs = training.memory_knobs(self.settings, in_steps=False)
@@ -225,9 +251,13 @@ class DRAEM:
         images = images.to(self.device)
         logits = self.discriminator(torch.cat([self.reconstruction(images), images], dim=1))  # (B, 2, H, W)
         maps = logits.softmax(dim=1)[:, 1].cpu().numpy()
-        return Scores(window_maxima(maps), maps)
+        return Scores(window_maxima(maps, cv2.BORDER_CONSTANT if self.authors else cv2.BORDER_REFLECT), maps)
 
 
-def window_maxima(maps: np.ndarray, side: int = 21) -> np.ndarray:
-    """Return the largest mean over a window of side x side pixels, edges mirrored: (B, H, W) -> float32 (B,)."""
-    return np.stack([cv2.blur(m, (side, side), borderType=cv2.BORDER_REFLECT).max() for m in maps])
+def window_maxima(maps: np.ndarray, border: int = cv2.BORDER_REFLECT, side: int = 21) -> np.ndarray:
+    """Return the largest mean over a window of side x side pixels: (B, H, W) -> float32 (B,).
+
+    Args:
+        border: what is beyond the edges: the mirrored map, or zeros that count (`cv2.BORDER_CONSTANT`, the authors').
+    """
+    return np.stack([cv2.blur(m, (side, side), borderType=border).max() for m in maps])

@@ -32,11 +32,10 @@ PRIOR = 0.01  # share of anomalous pixels that the untrained MLP assumes
 SIGMA = 4.0  # Gaussian smoothing of the map, input pixels
 
 
-def block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, norm: str = "batch") -> nn.Sequential:
+def block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, norm="batch", bias=False) -> nn.Sequential:
     """Convolution, normalisation, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), normalisation(outputs, norm), nn.ReLU()
-    )
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias)
+    return nn.Sequential(convolution, normalisation(outputs, norm), nn.ReLU())
 
 
 def normalisation(channels: int, norm: str) -> nn.Module:

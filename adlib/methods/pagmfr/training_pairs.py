@@ -49,6 +49,7 @@ class Pairs:
         encode: images (B, 3, H, W) -> list of frozen features; the bank then keeps features of both images (float16).
         jitter: augmentation: brightness and contrast change by up to this share.
         sampling: from the bank, "uniform", or "small" anomalies more often, by area^(-1/2).
+        corners: OpenCV's border mode: what fills the corners of a turned image.
 
     Attributes:
         images: uint8 (n, H, W, 3), the normal images.
@@ -56,8 +57,17 @@ class Pairs:
         note: where foreign pixels come from, in words.
     """
 
-    def __init__(self, table, resize, settings: PairSettings, encode=None, jitter=0.0, sampling="uniform"):
-        self.settings, self.jitter = settings, jitter
+    def __init__(
+        self,
+        table,
+        resize,
+        settings: PairSettings,
+        encode=None,
+        jitter=0.0,
+        sampling="uniform",
+        corners=cv2.BORDER_REFLECT,
+    ):
+        self.settings, self.jitter, self.corners = settings, jitter, corners
         s = settings
         self.images = np.stack([resize.image(read_image(path))[0] for path in table.image_path])
         dataset, category = str(table.attrs.get("dataset", "")), str(table.category.iloc[0])
@@ -83,7 +93,7 @@ class Pairs:
         s, turned = self.settings, False
         normal = self.images[i]
         if self.kind == "texture" and rng.random() < s.rotate:
-            normal, turned = rotated(normal, float(rng.uniform(-90, 90))), True
+            normal, turned = rotated(normal, float(rng.uniform(-90, 90)), self.corners), True
         if self.jitter:
             gain, shift = 1 + rng.uniform(-self.jitter, self.jitter), 128 * rng.uniform(-self.jitter, self.jitter)
             normal = ((normal.astype(np.float32) - 128) * gain + 128 + shift).round().clip(0, 255).astype(np.uint8)
@@ -168,8 +178,8 @@ class Pairs:
         return batch
 
 
-def rotated(image: np.ndarray, degrees: float) -> np.ndarray:
-    """Turn an image about its centre, mirroring its edges into the corners."""
+def rotated(image: np.ndarray, degrees: float, corners: int = cv2.BORDER_REFLECT) -> np.ndarray:
+    """Turn an image about its centre; its mirrored edges, or black (`cv2.BORDER_CONSTANT`), fill the corners."""
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-    return cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT)
+    return cv2.warpAffine(image, matrix, (width, height), borderMode=corners)
