@@ -1,6 +1,7 @@
 # make reproduce    install, then run every notebook of the profile       (PROFILE=smoke|laptop|paper, DATA=folder)
 # make test         install, then lint, pytest and nbval
 # make test-elsewhere   golden tests and notebooks as other processors compute, with one, two and four threads
+# make fake-device  every notebook on a stand-in for a GPU, which refuses what a GPU refuses
 # make matrix       every method on data of every shape, through its notebook
 # make sabotage     break each method on purpose: its notebook must lose a claim
 # make bench        side-by-side speed ratios in an environment of their own
@@ -25,9 +26,11 @@ export GOMP_SPINCOUNT ?= 0
 # How torch and faiss compute on other x86 processors, and how many threads: the oldest, AVX2, and this machine's own.
 OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 FAISS_OPT_LEVEL=generic
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 FAISS_OPT_LEVEL=avx2
+# A stand-in accelerator, which torch loads from that folder.
+FAKE_DEVICE := PYTHONPATH=$(CURDIR)/tests/fake_device ADLIB_DEVICE=fake
 NBVAL := --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: install reproduce test test-elsewhere test-oldest matrix sabotage lint notebooks bench site site-test student clean
+.PHONY: install reproduce test test-elsewhere test-oldest fake-device matrix sabotage lint notebooks bench site site-test student clean
 
 install: $(INSTALLED)
 
@@ -53,6 +56,7 @@ reproduce: install
 test: export OMP_NUM_THREADS = 1
 test: install lint
 	@$(BIN)/python -m pytest -n $(JOBS)
+	@env $(FAKE_DEVICE) $(BIN)/python -m pytest -n $(JOBS) tests/test_devices.py
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(NBVAL) notebooks
 
 # The golden tests, and the claims of the method notebooks' results: what CI has the minutes for.
@@ -64,6 +68,11 @@ test-elsewhere: install
 		echo "== $$setting"; \
 		env $$setting $(BIN)/python -m pytest -n $(JOBS) -m golden tests && \
 		env $$setting $(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(NBVAL) notebooks || exit 1; done
+
+fake-device: export OMP_NUM_THREADS = 1
+fake-device: install
+	@for file in notebooks/*.ipynb; do name="$$(basename "$$file" .ipynb)"; \
+		env $(FAKE_DEVICE) adlib notebook "$$name" --out "build/fake-device/$$name.ipynb" || failed=1; done; exit $${failed:-0}
 
 sabotage: export OMP_NUM_THREADS = 1
 sabotage: install

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
@@ -265,10 +265,14 @@ def train(
     if origin is not None:
         # A constant rate may go on longer than its checkpoint was meant to; a schedule depends on the number of steps.
         origin = as_dict(options) | origin | ({"number of steps": n_steps} if schedulers else {})
+    device = next(p.device for module in modules.values() for p in module.parameters())
     # accelerate keeps one state a Python process and refuses another precision; the processes' group outlives it.
     AcceleratorState._reset_state(reset_partial_state=False)
+    processes = PartialState(cpu=device.type == "cpu")
+    if processes.num_processes == 1:  # trained where its modules are; of several each has the device of its rank
+        processes.device = device
     accelerator = Accelerator(
-        mixed_precision=options.precision, gradient_accumulation_steps=accumulate, cpu=not torch.cuda.is_available()
+        mixed_precision=options.precision, gradient_accumulation_steps=accumulate, cpu=device.type == "cpu"
     )
     raw, names, schedulers = modules, list(modules), schedulers or []
     prepared = accelerator.prepare(*modules.values(), *optimizers)
@@ -285,13 +289,13 @@ def train(
 
     def prepare_batch(micro):
         batch = make_batch(micro * n_shards + shard)
-        return _pin(batch) if torch.cuda.is_available() else batch
+        return _of_each(torch.Tensor.pin_memory, batch) if device.type == "cuda" else batch
 
     def next_batch():
         before = time.perf_counter()
         batch = next(stream)
         state["waiting"] += time.perf_counter() - before
-        return batch
+        return _of_each(lambda part: part.to(accelerator.device, non_blocking=True), batch)
 
     def step_once(step: int, logged: bool) -> dict:
         """One optimiser step: `accumulate` batches forward and backward, then the update; its row of `losses`."""
@@ -344,14 +348,14 @@ def train(
             if state["best"] is None or rating["score"] > state["best"][1]:
                 state["best"] = [done, float(rating["score"]), checkpoints.states(raw)]
         if logged or validated:
-            state["memory"].append(_memory(done))
+            state["memory"].append(_memory(done, device))
         if options.snapshot_every and done % options.snapshot_every == 0:
             state["snapshots"].append([done, checkpoints.states(raw)])
         state["step"] = done
 
     stream = _prefetch(prepare_batch, range(state["step"] * accumulate, n_steps * accumulate), workers)
     started = time.perf_counter() - state["seconds"]  # a resumed run counts the time of its earlier parts
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    devices = [device.index] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), contextlib.closing(stream):
         for step in tqdm(range(state["step"], n_steps), desc=progress, disable=None, unit="step", leave=False):
             done = step + 1
@@ -398,7 +402,7 @@ def _values(losses: dict, accelerator) -> dict[str, float]:
     """The loss terms as numbers, averaged over the processes."""
     values = {key.lstrip("_"): value.detach().float() for key, value in losses.items()}
     if accelerator.num_processes > 1:
-        together = accelerator.reduce(torch.stack(list(values.values())).to(accelerator.device), "mean")
+        together = accelerator.reduce(torch.stack([v.to(accelerator.device) for v in values.values()]), "mean")
         values = dict(zip(values, together, strict=True))
     return {key: float(value) for key, value in values.items()}
 
@@ -417,21 +421,22 @@ def _gradient_flow(modules, step: int) -> list[dict]:
     return rows
 
 
-def _memory(step: int) -> dict:
+def _memory(step: int, device: torch.device) -> dict:
     cuda = 0.0
-    if torch.cuda.is_available():
-        cuda = torch.cuda.max_memory_allocated() / 2**20
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda":
+        cuda = torch.cuda.max_memory_allocated(device) / 2**20
+        torch.cuda.reset_peak_memory_stats(device)
     return {"step": step, "peak_mib": round(peak_memory_mib(), 1), "cuda_peak_mib": round(cuda, 1)}
 
 
-def _pin(batch):
-    """Copy the tensors of a batch (tensor, tuple, list or dict of them) into page-locked memory."""
+def _of_each(do, batch):
+    """The batch (tensor, tuple, list or dict of them) with `do` done to each of its tensors."""
     if isinstance(batch, torch.Tensor):
-        return batch.pin_memory()
+        return do(batch)
     if isinstance(batch, dict):
-        return {key: _pin(value) for key, value in batch.items()}
-    return type(batch)(_pin(value) for value in batch) if isinstance(batch, tuple | list) else batch
+        return {key: _of_each(do, value) for key, value in batch.items()}
+    plain = type(batch) in (tuple, list)
+    return type(batch)(_of_each(do, value) for value in batch) if plain else batch
 
 
 def _validate(validate, modules) -> dict[str, float]:

@@ -1,0 +1,58 @@
+"""On a device that is not the CPU every method gives the CPU's numbers.
+
+PYTHONPATH=tests/fake_device ADLIB_DEVICE=fake pytest tests/test_devices.py     the stand-in, as CI does
+ADLIB_DEVICE=cuda pytest tests/test_devices.py                                  a GPU
+"""
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_SETTINGS
+
+from adlib import images, methods
+from adlib.images import backbones
+
+DEVICE = backbones.default_device()
+pytestmark = pytest.mark.skipif(DEVICE.type == "cpu", reason="there is no other device than the CPU")
+# What takes another way through the code than the defaults do, by method.
+BRANCHES = {
+    "patchcore": {"image_score": "reweight"},
+    "glass": {"bank": 3, "heads": 2, "average": 0.9, "image_score": "top", "token_share": 0.5},
+    "ulsad": {"noise": 0.5, "hidden": 0.5, "maps": "auto", "position_wise": "auto"},
+    "pagmfr": {"bank": 4, "log_every": 1},
+    "draem": {"bank": 4, "network": "authors"},
+    "unified": {"clustering": "kmeans"},
+    "contrastive": {"positives": "self", "rule": "minority", "symmetric": True},
+}
+CASES = [(name, {}) for name in methods.METHODS] + list(BRANCHES.items())
+
+
+@pytest.mark.parametrize(("name", "changes"), CASES)
+def test_numbers_are_those_of_the_cpu(small_table, monkeypatch, tmp_path, name, changes):
+    train, test = (small_table[small_table.split == split] for split in ("train", "test"))
+    fields = methods.get(name).Settings.__dataclass_fields__
+    if "shots" in fields:
+        changes |= {"steps": 2, "episodes": 2, "pool_normals": 4, "pool_styles": 2, "shots": [1, 2]}
+    elif "selection" in fields:
+        changes |= {"selection": "synthetic", "snapshot_every": 1}
+    found = {}
+    for device in ("cpu", str(DEVICE)):
+        monkeypatch.setenv("ADLIB_DEVICE", device)
+        method = methods.create(name, **SMALL_SETTINGS[name] | changes)
+        if hasattr(method, "train_episodes"):
+            method.train_episodes({"plate": train}, {"plate": train})
+        method.fit(train)
+        assert method.device.type == torch.device(device).type
+        found[device] = method
+    batch = next(images.batches(test.image_path, method.resize, len(test)))
+    expected = found["cpu"].score(batch)
+    method.save(tmp_path / "model")
+    snapshots = getattr(getattr(method, "history", None), "snapshots", [])
+    if snapshots and hasattr(method, "use_snapshot"):
+        method.use_snapshot(snapshots[-1][1])
+    tolerance = {"rtol": 0, "atol": 0} if DEVICE.type == "fake" else {"rtol": 1e-2, "atol": 1e-3 * expected.map.max()}
+    for one in (method, methods.load(tmp_path / "model")):
+        scores = one.score(batch)
+        np.testing.assert_allclose(scores.map, expected.map, **tolerance)
+        np.testing.assert_allclose(scores.image, expected.image, **tolerance)
+    np.testing.assert_allclose(method.normal_scores, found["cpu"].normal_scores, **tolerance)
