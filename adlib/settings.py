@@ -38,8 +38,6 @@ Share = Annotated[float, Must(lambda v: 0 < v < 1, "be a share between 0 and 1, 
 ShareTo1 = Annotated[float, Must(lambda v: 0 < v <= 1, "be a share in (0, 1], for example 0.1")]
 ShareFrom0 = Annotated[float, Must(lambda v: 0 <= v < 1, "be a share from 0 to below 1, for example 0.3")]
 Closed = Annotated[float, Must(lambda v: 0 <= v <= 1, "lie between 0 and 1")]
-# Images to select by, half of them damaged.
-AtLeast2 = Annotated[int, Must(lambda v: v >= 2, "be at least 2: a clean and a damaged image to tell apart")]
 # Shared by all methods: layers of the backbone; pixels of the network input.
 Stages = Annotated[
     tuple[Whole | str, ...], Must(lambda v: len(v) == len(set(v)) > 0, "name at least one stage, each once")
@@ -51,13 +49,15 @@ ImageSize = Annotated[
         "be one number, or height and width, of at least 1 pixel",
     ),
 ]
-ResizeMode = Literal["stretch", "short_side", "letterbox", "aspect"]  # see adlib.images.Resize
+# See adlib.images.Resize; a number: the shorter side to so many pixels, then a crop of the centre.
+ResizeMode = Literal["stretch", "letterbox", "aspect"] | Count
 
 RENAMED = {
     "max_steps": "steps",
     "n_steps": "steps",
     "lr": "learning_rate",
-    "lr_discriminator": "learning_rate_discriminator",
+    "validate_every": "snapshot_every",
+    "scale": "resize",
 }
 
 _WORDS = {bool: "be true or false", int: "be a whole number", float: "be a number", str: "be text", tuple: "be a list"}
@@ -113,11 +113,11 @@ def build(cls, values: dict | None = None, owner: str = ""):
         raise InputError(f"{owner}: {error}" if owner else str(error)) from None
 
 
-def choice(name: str, value, known) -> None:
-    """Raise an InputError unless `value` is one of `known`."""
-    if value not in known:
-        listed = ", ".join(str(one) or '""' for one in known)
-        raise InputError(f"{name} {value!r} is unknown{suggest(str(value), known)}; choose one of {listed}")
+def choice(name: str, value, choices) -> None:
+    """Raise an InputError unless `value` is one of `choices`."""
+    if value not in choices:
+        listed = ", ".join(str(one) or '""' for one in choices)
+        raise InputError(f"{name} {value!r} is unknown{suggest(str(value), choices)}; choose one of {listed}")
 
 
 def parse_overrides(pairs: list[str]) -> dict:
@@ -153,9 +153,9 @@ def _wanted(value, hint) -> str:
         wanted = [_wanted(value, part) for part in parts]
         return ", or ".join(dict.fromkeys(wanted)) if all(wanted) else ""
     if origin is Literal:
-        known = any(value == part and type(value) is type(part) for part in parts)
+        allowed = any(value == part and type(value) is type(part) for part in parts)
         listed = ("one of " if len(parts) > 1 else "") + ", ".join(map(repr, parts))
-        return "" if known else f"be {listed}{suggest(value, parts)}"
+        return "" if allowed else f"be {listed}{suggest(value, parts)}"
     if hint is type(None):
         return "" if value is None else "null"
     kind = (int, float) if hint is float else origin or hint

@@ -23,7 +23,7 @@ from adlib_book.tables import (
 BACKBONE_NAMES = {"wide_resnet50_2.tv_in1k": "WideResNet50-2", "wide_resnet50_2": "WideResNet50-2"}
 PUBLISHED_NAMES = {"image_auroc": "image_auroc", "pixel_auroc": "pixel_auroc", "aupro_30": "pro"}
 # Settings that change no number, or that a difference of its own names; and how many others are named in one cell.
-NOT_SETTINGS = ("seed", "backbone", "image_size", "weights", "batch_size", "max_memory", "checkpoint")
+NOT_SETTINGS = ("seed", "backbone", "image_size", "weights", "batch_size")
 N_NAMED = 6
 TABLE_ONE = "pagmfr_table1.csv"  # one paper's table of itself and seven others
 MARKS = "† second-hand: read in a transcription, a digest or a summary page. ‡ read off a figure."

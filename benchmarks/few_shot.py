@@ -34,7 +34,7 @@ def main(repeats: int = 30) -> list[dict]:
     train, test = table[table.split == "train"], table[table.split == "test"]
     rows = []
     for name in ("few_shot", "unified"):
-        changes = {"image_size": SIZE, "resize": "stretch", "n_calibration": 2}
+        changes = {"image_size": SIZE, "resize": "stretch"}
         method = create(name, **profiles.method_settings("laptop", name, changes))
         method.fit(train)
         support = next(images.batches(train.image_path[:4], method.resize, 4)).images

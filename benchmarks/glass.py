@@ -180,8 +180,8 @@ def compare_steps(width: int, hidden: int, repeats: int = REPEATS) -> dict:
                 pixels = rng.integers(0, 255, (size, size, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(Path(folder) / kind / f"{i:03d}.png")
         method = Glass(
-            backbone="tf_efficientnet_lite0", image_size=SIZE, resize="stretch", scale=None, pretrain_dim=width,
-            target_dim=width, hidden=hidden, hypothesis="manifold", batch_size=BATCH, foreground="none",
+            backbone="tf_efficientnet_lite0", image_size=SIZE, resize="stretch", embedding_dim=width,
+            hidden=hidden, hypothesis="manifold", batch_size=BATCH, foreground="none",
             textures=f"{folder}/texture",
         )  # fmt: skip
         paths = [str(path) for path in sorted(Path(folder).glob("train/*"))]
@@ -197,9 +197,9 @@ def _steps(method, textures, rng, width: int, hidden: int, repeats: int) -> dict
     from adlib.methods.glass.glass import optimizers
 
     ours_network = method.network.train()
-    ours_optimizers = optimizers(ours_network, 1e-4, 2e-4)
+    ours_optimizers = optimizers(ours_network, 1e-4)
     network = copy.deepcopy(ours_network)
-    their_optimizers, theirs = optimizers(network, 1e-4, 2e-4), TheirDiscriminator(network.discriminator)
+    their_optimizers, theirs = optimizers(network, 1e-4), TheirDiscriminator(network.discriminator)
     backbone = backbones.create("tf_efficientnet_lite0", image_size=(SIZE, SIZE), fold=False)
     tensors = torch.from_numpy(method.images).permute(0, 3, 1, 2).float() / 255
     times = {"ours": [], "theirs": []}

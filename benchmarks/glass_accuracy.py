@@ -88,8 +88,8 @@ def prepare(table, textures: str, every: int, patch_size: int) -> dict:
     test = pd.concat([test[test.label == label].iloc[:: -(-every * 2 // 3)] for label in (0, 1)])
     train.attrs.update(attributes)
     method = Glass(
-        backbone="tf_efficientnet_lite0", image_size=SIZE, resize="stretch", scale=None, pretrain_dim=None,
-        target_dim=None, hidden=128, hypothesis="manifold", textures=textures, bank=N_BLENDED, patch_size=patch_size,
+        backbone="tf_efficientnet_lite0", image_size=SIZE, resize="stretch", embedding_dim=None,
+        hidden=128, hypothesis="manifold", textures=textures, bank=N_BLENDED, patch_size=patch_size,
     )  # fmt: skip
 
     def features(pictures):
@@ -167,7 +167,7 @@ def run(data: dict, v: Variant, seed: int) -> list[dict]:
     heads = [Network(WIDTH, v.hidden, GRID[0] * GRID[1]) for _ in range(v.heads)]
     network = heads[0] if v.heads == 1 else Ensemble(heads)
     averaged = copy.deepcopy(network)
-    both, rng = optimizers(network, v.lr, 2 * v.lr), np.random.default_rng(seed)
+    both, rng = optimizers(network, v.lr), np.random.default_rng(seed)
     centre, seconds, rows = apply(data["train"].mean(0)), 0.0, []
     for step in range(1, v.looks[-1] + 1):
         started = time.process_time()

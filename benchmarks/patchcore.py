@@ -44,7 +44,7 @@ def ours(table) -> dict:
     from adlib import evaluation, images
     from adlib.methods.patchcore import PatchCore
 
-    settings = {"image_size": SIZE, "resize": "stretch", "scale": None, "pretrain_dim": None, "target_dim": None}
+    settings = {"image_size": SIZE, "resize": "stretch", "embedding_dim": None}
     settings["projection_dim"] = None  # 152 dimensions need none; anomalib projects to 284
     method = PatchCore(backbone=BACKBONE, stages=[2, 3], coreset=SHARE, **settings)
     train, test = table[table.split == "train"], table[table.split == "test"]

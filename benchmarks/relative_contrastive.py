@@ -30,7 +30,6 @@ CHANGES = {
     "temperature 0.05": {"temperature": 0.05},
     "temperature 0.2": {"temperature": 0.2},
     "one stage": {"stages": [2]},
-    "symmetric": {"symmetric": True},
     "all families": {"families": FAMILIES},
     **{f"without {name}": {"families": tuple(f for f in FAMILIES if f != name)} for name in FAMILIES},
     "backbone lite1": {"backbone": "tf_efficientnet_lite1"},  # from the optional package of its weights

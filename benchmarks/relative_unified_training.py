@@ -23,19 +23,17 @@ from adlib_book.studies import unseen_products
 # name: changes of settings; what is no setting is done in `study`
 CHANGES = {
     "as set": {},
-    "no contrastive loss": {"contrastive_weight": 0.0},
+    "no contrastive loss": {"loss_weights": [0.0, 0.25, 0.1]},
     "mean of all positives": {"contrastive": "focal"},
-    "no image loss": {"image_weight": 0.0},
-    "no calibration loss": {"calibration_weight": 0.0},
+    "no image loss": {"loss_weights": [0.5, 0.0, 0.1]},
+    "no calibration loss": {"loss_weights": [0.5, 0.25, 0.0]},
     "no context swaps": {"swap": 0.0},
     "no foreign normals": {},
     "head only": {},
     "projection only": {},
     "learning rate 3e-3": {"learning_rate": 3e-3},
-    "head sees channels": {"head_input": "channels"},
     "four-shot supports only": {"shots": [4]},
     "no directions": {"whiten": 1.0},
-    "last stage trained too": {"train_last_stage": True},
     "few-shot similarity": {},  # the other method that is trained on episodes, for comparison
 }
 FROZEN = {"head only": "projection", "projection only": "head"}
@@ -52,8 +50,8 @@ def make_pools(method: Unified, tables: dict, foreign: bool) -> dict:
             seed=0,
             grid=method.grids()[0],
             foreign=[p for other, part in paths.items() if other != name for p in part] if foreign else (),
-            n_normals=s.pool_normals,
-            n_styles=s.pool_styles,
+            n_normals=s.pool[0],
+            n_styles=s.pool[1],
         )
         for name, table in tables.items()
     }
@@ -79,22 +77,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=CHANGES, help="only these changes; other rows of the file stay")
     arguments = parser.parse_args()
     started, chosen = time.perf_counter(), arguments.only or list(CHANGES)
-    common = {"steps": arguments.steps, "validate_every": arguments.every, "selection": "last", "pool_normals": 24}
+    common = {"steps": arguments.steps, "snapshot_every": arguments.every, "selection": "last"}
     method = Unified(**profiles.method_settings("smoke", "unified") | common)
     common["image_size"] = method.settings.image_size  # pools and judges serve both methods
     tables = {name: unseen_products.load(name)[0] for name in unseen_products.DEMO}
     products = {}
     for name in arguments.judges:
         parts = choose_support(tables[name], max(method.settings.shots), 0)
-        products[name] = episodic_training.make_product(*parts, method.resize, method.settings.n_synthetic, seed=0)
+        products[name] = episodic_training.make_product(*parts, method.resize, seed=0)
     pools = make_pools(method, tables, foreign=True)
     for change in chosen:
         trained_on = pools
         if change == "no foreign normals":
             trained_on = make_pools(method, tables, foreign=False)
-        elif change == "last stage trained too":
-            with_stage = Unified(**profiles.method_settings("smoke", "unified") | common | CHANGES[change])
-            trained_on = make_pools(with_stage, tables, foreign=True)
         rows = [
             study(change, trained_on, products, judge, seed, common)
             for judge in arguments.judges

@@ -27,7 +27,7 @@ from adlib.paths import atomic_path, results_dir
 STEPS, N_SCORED = 8, 20
 VARIANTS = {
     "PatchCore, 10 %": ("patchcore", {"patch_size": 3, "coreset": 0.1, "sampler": "random", "max_rows": 10**7}),
-    "ULSAD": ("ulsad", {"steps": STEPS, "snapshot_every": 0, "validate_every": 0}),
+    "ULSAD": ("ulsad", {"steps": STEPS, "snapshot_every": 0}),
 }
 
 

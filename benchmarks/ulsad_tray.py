@@ -41,7 +41,7 @@ def measure(method, test) -> dict:
 def run(table, drawing: int, seed: int) -> list[dict]:
     """Train once; every reading of the weights is a row."""
     train, test = table[(table.split == "train") & (table.label == 0)], table[table.split == "test"]
-    settings = profiles.method_settings("smoke", "ulsad", {"seed": seed, "snapshot_every": 0, "validate_every": 0})
+    settings = profiles.method_settings("smoke", "ulsad", {"seed": seed, "snapshot_every": 0})
     method, rows = ULSAD(**settings).fit(train), []
     given = method.settings
     with contextlib.ExitStack() as stack:

@@ -94,15 +94,15 @@ def train(small_table):
 TINY = {"image_size": 64, "resize": "stretch", "backbone": "tf_efficientnet_lite0"}
 # Settings that make each method small enough for a test, by method name.
 SMALL_SETTINGS = {
-    "patchcore": TINY | {"pretrain_dim": None, "target_dim": None, "coreset": 0.25},
-    "glass": TINY | {"pretrain_dim": None, "target_dim": None, "hidden": 16, "batch_size": 2, "steps": 4},
+    "patchcore": TINY | {"embedding_dim": None, "coreset": 0.25},
+    "glass": TINY | {"embedding_dim": None, "hidden": 16, "batch_size": 2, "steps": 4},
     "few_shot": TINY | {"k": 2},
     "padim": TINY | {"stages": [2], "d": 20, "hold_out": 0.34},
     "spade": TINY | {"stages": [2, 3], "hold_out": 0.34},
     "ulsad": TINY | {"channels": 24, "steps": 2, "batch_size": 4, "whiten": "both", "position_wise": "on"},
     "dfr": TINY | {"stages": [2, 3], "map_size": 32, "steps": 2},
     "contrastive": TINY | {
-        "stages": [2, 3], "width": 8, "steps": 3, "episodes": 2, "n_normals": 4, "n_styles": 2,
+        "stages": [2, 3], "width": 8, "steps": 3, "episodes": 2, "pool": [4, 2],
         "hold_out": 0.34,
     },
     "unified": TINY | {"k": 2},

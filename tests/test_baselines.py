@@ -43,7 +43,7 @@ def test_padim_is_the_mahalanobis_distance(train, test_batch):
 
 
 def test_spade_is_two_nearest_neighbour_searches(train, test_batch):
-    method = Spade(**SMALL, image_stage=4, n_nearest=2, sigma=0.0, k=4).fit(train)
+    method = Spade(**SMALL, n_nearest=2, sigma=0.0, k=4).fit(train)
     pooled, grid = method.embed(test_batch.images[-1:])
     squared = (method.pooled - pooled).square().sum(1)
     nearest = squared.argsort()[:2]

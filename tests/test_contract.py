@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from adlib import images, methods
 from adlib.errors import InputError
-from adlib.methods import storage, training
+from adlib.methods import checkpoints, storage, training
 from adlib_book import notebook_jobs
 
 ALL = list(methods.METHODS)
@@ -26,17 +26,17 @@ every_method = pytest.mark.parametrize("name", ALL)
 
 def few_steps(name, steps=4, **changes) -> dict:
     """Settings of a training of a few steps that keeps its last weights."""
-    episodes = {"episodes": 1, "pool_normals": 4, "pool_styles": 2, "shots": [1, 2]}
-    settings = SMALL_SETTINGS[name] | {"steps": steps, "selection": "last", "validate_every": 0}
+    episodes = {"episodes": 1, "pool": [4, 2], "shots": [1, 2]}
+    settings = SMALL_SETTINGS[name] | {"steps": steps, "selection": "last", "snapshot_every": 0}
     return settings | (episodes if name in EPISODIC else {}) | changes
 
 
-def learn(method, table, validation=None):
+def learn(method, table, checkpoint=None):
     """Train a method: on the table alone or, where that is learnt on other products, on the table as one of them."""
     if hasattr(method, "train_episodes"):
-        method.train_episodes({"plate": table}, validation if validation is None else {"plate": validation})
+        method.train_episodes({"plate": table}, checkpoint=checkpoint)
         return method.fit(table)
-    return method.fit(table, validation)
+    return method.fit(table, checkpoint=checkpoint) if checkpoint else method.fit(table)
 
 
 @contextlib.contextmanager
@@ -91,9 +91,9 @@ def test_settings_are_a_frozen_dataclass_and_strict(name):
 
 
 @every_method
-def test_fit_takes_tables_alone_and_whatever_else_is_a_setting(name):
-    """A notebook and the command line can say everything that way, for example which checkpoint to resume from."""
-    assert list(inspect.signature(methods.get(name).fit).parameters) == ["self", "table", "validation"]
+def test_fit_takes_tables_and_a_checkpoint_and_whatever_else_is_a_setting(name):
+    arguments = ["self", "table", "validation", "checkpoint"]
+    assert list(inspect.signature(methods.get(name).fit).parameters) == arguments[: 4 if name in TRAINED else 3]
 
 
 @every_method
@@ -275,15 +275,15 @@ RESUMED += [
 
 @pytest.mark.parametrize(("name", "changes"), RESUMED)
 def test_a_killed_training_goes_on_to_the_same_numbers(train, plain, tmp_path, monkeypatch, name, changes):
-    settings = few_steps(name, checkpoint_every=2, **changes)
-    own = settings | {"checkpoint": str(tmp_path / "c.pt")}
+    monkeypatch.setattr(checkpoints, "EVERY", 2)
+    settings, file = few_steps(name, **changes), tmp_path / "c.pt"
     whole = learn(methods.create(name, **settings), train) if changes else plain(name)
     with watched_steps(monkeypatch, stop=3) as steps, pytest.raises(KeyboardInterrupt):
-        learn(methods.create(name, **own), train)
+        learn(methods.create(name, **settings), train, file)
     assert steps == [0, 1, 2]
-    assert torch.load(own["checkpoint"], weights_only=True)["step"] == 2
+    assert torch.load(file, weights_only=True)["step"] == 2
     with watched_steps(monkeypatch) as steps:
-        resumed = learn(methods.create(name, **own), train)
+        resumed = learn(methods.create(name, **settings), train, file)
     assert steps == [2, 3]
     assert resumed.history.losses.equals(whole.history.losses)
     np.testing.assert_array_equal(resumed.normal_scores, whole.normal_scores)
@@ -292,7 +292,7 @@ def test_a_killed_training_goes_on_to_the_same_numbers(train, plain, tmp_path, m
     others = [({rate: 0.123}, train, rate), *([({}, train.iloc[1:], "training images")] if name in EPISODIC else [])]
     for change, table, said in others:
         with pytest.raises(InputError, match=rf"^checkpoint .*c\.pt was made with {said} [^\n]+$"):
-            learn(methods.create(name, **own | change), table)
+            learn(methods.create(name, **settings | change), table, file)
 
 
 AUTO = {"noise": 0.5, "hidden": 0.3, "maps": "auto", "position_wise": "auto"}  # chosen on what is looked at
@@ -300,17 +300,15 @@ AUTO = {"noise": 0.5, "hidden": 0.3, "maps": "auto", "position_wise": "auto"}  #
 
 @pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in TRAINED), ("ulsad", AUTO)])
 def test_looking_changes_no_number_and_snapshots_can_be_put_back(train, plain, name, changes):
-    looks = {"validate_every": 1, "snapshot_every": 1, "log_every": 1}
-    looks = {key: value for key, value in looks.items() if key in FIELDS[name]}
+    looks = {"snapshot_every": 1}
     plain = methods.create(name, **few_steps(name, **changes)).fit(train) if changes else plain(name)
     seen = methods.create(name, **few_steps(name, **looks, **changes)).fit(train)
     assert len(plain.history.validation) < len(seen.history.validation) == seen.history.selected_step == 4
     assert seen.history.losses.equals(plain.history.losses)
     np.testing.assert_array_equal(seen.normal_scores, plain.normal_scores)
     assert [step for step, _ in seen.history.snapshots] == [1, 2, 3, 4]
-    if "log_every" in FIELDS[name]:
+    if name == "pagmfr":
         assert {part.split(".")[0] for part in seen.history.gradients.part} == {"mfrm", "mffm", "fusion"}
-        assert plain.history.gradients.empty
         assert seen.history.memory.step.tolist() == [1, 2, 3, 4]
         assert seen.preparation_s > 0 <= seen.history.loading_share < 1
     last = seen.score(queries()).map
@@ -348,15 +346,16 @@ def test_out_of_memory_is_one_line_that_names_what_can_be_turned(train, monkeypa
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_selection_keeps_the_best_step_and_a_checkpoint_belongs_to_its_images(train, name, tmp_path):
+def test_selection_keeps_the_best_step_and_a_checkpoint_belongs_to_its_images(train, name, tmp_path, monkeypatch):
     first, second = train.iloc[:3], train.iloc[3:]
-    settings = SMALL_SETTINGS[name] | {"selection": "synthetic", "validate_every": 1}
-    settings |= {"checkpoint": str(tmp_path / "c.pt"), "checkpoint_every": 1}
-    method = methods.create(name, **settings).fit(first, second)
+    settings = SMALL_SETTINGS[name] | {"selection": "synthetic", "snapshot_every": 1}
+    monkeypatch.setattr(checkpoints, "EVERY", 1)
+    file = tmp_path / "c.pt"
+    method = methods.create(name, **settings).fit(first, second, file)
     history = method.history
     assert len(method.normal_scores) == len(second)  # no share of the first is put aside
     assert len(history.validation) == len(history.losses) > 1
     assert history.selected_step == history.validation.step[history.validation.score.idxmax()]
     for other, what in (((train.iloc[1:3], second), "training"), ((first, second.iloc[:2]), "validation")):
         with pytest.raises(InputError, match=rf"c\.pt was made with {what} images"):
-            methods.create(name, **settings).fit(*other)
+            methods.create(name, **settings).fit(*other, file)

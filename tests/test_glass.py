@@ -425,7 +425,7 @@ def test_original_weights_score_and_get_thresholds_and_are_saved(train, tmp_path
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"target_dim": 40, "pretrain_dim": 40}, "width 152 and hidden width 16, these settings make 1 of 40 and 16"),
+        ({"embedding_dim": 40}, "width 152 and hidden width 16, these settings make 1 of 40 and 16"),
         ({"hidden": 8}, "these settings make 1 of 152 and 8; set heads=1, hidden=16"),
         ({"heads": 2}, "these settings make 2 of"),
     ],
@@ -440,8 +440,8 @@ def test_original_weights_that_do_not_fit_the_settings(tmp_path, changes, match)
 
 
 DEPLOYED = {
-    "max": {"target_dim": 48, "pretrain_dim": 48, "feature_norm": 1.0},
-    "top": {"target_dim": 48, "pretrain_dim": 48, "feature_norm": 1.0, "image_score": "top"},
+    "max": {"embedding_dim": 48, "feature_norm": 1.0},
+    "top": {"embedding_dim": 48, "feature_norm": 1.0, "image_score": "top"},
     "laptop's form": {"heads": 2, "patch_size": 1, "feature_norm": 10.0, "image_score": "top"},
     "no smoothing": {"sigma": 0.0},
 }
@@ -498,7 +498,7 @@ def named(table, dataset, category):
     ],
 )
 def test_paper_enlarges_two_categories_before_the_crop(train, tmp_path, dataset, category, scale):
-    settings = TINY | {"resize": "short_side", "scale": "paper", "steps": 1}
+    settings = TINY | {"resize": "paper", "steps": 1}
     method = glass.Glass(**settings).fit(named(train, dataset, category))
     assert method.resize.scale == scale
     assert method.resize.hw == (64, 64)
@@ -522,7 +522,7 @@ def test_paper_masks_the_product_only_where_the_authors_do(train, monkeypatch, d
 
 def test_the_paper_profile_takes_its_textures_sizes_and_masks():
     settings = profiles.method_settings("paper", "glass", None)
-    assert (settings["textures"], settings["scale"], settings["foreground"]) == ("dtd", "paper", "paper")
+    assert (settings["textures"], settings["resize"], settings["foreground"]) == ("dtd", "paper", "paper")
     assert glass.Glass.Settings(**settings).image_size == 288
 
 

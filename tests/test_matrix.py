@@ -69,8 +69,8 @@ SAID = {"one test image": {NO_GOOD}, "no good test image": {NO_GOOD}, "no defect
 SAID |= {f"{number} training image{s}": {FEW} for number, s in (("one", ""), ("two", "s"), ("three", "s"))}
 SAID |= {"no masks": {NO_MASK}, "masks for some": {NO_MASK}}
 TRAINED = ("glass", "ulsad", "dfr", "contrastive", "pagmfr", "draem")  # without a threshold below four images
-FEW_STEPS = {"validate_every": 0, "snapshot_every": 0, "n_synthetic": 4, "bank": 4}
-EPISODES = {"steps": 2, "episodes": 1, "pool_normals": 4, "pool_styles": 2, "shots": [1, 2]}
+FEW_STEPS = {"snapshot_every": 0, "bank": 4}
+EPISODES = {"steps": 2, "episodes": 1, "pool": [4, 2], "shots": [1, 2]}
 
 
 def tiny(method: str, more: dict | None = None) -> dict:

@@ -262,7 +262,7 @@ def test_a_batch_in_parts_equals_the_batch_exactly_with_group_normalisation(enco
 def test_a_step_takes_all_parts_of_its_batch(train, monkeypatch):
     taken, whole = [], Pairs.batch
     monkeypatch.setattr(Pairs, "batch", lambda self, *given: taken.append(given) or whole(self, *given))
-    history = PAGMFR(**SMALL | {"accumulate": 2, "steps": 2, "workers": 0}).fit(train).history
+    history = PAGMFR(**SMALL | {"accumulate": 2, "steps": 2}).fit(train).history
     assert len(history.losses) == 2
     assert taken == [(0, 2), (1, 2), (2, 2), (3, 2)]
 

@@ -6,7 +6,7 @@ import torch
 from conftest import SMALL_SETTINGS
 
 from adlib import images
-from adlib.images import neighbours, patches
+from adlib.images import features, neighbours, patches
 from adlib.images.maps import upsample_and_smooth
 from adlib.methods.patchcore import PatchCore, reweighted_scores
 
@@ -88,8 +88,9 @@ def test_the_same_seed_gives_the_same_bank_and_another_seed_another(train):
     assert not np.array_equal(a.memory_bank, c.memory_bank)
 
 
-def test_a_bank_larger_than_memory_is_built_on_disk_with_the_same_result(train, fitted):
-    on_disk = PatchCore(**SMALL, max_memory=1e-6).fit(train)
+def test_a_bank_larger_than_memory_is_built_on_disk_with_the_same_result(train, fitted, monkeypatch):
+    monkeypatch.setattr(features, "MAX_MEMORY", 1e-6)
+    on_disk = PatchCore(**SMALL).fit(train)
     assert np.array_equal(on_disk.memory_bank, fitted.memory_bank)
 
 

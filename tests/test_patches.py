@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from adlib.errors import InputError
 from adlib.images import patches
 
 
@@ -50,14 +49,9 @@ def test_border_patches_shrink_because_zero_padding_is_counted():
 
 def test_window_of_one_changes_nothing():
     feature = torch.rand(1, 3, 5, 6)
-    torch.testing.assert_close(patches.embed([feature], 1, None, None), feature)
+    torch.testing.assert_close(patches.embed([feature], 1, None), feature)
 
 
 def test_rows_and_grid_are_inverse():
     grid = torch.arange(24.0).view(2, 1, 3, 4)
     torch.testing.assert_close(patches.to_grid(patches.to_rows(grid)[:, 0], (3, 4)), grid[:, 0])
-
-
-def test_one_dimension_without_the_other_is_refused():
-    with pytest.raises(InputError, match="target_dim"):
-        patches.embed([torch.rand(1, 3, 4, 4)], 3, 1024, None)

@@ -76,11 +76,11 @@ def test_an_old_name_says_the_new_one():
 
 # Settings that may be 0, negative, an empty list, and so on; "method.name" where methods differ.
 ZERO = [
-    "anchor", "area", "average", "bank", "blocks", "calibration_weight",
-    "context", "contrastive_weight", "direction", "dropout", "gamma",
-    "image_stage", "image_weight", "jitter", "log_every", "max_memory", "n_ascent", "n_calibration",
+    "anchor", "area", "average", "bank", "blocks",
+    "context", "direction", "dropout", "gamma",
+    "jitter", "n_ascent", "n_calibration",
     "noise", "p", "pos_weight", "probability", "radius", "rotate", "seed", "sigma", "snapshot_every",
-    "step_size", "swap", "validate_every", "warm_up", "weight_decay", "workers",
+    "step_size", "swap", "warm_up",
     "few_shot.learning_rate", "unified.learning_rate",
     "ulsad.hidden",
 ]  # fmt: skip
@@ -89,13 +89,9 @@ SHARES = [  # at most 1
     "average", "coreset", "jitter", "p", "probability", "radius", "rotate",
     "swap", "token_share", "unified.whiten",
 ]  # fmt: skip
-ABOVE_1 = ["n_synthetic", "ulsad.batch_size"]
-BELOW_1 = [
-    "dropout", "hold_out", "ulsad.hidden", "warm_up"
-]  # fmt: skip
-FREE_TEXT = [
-    "backbone", "checkpoint", "glass.foreground", "image_stage", "objects", "stages", "textures", "weights"
-]  # fmt: skip
+ABOVE_1 = ["ulsad.batch_size"]
+BELOW_1 = ["dropout", "hold_out", "ulsad.hidden", "warm_up"]
+FREE_TEXT = ["backbone", "glass.foreground", "objects", "stages", "textures", "weights"]
 
 
 def kinds(hint) -> set:

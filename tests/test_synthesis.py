@@ -50,7 +50,7 @@ def test_every_family_of_the_field_is_there():
         "perlin_dtd", "realnet_dtd", "glass_las", "memseg", "splice", "cutpaste", "cutpaste_scar", "nsa",
         "anomalygpt_nsa", "pagmfr_texture", "pagmfr_object", "pagmfr",
     ]  # fmt: skip
-    assert FEATURE_FAMILIES == ["feature_gauss", "feature_perlin", "feature_gas"]
+    assert FEATURE_FAMILIES == ["feature_gauss", "feature_perlin"]
     assert sorted(names()) == sorted(FAMILIES + FEATURE_FAMILIES)
 
 
@@ -546,15 +546,6 @@ def test_perlin_features_touch_only_the_mask():
     assert anomalous.tolist() == info["anomalous"]
     assert 8 <= anomalous.sum() <= 32
     assert 0.02 < mask[anomalous].mean() < 0.5
-
-
-def test_gradient_ascent_is_a_hook():
-    tokens = np.zeros((5, 4), np.float32)
-    with pytest.raises(InputError, match="glass"):
-        synthesise("feature_gas", tokens, np.random.default_rng(0))
-    made, mask, _ = synthesise("feature_gas", tokens, np.random.default_rng(0), ascent=lambda clean, noisy: noisy + 7)
-    assert abs(made.mean() - 7) < 0.1
-    assert mask.shape == (5,)
 
 
 # -- bad input: one line that helps -----------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_average_ranks_are_over_the_methods_that_have_every_category(write, tmp_
     [
         ({"protocol": {"image_size": 224}}, "dfr (224 px)"),
         ({"protocol": {"image_size": [288, 448], "side": 256}}, "dfr"),  # the images' shape, the others' pixels
-        ({"parameters": {"resize": "short_side"}}, "dfr (short_side)"),
+        ({"parameters": {"resize": 256}}, "dfr (256)"),
         ({"parameters": {"backbone": "resnet18"}}, "dfr (resnet18)"),
         ({"parameters": {"backbone": None}}, "dfr"),  # a method without one
         ({"protocol": {"resolution": "original"}}, "dfr (original)"),
@@ -321,7 +321,7 @@ def test_tables_without_records_go_with_their_last_record(write, tmp_path):
 
 def test_gap_and_known_differences_come_from_facts(write, tmp_path):
     write("patchcore", metrics={"pixel_auroc": 0.9})
-    same = {"backbone": "wide_resnet50_2.tv_in1k", "resize": "short_side"}
+    same = {"backbone": "wide_resnet50_2.tv_in1k", "resize": 256}
     full = {"train": 320, "test_normal": 41, "test_anomalous": 119}
     write("patchcore", seed=1, profile="paper", parameters=same, protocol={"image_size": 224}, n_images=full)
     line = table_of(tmp_path, "laptop_beside_published").text.set_index("metric").loc["pixel AUROC"]

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from adlib.errors import InputError
-from adlib.methods import training
+from adlib.methods import checkpoints, training
+from adlib.methods.pagmfr.training_pairs import weighted_rows
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 Y = X @ torch.arange(6.0)[:, None] + 0.5
@@ -44,11 +45,14 @@ class Options(training.Options):
     accumulate: int = 1
 
 
+@pytest.fixture(autouse=True)
+def every_step_is_kept(monkeypatch):
+    monkeypatch.setattr(checkpoints, "EVERY", 1)
+
+
 def train(modules, optimizers, make_batch, losses, n_steps, **arguments):
     """`training.train` with the options among the arguments."""
     options = {key: arguments.pop(key) for key in list(arguments) if key in training.Options.__dataclass_fields__}
-    if "checkpoint" in options:
-        options["checkpoint"] = str(options["checkpoint"])
     return training.train(modules, optimizers, make_batch, losses, n_steps, Options(**options), **arguments)
 
 
@@ -91,9 +95,9 @@ def test_resume_at_any_step_equals_an_uninterrupted_run(tmp_path):
             return batch_of(8)(step)
 
         with pytest.raises(KeyboardInterrupt):
-            run(first, optimizer, schedulers, 30, make_batch=killed, checkpoint=file, checkpoint_every=1, workers=0)
+            run(first, optimizer, schedulers, 30, make_batch=killed, checkpoint=file, workers=0)
         second, optimizer, schedulers = make(dropout=0.3)
-        resumed = run(second, optimizer, schedulers, 30, checkpoint=file, checkpoint_every=1)
+        resumed = run(second, optimizer, schedulers, 30, checkpoint=file)
         assert torch.equal(weights(second), weights(whole))
         pd.testing.assert_frame_equal(resumed.losses, full.losses)
 
@@ -134,12 +138,11 @@ def test_selection_keeps_the_step_it_says(selection):
         seen.append(weights(model).clone())
         return {"score": next(scores), "extra": None}
 
-    options = {"validate_every": 2, "selection": selection, "snapshot_every": 5}
+    options = {"selection": selection, "snapshot_every": 2}
     history = run(model, optimizer, schedulers, 6, validate=validate, **options)
     assert history.validation.step.tolist() == [2, 4, 6]
     assert history.selected_step == (6 if selection == "last" else 4)
-    # Those of the last and of the selected step are kept as well.
-    assert [step for step, _ in history.snapshots] == ([5, 6] if selection == "last" else [4, 5, 6])
+    assert [step for step, _ in history.snapshots] == [2, 4, 6]
     kept = dict(history.snapshots)[history.selected_step]["model"]
     assert torch.equal(kept["0.weight"], model.state_dict()["0.weight"])
     assert torch.equal(weights(model), seen[2 if selection == "last" else 1])
@@ -148,11 +151,11 @@ def test_selection_keeps_the_step_it_says(selection):
 def test_a_resumed_run_counts_the_time_of_its_earlier_part(tmp_path):
     model, optimizer, schedulers = make()
     file = tmp_path / "c.pt"
-    run(model, optimizer, schedulers, 2, checkpoint=file, checkpoint_every=2)
+    run(model, optimizer, schedulers, 2, checkpoint=file)
     content = torch.load(file, weights_only=True)
     torch.save(content | {"seconds": 1000.0}, file)
     model, optimizer, schedulers = make()
-    history = run(model, optimizer, schedulers, 3, checkpoint=file, checkpoint_every=2)
+    history = run(model, optimizer, schedulers, 3, checkpoint=file)
     assert history.seconds > 1000
 
 
@@ -170,7 +173,7 @@ def test_nan_stops_before_it_reaches_weights_or_checkpoint(tmp_path, what, optio
         return {"loss": modules["model"](batch).square().mean() + spoilt}
 
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    options = {"seed": 0, "checkpoint": file, "checkpoint_every": 1} | options
+    options = {"seed": 0, "checkpoint": file} | options
     with pytest.raises(training.TrainingError, match=f"{what} became nan at step 3.*step 2 is kept"):
         train({"model": model}, [optimizer], lambda step: torch.ones(4, 2), losses, 5, **options)
     kept = torch.load(file, weights_only=True)
@@ -204,7 +207,7 @@ def test_bad_input_is_refused(tmp_path):
         run(model, optimizer, schedulers, 1, selection="best")
     with pytest.raises(InputError, match="held-out pseudo-anomalies"):
         run(model, optimizer, schedulers, 1, selection="synthetic")
-    run(model, optimizer, schedulers, 1, checkpoint=tmp_path / "c.pt", checkpoint_every=1)
+    run(model, optimizer, schedulers, 1, checkpoint=tmp_path / "c.pt")
     other = nn.Linear(3, 1)
     with pytest.raises(InputError, match=r"c\.pt does not belong"):
         run(other, torch.optim.Adam(other.parameters()), [], 1, checkpoint=tmp_path / "c.pt")
@@ -230,11 +233,11 @@ def test_gradient_flow_is_the_gradient_of_each_part_before_clipping():
 
 def test_memory_is_read_at_every_log_and_validation_and_survives_a_resume(tmp_path):
     model, optimizer, _ = make()
-    options = {"log_every": 2, "validate": lambda: {"score": 0.0}, "validate_every": 3}
+    options = {"log_every": 2, "validate": lambda: {"score": 0.0}, "snapshot_every": 3}
     file = tmp_path / "c.pt"
-    run(model, optimizer, [], 3, **options, checkpoint=file, checkpoint_every=3)
+    run(model, optimizer, [], 3, **options, checkpoint=file)
     model, optimizer, _ = make()
-    history = run(model, optimizer, [], 6, **options, checkpoint=file, checkpoint_every=3)
+    history = run(model, optimizer, [], 6, **options, checkpoint=file)
     assert history.memory.step.tolist() == [2, 3, 4, 6]
     assert (history.memory.peak_mib > 10).all()
     assert history.memory.peak_mib.is_monotonic_increasing
@@ -256,7 +259,7 @@ def test_running_out_of_memory_is_one_line_that_names_the_knobs(tmp_path, error,
         return result
 
     seen = []
-    options = {"checkpoint": tmp_path / "c.pt", "checkpoint_every": 1, "validate_every": 1, "progress": "x"}
+    options = {"checkpoint": tmp_path / "c.pt", "snapshot_every": 1, "progress": "x"}
     options["validate"] = lambda: full("validation", {"score": 0.0})
     with pytest.raises(training.TrainingError) as caught:
         train(
@@ -291,7 +294,7 @@ def test_the_advice_against_full_memory_names_what_the_settings_have():
 
 def test_a_folder_as_checkpoint_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"^checkpoint .* is a folder; give a file, for example .*run\.pt$"):
-        run(*make(), 1, checkpoint=tmp_path, checkpoint_every=1)
+        run(*make(), 1, checkpoint=tmp_path)
 
 
 def test_other_runtime_errors_stay_what_they_are():
@@ -302,13 +305,13 @@ def test_other_runtime_errors_stay_what_they_are():
 
 def test_weighted_rows_follow_the_weights():
     weights = [0.0, 1.0, 3.0]
-    rows = np.concatenate([training.weighted_rows(weights, 50, 0, step) for step in range(40)])
+    rows = np.concatenate([weighted_rows(weights, 50, 0, step) for step in range(40)])
     assert (rows != 0).all()
     assert (rows == 2).mean() == pytest.approx(0.75, abs=0.03)
-    np.testing.assert_array_equal(training.weighted_rows(weights, 8, 1, 5), training.weighted_rows(weights, 8, 1, 5))
+    np.testing.assert_array_equal(weighted_rows(weights, 8, 1, 5), weighted_rows(weights, 8, 1, 5))
     for wrong in ([0, 0], [-1, 2], [float("nan"), 1]):
         with pytest.raises(InputError, match="sampling weights"):
-            training.weighted_rows(wrong, 2, 0, 0)
+            weighted_rows(wrong, 2, 0, 0)
 
 
 def test_checkpointing_gives_the_same_gradients_and_statistics_and_keeps_less():
@@ -377,7 +380,7 @@ torch.manual_seed(2)
 model = nn.Linear(6, 1)
 parts = lambda micro: (t.X[(micro % 4) * 8 : (micro % 4) * 8 + 8], t.Y[(micro % 4) * 8 : (micro % 4) * 8 + 8])
 history = t.run(model, torch.optim.SGD(model.parameters(), 0.01), [], 10, make_batch=parts, accumulate=2,
-                checkpoint={out!r} + "/c.pt", checkpoint_every=5)
+                checkpoint={out!r} + "/c.pt")
 from accelerate.state import PartialState
 if PartialState().is_main_process:
     torch.save({{"weights": t.weights(model), "loss": history.losses.total.tolist(),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from adlib import images
 from adlib.errors import InputError
+from adlib.images import features
 from adlib.images.maps import enlarge, smooth
 from adlib.methods import training
 from adlib.methods.ulsad import maps as ulsad_maps
@@ -336,15 +337,15 @@ def test_the_global_branch_may_learn_in_every_other_step(train):
 
 
 def test_a_falling_rate_belongs_to_the_number_of_steps(train, tmp_path):
-    settings = SMALL | {"schedule": "cosine", "checkpoint": str(tmp_path / "checkpoint.pt"), "checkpoint_every": 1}
-    rates = ULSAD(**settings).fit(train).history.losses.learning_rate
+    settings, file, other = SMALL | {"schedule": "cosine"}, tmp_path / "checkpoint.pt", tmp_path / "other.pt"
+    rates = ULSAD(**settings).fit(train, checkpoint=file).history.losses.learning_rate
     assert rates.is_monotonic_decreasing
     assert rates.iloc[-1] < rates.iloc[0]
     for longer in ({"steps": 8}, {"steps": None, "epochs": 8}):  # also where epochs say it
         with pytest.raises(InputError, match="made with number of steps 3, these settings say 8"):
-            ULSAD(**settings | longer).fit(train)
-    ULSAD(**settings | {"schedule": "constant", "checkpoint": str(tmp_path / "other.pt"), "steps": 1}).fit(train)
-    ULSAD(**settings | {"schedule": "constant", "checkpoint": str(tmp_path / "other.pt")}).fit(train)  # longer
+            ULSAD(**settings | longer).fit(train, checkpoint=file)
+    ULSAD(**settings | {"schedule": "constant", "steps": 1}).fit(train, checkpoint=other)
+    ULSAD(**settings | {"schedule": "constant"}).fit(train, checkpoint=other)  # longer
 
 
 def test_flat_normal_maps_give_finite_scores(train):
@@ -357,8 +358,9 @@ def test_flat_normal_maps_give_finite_scores(train):
     assert np.isfinite(method._on_one_scale(method._raw_maps(features, pictures))).all()
 
 
-def test_a_map_file_on_disk_gives_the_same_numbers(train, fitted):
-    method = ULSAD(**SMALL | {"snapshot_every": 1, "max_memory": 0.0}).fit(train)
+def test_a_map_file_on_disk_gives_the_same_numbers(train, fitted, monkeypatch):
+    monkeypatch.setattr(features, "MAX_MEMORY", 0.0)
+    method = ULSAD(**SMALL).fit(train)
     np.testing.assert_array_equal(method.normal_scores, fitted.normal_scores)
 
 

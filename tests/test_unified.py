@@ -8,9 +8,9 @@ from conftest import TINY
 from adlib import images
 from adlib.images import maps, patches
 from adlib.methods.few_shot import episodic_training
-from adlib.methods.few_shot.unified import Head, Unified, p_values, whitening, yardsticks
+from adlib.methods.few_shot.unified import Unified, p_values, whitening, yardsticks
 
-SMALL = TINY | {"k": 2, "steps": 3, "episodes": 2, "validate_every": 3, "shots": [1, 2]}
+SMALL = TINY | {"k": 2, "steps": 3, "episodes": 2, "snapshot_every": 3, "shots": [1, 2]}
 
 
 @pytest.fixture(scope="module")
@@ -80,20 +80,6 @@ def test_scores_do_not_depend_on_scale_and_mixing_of_the_channels(fitted, batch)
         other = method.cells(mixed, method._remember([f[:3] for f in mixed]))
     # The nearest patch before whitening, which the differences come from, may be another one.
     assert np.corrcoef(plain[3:].flatten(), other[3:].flatten())[0, 1] > 0.9
-
-
-def test_order_of_supports_and_copies_change_nothing(fitted, batch):
-    plain = fitted.score(batch, fitted.condition(batch.images[:3]))
-    other = fitted.score(batch, fitted.condition(batch.images[[2, 0, 1, 0, 2]]))
-    np.testing.assert_allclose(plain.map, other.map, atol=1e-4)
-    np.testing.assert_allclose(plain.image, other.image, atol=1e-3)
-
-
-def test_order_of_memory_rows_changes_nothing(fitted, batch):
-    order = torch.randperm(len(fitted.context[0].rows), generator=torch.Generator().manual_seed(0))
-    first = fitted.context[0]
-    shuffled = [first._replace(rows=first.rows[order], delta=first.delta[order]), *fitted.context[1:]]
-    np.testing.assert_allclose(fitted.score(batch).image, fitted.score(batch, shuffled).image, atol=1e-4)
 
 
 def test_contexts_decide(trained, batch, small_table):
@@ -183,25 +169,13 @@ def test_gradients_reach_projection_and_head_only(fitted, train):
     assert all(p.grad is None for p in method.backbone.parameters())
 
 
-def test_training_is_seeded_moves_the_scores_and_is_saved(trained, train, fitted, batch, tmp_path):
-    pool = episodic_training.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
-    twin = Unified(**trained.settings.__dict__).train_episodes(None, pools=[pool, pool])
-    np.testing.assert_array_equal(twin.fit(train).score(batch).image, trained.score(batch).image)
+def test_training_moves_the_scores_and_is_saved(trained, fitted, batch, tmp_path):
     assert {"focal", "dice", "contrastive", "image", "calibration"} <= set(trained.history.losses.columns)
     assert np.abs(trained.score(batch).image - fitted.score(batch).image).max() > 1e-3
     trained.save(tmp_path)
     loaded = Unified.load(tmp_path)
     for again, first in zip(loaded.score(batch), trained.score(batch), strict=True):  # p-values, too
         np.testing.assert_array_equal(again, first)
-
-
-def test_clustering_with_the_support(train, batch, small_table):
-    labels = small_table.label[small_table.split == "test"].to_numpy()
-    method = Unified(**SMALL | {"clustering": "agglomerative"}).fit(train)
-    scores = method.score(batch)
-    assert scores.image[labels == 1].min() > scores.image[labels == 0].max()
-    plain = Unified(**SMALL).fit(train).score(batch)
-    assert (scores.image >= plain.image - 1e-6).all()  # what no cluster marks keeps its score
 
 
 def test_a_cluster_without_support_adds_one_and_the_rest_nothing(train):
@@ -213,7 +187,3 @@ def test_a_cluster_without_support_adds_one_and_the_rest_nothing(train):
     memory = method.context[0]._replace(rows=rows[8:40])
     added = method._clustered(torch.cat([rows[:8], rows[40:]]), memory, (1, 4, 4))
     assert added.flatten().tolist() == [0.0] * 8 + [1.0] * 8
-
-
-def test_a_head_that_sees_nothing_adds_nothing():
-    assert Head(4, 0)(torch.rand(1, 4, 3, 3)).abs().max() == 0

@@ -78,32 +78,6 @@ class Backbone(nn.Module):
         return features
 
 
-class LastStage(nn.Module):
-    """The module of a backbone that makes its deepest feature map, to be trained in place.
-
-    Its batch normalisation keeps the statistics of the pre-training: those of a handful of images say less.
-
-    Args:
-        backbone: made with `fold=False`.
-    """
-
-    def __init__(self, backbone: Backbone):
-        super().__init__()
-        name = backbone.model.feature_info.module_name()[-1]
-        modules = dict(backbone.model.named_modules())
-        # Some timm wrappers flatten the name.
-        stage = modules.get(name) or modules.get(name.replace(".", "_"))
-        if stage is None:
-            raise InputError(
-                f"stage {name!r} of backbone {backbone.name!r} cannot be trained; leave train_last_stage off"
-            )
-        self.stage = stage.requires_grad_(True)
-
-    def train(self, mode: bool = True):
-        """Stay in evaluation mode."""
-        return super().train(False)
-
-
 def create(
     name: str = DEFAULT_BACKBONE,
     stages: tuple[int | str, ...] = (2, 3),
@@ -121,7 +95,7 @@ def create(
             tests and ablations), or the path of a state dict (.safetensors, .pth, .pt).
         image_size: (height, width); only some transformers must know it when they are built.
         fold: fold batch normalisation into the convolution before it, which halves the time on a CPU and moves the
-            features by rounding only (about 1e-5 of their scale). Say False to train a stage.
+            features by rounding only (about 1e-5 of their scale).
 
     Raises:
         InputError: unknown model or stage, weights that are missing or do not fit.

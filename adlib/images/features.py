@@ -12,6 +12,7 @@ from adlib.errors import InputError
 from adlib.images.files import Resize, batches, to_tensor
 
 STATUS = Path("/proc/self/status")  # Linux only
+MAX_MEMORY = 8.0  # GiB of features of one kind; larger ones lie in a memory-mapped temporary file
 
 
 def peak_memory_mib() -> float:
@@ -35,9 +36,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
 
 
-def allocate(shape, max_memory: float) -> np.ndarray:
-    """Allocate float32 of `shape`; above `max_memory` GiB as a memory-mapped file that goes with its last user."""
-    if 4 * np.prod(shape, dtype=np.int64) <= max_memory * 2**30:
+def allocate(shape) -> np.ndarray:
+    """Allocate float32 of `shape`; above `MAX_MEMORY` as a memory-mapped file that goes with its last user."""
+    if 4 * np.prod(shape, dtype=np.int64) <= MAX_MEMORY * 2**30:
         return np.empty(shape, dtype=np.float32)
     return np.memmap(tempfile.TemporaryFile(), dtype=np.float32, shape=tuple(shape), mode="w+")
 
@@ -45,7 +46,9 @@ def allocate(shape, max_memory: float) -> np.ndarray:
 def resize_of(settings) -> Resize:
     """The geometry of the input that a method's settings ask for."""
     size = settings.image_size if isinstance(settings.image_size, int) else tuple(settings.image_size)
-    return Resize(size, settings.resize, settings.scale if settings.resize == "short_side" else None)
+    if isinstance(settings.resize, int):
+        return Resize(size, "short_side", settings.resize)
+    return Resize(size, settings.resize)
 
 
 def check_finite(features, owner) -> None:
@@ -54,13 +57,12 @@ def check_finite(features, owner) -> None:
         raise InputError(f"features of {owner} are not finite (NaN); check the weights of the backbone and the image")
 
 
-def frozen_features(image_paths, resize: Resize, embed, batch_size: int, max_memory: float, images: bool = False):
+def frozen_features(image_paths, resize: Resize, embed, batch_size: int = 8, images: bool = False):
     """Embed every image once: a frozen backbone gives the same features in every epoch.
 
     Args:
         image_paths: N image files.
         embed: images (B, 3, H, W) in [0, 1] -> features (B, C, h, w).
-        max_memory: GiB; larger features lie in a memory-mapped temporary file.
         images: also return the images themselves.
 
     Returns:
@@ -76,7 +78,7 @@ def frozen_features(image_paths, resize: Resize, embed, batch_size: int, max_mem
         block = embed(batch.images).permute(0, 2, 3, 1).cpu().numpy()  # (B, h, w, C)
         check_finite(block, f"{batch.paths[0]} and its batch")
         if not len(features):
-            features = allocate((len(image_paths), *block.shape[1:]), max_memory)
+            features = allocate((len(image_paths), *block.shape[1:]))
         rows = slice(start, start + len(block))
         features[rows] = block
         if images:

@@ -10,29 +10,25 @@ mean of each window, all channels kept.
 import torch
 import torch.nn.functional as F
 
-from adlib.errors import InputError
 from adlib.images.maps import align
 
 
 def embed(
     features: list[torch.Tensor],
     patch_size: int = 3,
-    pretrain_dim: int | None = 1024,
-    target_dim: int | None = 1024,
+    embedding_dim: int | None = 1024,
 ) -> torch.Tensor:
-    """Embed patches as the settings ask: both dimensions None means `mean_embedding`, else the original's pooling.
+    """Embed patches as the settings ask: without a width `mean_embedding`, else the original's pooling.
 
     Returns:
         float32 tensor (B, D, H, W).
     """
-    if pretrain_dim is None and target_dim is None:
+    if embedding_dim is None:
         return mean_embedding(features, patch_size)
-    if pretrain_dim is None or target_dim is None:
-        raise InputError("pretrain_dim and target_dim must both be numbers (the paper: 1024, 1024) or both None")
     channels = tuple(feature.shape[1] for feature in features)
-    if (channels, patch_size, pretrain_dim, target_dim) == ((512, 1024), 3, 1024, 1024):
+    if (channels, patch_size, embedding_dim) == ((512, 1024), 3, 1024):
         return paper_embedding(features)
-    return adaptive_pool_embedding(features, patch_size, 1, pretrain_dim, target_dim)
+    return adaptive_pool_embedding(features, patch_size, 1, embedding_dim, embedding_dim)
 
 
 def mean_embedding(features: list[torch.Tensor], patch_size: int = 3) -> torch.Tensor:

@@ -8,10 +8,9 @@ import torch
 from adlib.errors import InputError
 from adlib.paths import atomic_path
 
+EVERY = 100  # steps between two writes
 # Settings that may change between two parts of one run; all others make another run.
-FREE_SETTINGS = (
-    "epochs", "steps", "checkpoint", "checkpoint_every", "max_memory", "workers", "checkpointing", "log_every",
-)  # fmt: skip
+FREE_SETTINGS = ("epochs", "steps", "checkpointing")
 
 
 def check_origin(checkpoint: Path, made_with: dict, origin: dict) -> None:

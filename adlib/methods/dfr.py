@@ -32,6 +32,7 @@ from adlib.settings import build, choice
 from adlib.synthesis.judge import Judge
 
 VGG_RELUS = tuple(f"relu{block}_{i}" for block, n in ((1, 2), (2, 2), (3, 4), (4, 4)) for i in range(1, n + 1))
+WINDOW = 4  # cells of the resized map that one position averages; 256 / 4 = 64 positions a side
 N_PCA_IMAGES = 10  # training images that the width of the bottleneck follows from
 
 
@@ -44,22 +45,16 @@ class DFRSettings(training.Options):
     weights: str = "auto"  # see adlib.images.backbones.create
     image_size: S.ImageSize = 256  # network input, pixels
     resize: S.ResizeMode = "stretch"
-    scale: S.Count | None = None  # pixels, only for resize "short_side"
     map_size: S.Count = 256  # every map is resized to this before its windows are averaged; see `DFR.__init__`
-    window: S.Count = 4  # cells of the resized map that one position averages; 256 / 4 = 64 positions a side
-    latent: S.Count | None = None  # width of the bottleneck; None: as many principal components as keep 90 %
     learning_rate: S.Positive = 1e-4  # Adam
     batch_size: S.Count = 4  # images a step
     epochs: S.Count = 700  # passes over the training images
     image_score: Literal["max", "top"] = "max"  # max (paper), top (mean of the highest 1 % of the map)
-    threshold_images: Literal["train", "held_out"] = (
-        "train"  # whose pixels set the segmentation threshold; held_out, if any: not biased low
-    )
-    max_memory: S.NotNegative = 8.0  # GiB of cached features held in memory; more go to a memory-mapped temporary file
+    threshold_images: Literal["train", "held_out"] = "train"  # set the segmentation threshold; held_out: not too low
 
     def check(self):
-        if self.window > self.map_size:
-            raise InputError(f"window {self.window} must not be larger than map_size {self.map_size}")
+        if self.map_size < WINDOW:
+            raise InputError(f"map_size {self.map_size} must be at least {WINDOW}, the window of a position")
 
 
 # -- regional features (section 3.1) ----------------------------------------------------------------------------------
@@ -214,25 +209,24 @@ class DFR:
         self.channels = sum(self.backbone.channels)
         # Of an input that is not square: as many cells, and square ones.
         flat = math.sqrt(self.resize.hw[0] / self.resize.hw[1])  # height over width
-        sides = (max(s.window, round(s.map_size * f / s.window) * s.window) for f in (flat, 1 / flat))
+        sides = (max(WINDOW, round(s.map_size * f / WINDOW) * WINDOW) for f in (flat, 1 / flat))
         self.map_size = s.map_size if flat == 1 else tuple(sides)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) in [0, 1] -> features (B, C, h, w) on the common grid."""
-        window = self.settings.window
         with torch.inference_mode():
-            return aggregate(self.backbone(images.to(self.device)), self.map_size, window, window)
+            return aggregate(self.backbone(images.to(self.device)), self.map_size, WINDOW, WINDOW)
 
     # -- fit ------------------------------------------------------------------------------------------------------
 
-    def fit(self, table, validation=None):
+    def fit(self, table, validation=None, checkpoint=None):
         """Train on a sample table of normal images; arguments as for `ULSAD.fit`."""
         train, held_out = split_normals(table, self.settings, validation)
         self.settings = s = without_selection(self.settings, held_out)
         features = self._features(train)  # (N, h, w, C)
         self._held_out = self._features(held_out) if len(held_out) else features[:0]
-        self.latent = s.latent or pca_width(features[:N_PCA_IMAGES])
-        judge = Judge(held_out, self.resize, s.n_synthetic, s.seed) if s.watched else None
+        self.latent = pca_width(features[:N_PCA_IMAGES])
+        judge = Judge(held_out, self.resize, seed=s.seed) if s.watched else None
         judged = picture_features(judge.images, self.embed, s.batch_size) if judge else None
         self.build_networks()
         batch_size = min(s.batch_size, len(train))
@@ -249,6 +243,7 @@ class DFR:
             compute_losses,
             n_steps,
             s,
+            checkpoint=checkpoint,
             origin=training.origin(self, train, held_out),
             validate=(lambda: judge.rate(*self._scores(judged))) if judge else None,
             progress="dfr",
@@ -273,7 +268,7 @@ class DFR:
 
     def _features(self, table) -> np.ndarray:
         s = self.settings
-        return frozen_features(table.image_path, self.resize, self.embed, s.batch_size, s.max_memory)[0]
+        return frozen_features(table.image_path, self.resize, self.embed, s.batch_size)[0]
 
     def _score_held_out(self) -> None:
         self.normal_scores, self.normal_map_maxima = collect([self._scores(self._held_out)])

@@ -175,7 +175,7 @@ class DRAEM:
         for network in (self.reconstruction, self.discriminator):
             network.to(self.device, memory_format=torch.channels_last).eval()
 
-    def fit(self, table, validation=None):
+    def fit(self, table, validation=None, checkpoint=None):
         """Train on a sample table of normal images; arguments as for `PAGMFR.fit`."""
         started = time.perf_counter()
         table, held_out = split_normals(table, self.settings, validation)
@@ -187,7 +187,7 @@ class DRAEM:
             corners = cv2.BORDER_CONSTANT if self.authors else cv2.BORDER_REFLECT
             self.pairs = Pairs(table, self.resize, s, corners=corners)
         print(f"DRAEM: {self.pairs.note}", flush=True)
-        judge = Judge(held_out, self.resize, s.n_synthetic, s.seed) if s.watched else None
+        judge = Judge(held_out, self.resize, seed=s.seed) if s.watched else None
         modules = {"reconstruction": self.reconstruction, "discriminator": self.discriminator}
         optimizer = torch.optim.Adam([p for module in modules.values() for p in module.parameters()], s.learning_rate)
         n_steps = s.epochs * math.ceil(len(table) / s.batch_size) if s.steps is None else s.steps
@@ -200,10 +200,10 @@ class DRAEM:
             self.losses,
             n_steps,
             s,
+            checkpoint=checkpoint,
             origin=training.origin(self, table, held_out),
             schedulers=[torch.optim.lr_scheduler.MultiStepLR(optimizer, falls, gamma=0.2)],
             validate=(lambda: judge.look(self._scores)) if judge else None,
-            workers=s.workers,
             progress="DRAEM",
         )
         self._held_out = held_out

@@ -33,14 +33,11 @@ class PadimSettings(S.Settings):
     stages: S.Stages = (1, 2, 3)  # layer1, layer2, layer3
     weights: str = "auto"  # see adlib.images.backbones.create
     image_size: S.ImageSize = 224  # network input, pixels
-    resize: S.ResizeMode = "short_side"
-    scale: S.Count | None = 256  # pixels
+    resize: S.ResizeMode = 256  # shorter side, pixels; then a crop of the centre
     k: S.Count | None = None  # images to fit on, the same choice as `few_shot` makes; None: all but `hold_out`
     hold_out: S.Share = 0.15  # share of the normals kept for the threshold when k is None
     d: S.Count = 550  # channels kept at random
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels
-    n_calibration: S.Whole = 50  # at most so many held-out normals are scored for the threshold
-    batch_size: S.Count = 8  # images a forward pass
     seed: S.Whole = 0  # channels, choice of images
 
 
@@ -81,7 +78,7 @@ class Padim:
         """Estimate the Gaussians from all images of a table."""
         s = self.settings
         self.support_ids = support_ids(table)
-        grids, _ = frozen_features(table.image_path, self.resize, self.embed, s.batch_size, max_memory=8.0)
+        grids, _ = frozen_features(table.image_path, self.resize, self.embed)
         channels = np.sort(np.random.default_rng(s.seed).permutation(grids.shape[3])[: s.d])
         self.channels = torch.from_numpy(channels)
         x = torch.from_numpy(grids[..., channels]).to(self.device)  # (N, h, w, d)

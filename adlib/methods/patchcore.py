@@ -37,11 +37,9 @@ class PatchCoreSettings(S.Settings):
     stages: S.Stages = (2, 3)  # layer2 and layer3 (section 4.4.2)
     weights: str = "auto"  # see adlib.images.backbones.create
     image_size: S.ImageSize = 224  # network input, pixels
-    resize: S.ResizeMode = "short_side"  # shorter side to `scale`, then centre crop
-    scale: S.Count | None = 256  # pixels
+    resize: S.ResizeMode = 256  # shorter side, pixels; then a crop of the centre
     patch_size: S.Odd | Literal["auto"] = 3  # neighbourhood p, feature cells (Eq. 1); "auto": see `choose_patch_size`
-    pretrain_dim: S.Count | None = 1024  # length per layer after the first pooling; both None: plain mean
-    target_dim: S.Count | None = 1024  # length of an embedding
+    embedding_dim: S.Count | None = 1024  # width D, of each layer and of all together; None: plain mean
     coreset: S.ShareTo1 = 0.1  # share of patches that is kept, in (0, 1]
     sampler: Literal[neighbours.SAMPLERS] = "approximate_greedy"  # approximate_greedy, greedy, random, none
     projection_dim: S.Count | None = 128  # width of the selection space; None: select among the embeddings themselves
@@ -51,7 +49,6 @@ class PatchCoreSettings(S.Settings):
     b: S.Count = 9  # neighbourhood of Eq. 7, bank rows
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
     batch_size: S.Count = 2  # images a forward pass; small, since its activations are most of the memory on a CPU
-    max_memory: S.NotNegative = 8.0  # GiB of embeddings held in memory; more go to a memory-mapped temporary file
     max_rows: S.Count | None = None  # patches the coreset is chosen from, at random where there are more; None: all
     n_calibration: S.Whole = 200  # at most so many training images are scored for the threshold
     seed: S.Whole = 0  # projection and starting rows
@@ -116,7 +113,7 @@ class PatchCore:
         s = self.settings
         with torch.inference_mode():
             features = self.backbone(images.to(self.device))
-            return patches.embed(features, self.patch_size, s.pretrain_dim, s.target_dim)
+            return patches.embed(features, self.patch_size, s.embedding_dim)
 
     def collect_rows(self, image_paths, rng) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         """Embed all images into one array, allocated once; on disk where it would not fit in memory.
@@ -134,7 +131,7 @@ class PatchCore:
                 numbers = np.arange(total)
                 if s.max_rows and total > s.max_rows:
                     numbers = np.sort(rng.choice(total, s.max_rows, replace=False))
-                rows = allocate((len(numbers), grid.shape[1]), s.max_memory)
+                rows = allocate((len(numbers), grid.shape[1]))
             block = patches.to_rows(grid).cpu().numpy()
             kept = numbers[filled : np.searchsorted(numbers, seen + len(block))] - seen
             rows[filled : filled + len(kept)] = block[kept]

@@ -18,6 +18,8 @@ from adlib.methods import Scores, storage
 from adlib.methods.few_shot.support_images import score_normals, split_support, support_ids
 from adlib.settings import build
 
+IMAGE_STAGE = 4  # its maps, pooled over the image, are what images are compared by (section 3.1)
+
 
 @dataclass(frozen=True)
 class SpadeSettings(S.Settings):
@@ -25,17 +27,13 @@ class SpadeSettings(S.Settings):
 
     backbone: str = "wide_resnet50_2.tv_in1k"
     stages: S.Stages = (1, 2, 3)  # layer1, layer2, layer3: pyramid of the patches
-    image_stage: S.Whole | str = 4  # stage that is pooled over the image for the image score
     weights: str = "auto"  # see adlib.images.backbones.create
     image_size: S.ImageSize = 224  # network input, pixels
-    resize: S.ResizeMode = "short_side"
-    scale: S.Count | None = 256  # pixels
+    resize: S.ResizeMode = 256  # shorter side, pixels; then a crop of the centre
     k: S.Count | None = None  # images to fit on, the same choice as `few_shot` makes; None: all but `hold_out`
     hold_out: S.Share = 0.15  # share of the normals kept for the threshold when k is None
     n_nearest: S.Count = 50  # K, nearest normal images
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels
-    n_calibration: S.Whole = 50  # at most so many held-out normals are scored for the threshold
-    batch_size: S.Count = 8  # images a forward pass
     seed: S.Whole = 0  # choice of images
 
 
@@ -56,7 +54,7 @@ class Spade:
         self.settings = s = build(SpadeSettings, settings, owner=self.name)
         self.resize = resize_of(s)
         self.device = backbones.default_device()
-        stages = dict.fromkeys((*s.stages, s.image_stage))  # each once
+        stages = dict.fromkeys((*s.stages, IMAGE_STAGE))  # each once
         self.backbone = backbones.create(s.backbone, tuple(stages), s.weights, self.resize.hw).to(self.device)
         self.n_pyramid = len(s.stages)
 
@@ -77,7 +75,7 @@ class Spade:
     def take_in(self, table) -> None:
         """Store the features of all images of a table."""
         self.support_ids = support_ids(table)
-        files = batches(table.image_path, self.resize, self.settings.batch_size)
+        files = batches(table.image_path, self.resize, 8)
         embedded = [self.embed(batch.images) for batch in files]
         self.pooled = torch.cat([pooled for pooled, _ in embedded]).clone()
         self.gallery = torch.cat([grid.flatten(2).mT for _, grid in embedded]).contiguous().clone()

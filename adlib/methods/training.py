@@ -102,18 +102,6 @@ def epoch_rows(n_images: int, batch_size: int, seed: int, step: int) -> np.ndarr
     return order[place * batch_size : (place + 1) * batch_size]
 
 
-def weighted_rows(weights, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Draw the rows of a step with replacement, in proportion to `weights` (n,): weighted sampling.
-
-    Raises:
-        InputError: a weight is negative or not finite, or all are zero.
-    """
-    weights = np.asarray(weights, dtype=np.float64)
-    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
-        raise InputError("sampling weights must be finite, not negative, and not all zero")
-    return step_generator(seed, step).choice(len(weights), batch_size, p=weights / weights.sum())
-
-
 def warm_up_cosine(optimizer, n_steps: int, warm_up: float = 0.0, lowest: float = 0.0):
     """Learning rate as a share of its start: rises over `warm_up * n_steps` steps, then a cosine falls to `lowest`."""
     first = round(warm_up * n_steps)
@@ -135,18 +123,14 @@ class Options(S.Settings):
     learning_rate: S.Positive = 1e-4
     hold_out: S.Share = 0.15  # share of the training images kept for thresholds and selection; at least two images
     selection: Literal[SELECTIONS] = "last"  # last, or synthetic: the step that the judge rates best
-    n_synthetic: S.AtLeast2 = 64  # at most so many held-out images, half of them damaged, that the judge looks at
-    validate_every: S.Whole = 0  # steps between two looks of the judge; 0: only at the end
-    snapshot_every: S.Whole = 0  # steps between two kept copies of the weights, for learning curves; 0: none
-    checkpoint: str = ""  # file to resume from, written every `checkpoint_every` steps; "": none
-    checkpoint_every: S.Count = 100  # steps
+    snapshot_every: S.Whole = 0  # steps between two kept copies of the weights, each rated by the judge; 0: none
     precision: Literal[PRECISIONS] = "no"  # mixed precision
     seed: S.Whole = 0  # initial weights, order and choice of the images, everything else that is random
 
     @property
     def watched(self) -> bool:
         """Whether the judge is needed."""
-        return self.selection == "synthetic" or self.validate_every > 0
+        return self.selection == "synthetic" or self.snapshot_every > 0
 
 
 def origin(method, train: pd.DataFrame, held_out: pd.DataFrame) -> dict:
@@ -223,6 +207,7 @@ def train(
     n_steps: int,
     options: Options,
     *,
+    checkpoint: str | Path | None = None,
     origin: dict | None = None,
     schedulers: list | None = None,
     validate: Callable[[], dict[str, float]] | None = None,
@@ -243,6 +228,7 @@ def train(
         n_steps: optimiser steps; each takes `accumulate` micro-steps.
         options: the method's settings. The seed seeds torch's global generator anew at each step (dropout, noise), so
             that resuming changes nothing.
+        checkpoint: file to resume from, written every `checkpoints.EVERY` steps; None: none.
         origin: `origin(...)`; with it a checkpoint of other settings, weights or images is refused.
         schedulers: stepped once a step, after the optimisers.
         validate: called with the modules in evaluation mode; its value `score` (higher is better) decides `synthetic`.
@@ -259,9 +245,7 @@ def train(
     """
     if options.selection == "synthetic" and validate is None:
         raise InputError("selection 'synthetic' needs held-out pseudo-anomalies; give a validation table to fit")
-    if accumulate < 1 or n_steps < 1:
-        raise InputError(f"accumulate {accumulate} and the number of steps {n_steps} must both be at least 1")
-    checkpoint = checkpoints.checkpoint_file(options.checkpoint) if options.checkpoint else None
+    checkpoint = checkpoints.checkpoint_file(checkpoint) if checkpoint else None
     if origin is not None:
         # A constant rate may go on longer than its checkpoint was meant to; a schedule depends on the number of steps.
         origin = as_dict(options) | origin | ({"number of steps": n_steps} if schedulers else {})
@@ -339,9 +323,10 @@ def train(
 
     def look_after(row: dict, logged: bool) -> None:
         """What follows a step: its row, a validation, a snapshot, where it is their turn."""
-        done, every = row["step"], options.validate_every
+        done, every = row["step"], options.snapshot_every
         state["losses"].append(row)
-        validated = bool(validate) and (done == n_steps or bool(every and done % every == 0))
+        turn = bool(every) and done % every == 0
+        validated = bool(validate) and (turn or done == n_steps)
         if validated:
             rating = _validate(validate, modules)
             state["validation"].append({"step": done, "seconds": time.perf_counter() - started, **rating})
@@ -349,7 +334,7 @@ def train(
                 state["best"] = [done, float(rating["score"]), checkpoints.states(raw)]
         if logged or validated:
             state["memory"].append(_memory(done, device))
-        if options.snapshot_every and done % options.snapshot_every == 0:
+        if turn:
             state["snapshots"].append([done, checkpoints.states(raw)])
         state["step"] = done
 
@@ -363,7 +348,7 @@ def train(
             when = f"at step {done}" + (f"; the checkpoint of step {saved} is kept" if checkpoint and saved else "")
             with memory_errors(progress, when, memory_knobs(options)):
                 look_after(step_once(step, logged), logged)
-            if checkpoint and (done % options.checkpoint_every == 0 or done == n_steps):
+            if checkpoint and (done % checkpoints.EVERY == 0 or done == n_steps):
                 if accelerator.is_main_process:
                     state["seconds"] = time.perf_counter() - started
                     checkpoints.save(checkpoint, state, raw, optimizers, schedulers, origin)
@@ -384,8 +369,6 @@ def _history(state: dict, modules, n_steps: int, options: Options, seconds: floa
         selected, _, best = state["best"]
         for name, module in modules.items():
             module.load_state_dict(best[name])
-    if options.snapshot_every:  # a curve goes through the weights that are kept
-        snapshots.setdefault(selected, checkpoints.states(modules))
     return History(
         pd.DataFrame(state["losses"]),
         pd.DataFrame(state["validation"]),
@@ -413,10 +396,10 @@ def _gradient_flow(modules, step: int) -> list[dict]:
     for name, module in modules.items():
         parts = list(module.named_children()) or [("", module)]
         for part, child in parts:
-            found = [p.grad.detach().abs() for p in child.parameters() if p.grad is not None]
-            if found:
-                mean = float(sum(g.sum() for g in found)) / sum(g.numel() for g in found)
-                largest = max(float(g.max()) for g in found)
+            magnitudes = [p.grad.detach().abs() for p in child.parameters() if p.grad is not None]
+            if magnitudes:
+                mean = float(sum(g.sum() for g in magnitudes)) / sum(g.numel() for g in magnitudes)
+                largest = max(float(g.max()) for g in magnitudes)
                 rows.append({"step": step, "part": f"{name}.{part}".rstrip("."), "mean": mean, "max": largest})
     return rows
 
@@ -443,8 +426,8 @@ def _validate(validate, modules) -> dict[str, float]:
     for module in modules.values():
         module.eval()
     with torch.no_grad():
-        found = validate()
-    return {key: None if value is None else float(value) for key, value in found.items()}
+        rating = validate()
+    return {key: None if value is None else float(value) for key, value in rating.items()}
 
 
 def _prefetch(make, steps, workers: int):

@@ -49,23 +49,6 @@ def feature_perlin(features, rng, sigma=0.015, probability=0.5, threshold=0.2, e
     return features + _noise(features, rng, sigma, mask), mask, {"sigma": sigma, "anomalous": anomalous.tolist()}
 
 
-@register("feature_gas", kind="feature")
-def feature_gas(features, rng, sigma=0.015, ascent=None):
-    """GLASS's global anomaly synthesis (Chen et al., ECCV 2024): Gaussian noise, then gradient ascent, then a shell.
-
-    Args:
-        ascent: function (features, noisy features) -> anomalous features. The gradient is that of a discriminator
-            under training, so only the method that trains one can fill this in.
-    """
-    if ascent is None:
-        raise InputError(
-            "feature_gas needs ascent=function(features, noisy): the gradient comes from the discriminator of method "
-            "'glass', which passes it; without one use feature_gauss"
-        )
-    noisy, mask, info = feature_gauss(features, rng, sigma)
-    return ascent(features, noisy), mask, info
-
-
 def _token_shape(features) -> tuple[int, ...]:
     shape = tuple(getattr(features, "shape", ()))
     if len(shape) not in (2, 3, 4) or 0 in shape:

@@ -5,6 +5,7 @@ import numpy as np
 from adlib.images import to_tensor
 from adlib.synthesis.split import SyntheticSplit
 
+N_IMAGES = 64  # at most so many, half of them damaged
 # No method of any profile trains on these: a judge who taught is no judge.
 FAMILIES = ("memseg", "anomalygpt_nsa")
 
@@ -22,7 +23,7 @@ class Judge:
         images: uint8 (N, H, W, 3). masks: bool (N, H, W). labels: int (N,), 1 for damaged.
     """
 
-    def __init__(self, table, resize, number: int = 64, seed: int = 0):
+    def __init__(self, table, resize, number: int = N_IMAGES, seed: int = 0):
         split = SyntheticSplit(table, FAMILIES, number=min(2 * len(table), number), seed=seed, resize=resize)
         items = [split[i] for i in range(len(split))]
         self.images = np.stack([item.image for item in items])

@@ -82,17 +82,17 @@ def read_queries(test: pd.DataFrame, resize, n_test: int) -> Queries:
 def detectors(k: int, seed: int, training: dict, common: dict) -> dict:
     """Name -> (class, settings) of the rows of the table; `training` changes the settings of trained ones."""
     own = {"resize": "stretch"} | common | {"k": k, "seed": seed}  # one input for products of any shape
-    few = profiles.method_settings("laptop", "few_shot") | own | {"n_calibration": 0}
-    one = profiles.method_settings("laptop", "unified") | own | {"n_calibration": 20}
+    few = profiles.method_settings("laptop", "few_shot") | own
+    one = profiles.method_settings("laptop", "unified") | own
     # Whatever the unified model is set to, by the profile or by default, the baselines see the same features.
     model = build(Unified.Settings, one)
-    plain = {name: getattr(model, name) for name in ("backbone", "stages", "weights", "image_size", "resize", "scale")}
+    plain = {name: getattr(model, name) for name in ("backbone", "stages", "weights", "image_size", "resize")}
     few_images = {"k": k, "seed": seed}
-    bank = {"pretrain_dim": None, "target_dim": None, "sampler": "none", "seed": seed}
+    bank = {"embedding_dim": None, "sampler": "none", "seed": seed}
     return {
         "PatchCore": (PatchCore, plain | bank),
-        "SPADE": (Spade, plain | few_images | {"n_calibration": 2}),
-        "PaDiM": (Padim, plain | few_images | {"d": 100, "n_calibration": 2}),
+        "SPADE": (Spade, plain | few_images),
+        "PaDiM": (Padim, plain | few_images | {"d": 100}),
         "few-shot, step 0": (FewShot, few),
         "few-shot, trained": (FewShot, few | training),
         "unified, step 0, no directions": (Unified, one | {"whiten": 1.0}),
@@ -246,8 +246,6 @@ def swap_answer(swap: pd.DataFrame, kind: str, threshold: float) -> dict:
 
 
 def _share(method, cached: dict):
-    if getattr(method.settings, "train_last_stage", False):
-        return method  # what one detector trains is not for the others
     method.backbone = cached.setdefault(method.backbone.fingerprint, RememberingBackbone(method.backbone))
     return method
 

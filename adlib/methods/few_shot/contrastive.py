@@ -39,6 +39,7 @@ from adlib.synthesis.judge import Judge
 from adlib.synthesis.registry import Families
 
 STRIDE = 8  # of the fused grid, pixels; the stage with this stride gives the grid, else the first one does
+N_REFERENCE = 4096  # normal cells kept for the rule `reference`; with 1024 the nearest is far by chance
 N_CELLS = 1024  # cells a region and image that enter the loss, at most (FOCAL: 1000)
 GATE_SHARE = 0.95  # share of held-out normals whose separation must stay below the gate
 
@@ -52,28 +53,23 @@ class ContrastiveSettings(training.Options):
     weights: str = "auto"  # see adlib.images.backbones.create
     image_size: S.ImageSize = 224  # network input, pixels
     resize: S.ResizeMode = "stretch"
-    scale: S.Count | None = None  # pixels, for resize short_side
     width: S.Count = 128  # channels of the neck, and length of a cell's feature
     # Loss (adlib.methods.few_shot.losses).
     loss: Literal[losses.CONTRASTIVE] = "nearest_positive"  # nearest_positive, focal (FOCAL's), supcon, soft
     positives: Literal["support", "self"] = "support"  # cells of other normal images, or of the same
     temperature: S.Positive = 0.1  # FOCAL
-    symmetric: bool = False  # add half the loss with anomalous anchors, where an image has at least two
     # Training.
     steps: S.Count = 1500  # optimiser steps
     episodes: S.Count = 8  # images a step, three in ten without a defect, which carry no loss
-    n_normals: S.Count = 64  # normal images that defects are painted on, at most
-    n_styles: S.Count = 24  # styles of defect, each on five images
+    pool: episodic_training.PoolSize = (64, 24)  # normal images, at most; styles of defect on five of them each
     families: Families = ()  # of adlib.synthesis that the training defects come from; () for a mix
     learning_rate: S.Positive = 1e-3
-    validate_every: S.Whole = 100  # steps
+    snapshot_every: S.Whole = 100  # steps
     selection: Literal[training.SELECTIONS] = "synthetic"
     # Test.
     clustering: Literal[tuple(ALGORITHMS)] = "kmeans"  # FOCAL's code; see adlib.images.clustering.ALGORITHMS
     rule: Literal["reference", "minority", "border"] = "reference"  # the anomalous cluster; FOCAL: minority
-    n_reference: S.Count = 1024  # normal cells kept for the rule `reference`
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels
-    batch_size: S.Count = 8  # images a forward pass
 
 
 class Neck(nn.Module):
@@ -135,7 +131,7 @@ class Contrastive:
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def fit(self, table, validation=None):
+    def fit(self, table, validation=None, checkpoint=None):
         """Train on a table of normal training images with pseudo-anomalies, then set reference, gate and threshold.
 
         `validation`: held-out normals; by default a share `hold_out` of the table. Of fewer than four images none is
@@ -146,21 +142,19 @@ class Contrastive:
             raise InputError("1 normal training image; contrastive learns from pairs of images: give at least 2")
         self.settings = s = without_selection(self.settings, held_out)
         # The encoder is frozen: features are made once.
-        pool = episodic_training.build_pool(
-            train, self.features, self.resize, s.seed, n_normals=s.n_normals, n_styles=s.n_styles, families=s.families
-        )
+        pool = episodic_training.build_pool(train, self.features, self.resize, s.seed, [], *s.pool, families=s.families)
         rng = np.random.default_rng(s.seed)
         normal = train.image_path.iloc[np.sort(rng.permutation(len(train))[:32])]
         features = [self.features(read_images([path], self.resize)) for path in normal]
         n_cells = sum(f[self.neck.grid_stage][0, 0].numel() for f in features)
-        cells = np.sort(rng.permutation(n_cells)[: s.n_reference])
-        self._train(pool, features, cells, held_out, training.origin(self, train, held_out))
+        cells = np.sort(rng.permutation(n_cells)[:N_REFERENCE])
+        self._train(pool, features, cells, held_out, checkpoint, training.origin(self, train, held_out))
         self._set_reference(features, cells)
         self._set_gate(held_out.image_path if len(held_out) else normal)
-        score_normals(self, held_out, s.batch_size)
+        score_normals(self, held_out)
         return self
 
-    def _train(self, pool, features, cells, held_out, origin):
+    def _train(self, pool, features, cells, held_out, checkpoint, origin):
         s = self.settings
 
         def make_batch(step):
@@ -168,7 +162,7 @@ class Contrastive:
             episodes = [episodic_training.draw(pool, rng, (1, 2)) for _ in range(s.episodes)]
             return [(episode, int(rng.integers(2**31))) for episode in episodes]
 
-        judge = Judge(held_out, self.resize, s.n_synthetic, s.seed) if s.watched else None
+        judge = Judge(held_out, self.resize, seed=s.seed) if s.watched else None
         judged = [self.features(to_tensor([image])) for image in judge.images] if s.watched else []
 
         def validate() -> dict[str, float]:
@@ -187,6 +181,7 @@ class Contrastive:
             self._losses,
             s.steps,
             s,
+            checkpoint=checkpoint,
             origin=origin,
             schedulers=[torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.steps)],
             validate=validate if s.watched else None,
@@ -237,9 +232,6 @@ class Contrastive:
         else:
             options = {"positives": support[sample(torch.arange(len(support), device=rows.device))]}
         terms = losses.contrastive_loss(s.loss, rows[normal], rows[anomalous], temperature=s.temperature, **options)
-        if s.symmetric and len(anomalous) > 1:
-            other = losses.contrastive_loss(s.loss, rows[anomalous], rows[normal], temperature=s.temperature)
-            terms = torch.cat([terms, 0.5 * other])
         return terms
 
     def _set_reference(self, features, cells):

@@ -3,14 +3,12 @@
     pool = build_pool(train, describe, resize, seed=0)           features of one category, made once
     episode = draw(pool, rng, shots=(1, 2, 4), swap=0.2)         a query, its support, and what is anomalous here
 
-Where the encoder is frozen, a pool is made once and episodes are cut out of cached features; where its last stage is
-trained, the pool keeps images (`describe` hands them through) and the method describes them in every step. A pool
-holds normal images and pseudo-anomalies in *styles*: one family with one source of foreign material, painted onto
-several hosts. A style can then serve as a defect, or, in a *context swap*, be declared acceptable by showing it in the
-support.
+The encoder is frozen, so a pool is made once and episodes are cut out of cached features. A pool holds normal images
+and pseudo-anomalies in *styles*: one family with one source of foreign material, painted onto several hosts. A style
+can then serve as a defect, or, in a *context swap*, be declared acceptable by showing it in the support.
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 
+from adlib import settings as S
 from adlib.datasets import check_training_table, table_hash
 from adlib.errors import InputError
 from adlib.images import Resize, read_image, to_tensor
 from adlib.methods.few_shot.support_images import choose_support, jittered, read_images
 from adlib.methods.normals import split_normals
 from adlib.synthesis import Sources, foreground, synthesise
-from adlib.synthesis.judge import Judge
+from adlib.synthesis.judge import N_IMAGES, Judge
 from adlib.synthesis.textures import procedural_texture
 
 HOSTS = 5  # images a style is painted on: a query and up to four supports that show it as well
@@ -57,6 +56,9 @@ def cell_targets(coverage: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # -- pools ------------------------------------------------------------------------------------------------------------
+
+
+PoolSize = Annotated[tuple[S.Count, ...], S.Must(lambda v: len(v) == 2, "be two numbers, for example [24, 9]")]
 
 
 class Pool(NamedTuple):
@@ -121,20 +123,20 @@ def build_pool(
         grid: (h, w) of the cells that defects are counted in; None for that of the first stage.
     """
     rng = np.random.default_rng(seed)
-    chosen = table.iloc[np.sort(rng.permutation(len(table))[:n_normals])]
-    if len(chosen) < 2:
+    hosts_table = table.iloc[np.sort(rng.permutation(len(table))[:n_normals])]
+    if len(hosts_table) < 2:
         raise InputError(f"category {table.category.iloc[0]!r} has one normal image; an episode needs at least 2")
-    hosts_uint8 = [resize.image(read_image(path))[0] for path in chosen.image_path]  # (H, W, 3)
+    hosts_uint8 = [resize.image(read_image(path))[0] for path in hosts_table.image_path]  # (H, W, 3)
     images = to_tensor(hosts_uint8)
     normal = _describe(images, describe)
     augmented = _describe(jittered(images, rng), describe)
     products = [foreground(image) for image in hosts_uint8]
-    n_hosts = min(HOSTS, len(chosen))
+    n_hosts = min(HOSTS, len(hosts_table))
     painted, masks, hosts, styles = [], [], [], []
     for s in range(n_styles):
         style, paint = _draw_style(s, rng, resize, foreign, hosts_uint8, families)
         styles.append(style)
-        hosts.append(rng.permutation(len(chosen))[:n_hosts])
+        hosts.append(rng.permutation(len(hosts_table))[:n_hosts])
         for i in hosts[-1]:
             image, mask = _painted(paint, hosts_uint8[i], products[i], rng)
             painted.append(image)
@@ -239,7 +241,9 @@ class Product(NamedTuple):
     source: str
 
 
-def make_product(support: pd.DataFrame, held_out: pd.DataFrame, resize: Resize, number: int, seed: int) -> Product:
+def make_product(
+    support: pd.DataFrame, held_out: pd.DataFrame, resize: Resize, number: int = N_IMAGES, seed: int = 0
+) -> Product:
     """Make the judge of a product from its held-out normals, at most `number` images."""
     source = f"{table_hash(support)} {table_hash(held_out)}"
     judge = Judge(held_out, resize, number, seed)
@@ -262,7 +266,7 @@ def make_pools(tables: dict, validation: dict | None, describe, resize: Resize, 
         check_training_table(table, f"the table of {name!r}")
     train = dict(tables)
     if validation:
-        parts = [choose_support(t, min(k, len(t) - 1), s.seed, s.n_synthetic) for t in validation.values()]
+        parts = [choose_support(t, min(k, len(t) - 1), s.seed, N_IMAGES) for t in validation.values()]
     else:
         split = {name: split_normals(table, s) for name, table in tables.items()}
         train = {name: part for name, (part, _) in split.items()}
@@ -273,12 +277,12 @@ def make_pools(tables: dict, validation: dict | None, describe, resize: Resize, 
     for support, held_out in parts if s.watched else ():
         if not len(support) or not len(held_out):
             raise InputError("a product to select by needs at least 2 different normal images, one of them its support")
-        products.append(make_product(support, held_out, resize, max(2, s.n_synthetic // len(parts)), s.seed))
+        products.append(make_product(support, held_out, resize, max(2, N_IMAGES // len(parts)), s.seed))
     paths = {name: list(table.image_path) for name, table in {**train, **(validation or {})}.items()}
     pools = []
     for name, table in train.items():
         foreign = [path for other, images in paths.items() if other != name for path in images[:20]]
-        pools.append(build_pool(table, describe, resize, s.seed, foreign, s.pool_normals, s.pool_styles, grid=grid))
+        pools.append(build_pool(table, describe, resize, s.seed, foreign, *s.pool, grid=grid))
     return pools, products
 
 

@@ -66,24 +66,19 @@ class SupportSettings(training.Options):
     weights: str = "auto"  # see adlib.images.backbones.create
     image_size: S.ImageSize = 224  # network input, pixels
     resize: S.ResizeMode = "stretch"
-    scale: S.Count | None = None  # pixels, for resize short_side
     k: S.Count = 4  # support images
     layer_norm: bool = True  # normalise each location over its channels: right for transformers, see support_images.py
     image_score: Literal["max", "top"] = "max"  # max, or top: mean of the highest 1 % of cells
     sigma: S.NotNegative = 0.0  # Gaussian smoothing of the map, input pixels
-    n_calibration: S.Whole = 50  # at most so many held-out normals are scored for the threshold
-    batch_size: S.Count = 8  # images a forward pass
     # Training.
     steps: S.Count = 2000  # optimiser steps
     learning_rate: S.NotNegative = 1e-3
     selection: Literal[training.SELECTIONS] = "synthetic"
-    validate_every: S.Whole = 100  # steps
+    snapshot_every: S.Whole = 100  # steps
     episodes: S.Count = 6  # episodes a step, of different categories
     shots: Shots = (1, 2, 4)  # support images of a training episode
     swap: S.Closed = 0.0  # share of episodes whose support shows the query's kind of defect, so that it is none
-    pool_normals: S.Count = 24  # normal images of each training category, at most
-    pool_styles: S.Count = 9  # styles of pseudo-anomaly of each training category, on five images each
-    train_last_stage: bool = False  # train the encoder's last stage too, at a tenth of the learning rate
+    pool: episodic_training.PoolSize = (24, 9)  # normal images of a category, at most; styles of defect on them
 
 
 @dataclass(frozen=True)
@@ -163,17 +158,13 @@ class FewShot:
         self.settings = s = build(self.Settings, settings, owner=self.name)
         self.resize = resize_of(s)
         self.device = backbones.default_device()
-        self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw, fold=not s.train_last_stage)
-        self.backbone.to(self.device)
+        self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
         self.build_networks()
         self.history, self.trained_on = None, []
 
     def build_networks(self) -> None:
         """Make what can be trained."""
-        self.modules = nn.ModuleDict(self.make_modules())
-        if self.settings.train_last_stage:
-            self.modules["last_stage"] = backbones.LastStage(self.backbone)
-        self.modules.to(self.device).eval()
+        self.modules = nn.ModuleDict(self.make_modules()).to(self.device).eval()
 
     def make_modules(self) -> dict[str, nn.Module]:
         """Make the method's own networks."""
@@ -192,10 +183,7 @@ class FewShot:
     def describe(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Describe images (B, 3, H, W) in [0, 1] as patches, (B, C_l, h_l, w_l) a stage."""
         with torch.no_grad():
-            return self._describe(images)
-
-    def _describe(self, images: torch.Tensor) -> list[torch.Tensor]:
-        return describe(self.backbone(images.to(self.device)), layer_norm=self.settings.layer_norm)
+            return describe(self.backbone(images.to(self.device)), layer_norm=self.settings.layer_norm)
 
     def condition(self, images: torch.Tensor) -> list[Memory]:
         """Take in a support (k, 3, H, W) in [0, 1]; repeated images count once."""
@@ -295,16 +283,17 @@ class FewShot:
 
     # -- training on other categories ---------------------------------------------------------------------------------
 
-    def train_episodes(self, tables: dict | None, validation: dict | None = None, pools=None, products=()):
+    def train_episodes(
+        self, tables: dict | None, validation: dict | None = None, pools=None, products=(), checkpoint=None
+    ):
         """Train on episodes of other categories than the one that will be tested.
-
-        With `train_last_stage` the deepest stage of the encoder learns too; then pools hold images, not features.
 
         Args:
             tables: category -> table of normal training images.
             validation: the same of categories that are left out of the training, to select by; by default the share
                 `hold_out` of each training category's normals.
             pools, products: of `make_pools`, made before, instead of the tables.
+            checkpoint: file to resume from.
         """
         if pools is None:
             pools, products = self.make_pools(tables, validation)
@@ -313,7 +302,7 @@ class FewShot:
             if max(s.shots) > len(pool.normal[0]) - 1:
                 raise InputError(
                     f"shots {s.shots}: category {pool.category!r} has {len(pool.normal[0])} normal images here, one of "
-                    "them the query; lower shots or raise pool_normals"
+                    "them the query; lower shots or raise the first of pool"
                 )
         grids = self.grids()
 
@@ -327,9 +316,9 @@ class FewShot:
             terms = [self.episode_losses(modules, episode, rows) for episode, rows in batch]
             return {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
 
-        # What is judged stays the same, and so do its features where the encoder is frozen.
+        # What is judged stays the same, and so do its features.
         views = [
-            [self.cached(to_tensor(part)) for part in np.split(p.judge.images, range(8, len(p.judge.images), 8))]
+            [self.describe(to_tensor(part)) for part in np.split(p.judge.images, range(8, len(p.judge.images), 8))]
             for p in products
         ]
 
@@ -339,9 +328,7 @@ class FewShot:
 
         untrained = {name: copy.deepcopy(module.state_dict()) for name, module in self.modules.items()}
         before = validate() if s.watched else None
-        rates = {name: s.learning_rate * (0.1 if name == "last_stage" else 1) for name in self.modules}
-        groups = [{"params": list(module.parameters()), "lr": rates[name]} for name, module in self.modules.items()]
-        optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+        optimizer = torch.optim.AdamW(self.modules.parameters(), s.learning_rate, weight_decay=1e-4)
         self.history = history = training.train(
             self.modules,
             [optimizer],
@@ -349,6 +336,7 @@ class FewShot:
             compute_losses,
             s.steps,
             s,
+            checkpoint=checkpoint,
             origin={
                 "backbone weights": self.backbone.fingerprint,
                 "training images": [pool.source for pool in pools],
@@ -375,36 +363,23 @@ class FewShot:
     def make_pools(self, tables: dict, validation: dict | None = None):
         """Make what episodes are cut from, and what selection goes by; see `train_episodes`."""
         grid = self.grids()[0]
-        return episodic_training.make_pools(tables, validation, self.cached, self.resize, self.settings, grid)
-
-    def cached(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """What is kept of images (B, 3, H, W): their features, or with `train_last_stage` the images."""
-        return [images] if self.settings.train_last_stage else self.describe(images)
+        return episodic_training.make_pools(tables, validation, self.describe, self.resize, self.settings, grid)
 
     def grids(self) -> list[tuple[int, int]]:
         """(h_l, w_l) of each stage."""
         return [tuple(f.shape[2:]) for f in self.describe(torch.zeros(1, 3, *self.resize.hw))]
 
     def _rate(self, product, views: list, grid: tuple[int, int]) -> dict[str, float]:
-        """Rating of a product's judge, by scores against its support; `views`: what is `cached` of its images."""
+        """Rating of a product's judge, by scores against its support; `views`: its images, described."""
         context = self.condition(product.support)
         with torch.no_grad():
-            described = (self.describe(*view) if self.settings.train_last_stage else view for view in views)
-            scores = [self._answer(part, context, self.resize.hw) for part in described]
+            scores = [self._answer(view, context, self.resize.hw) for view in views]
         image, maps = (np.concatenate(parts) for parts in ([x.image for x in scores], [x.map for x in scores]))
         return product.judge.rate(image, maps) | episodic_training.cell_metrics(maps, product.judge, grid)
 
-    def _with_features(self, episode):
-        """Describe an episode whose pool holds images; leave one with features as it is."""
-        if not self.settings.train_last_stage:
-            return episode
-        images = episode.query[0][None], episode.support[0], episode.augmented[0]
-        query, support, augmented = (self._describe(part) for part in images)
-        return episode._replace(query=[f[0] for f in query], support=support, augmented=augmented)
-
     def episode_losses(self, modules, episode, rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Focal, Dice and contrastive loss of one episode; `rows`: numbers of the support patches used, a stage."""
-        projection, episode = modules["projection"], self._with_features(episode)
+        projection = modules["projection"]
         target, valid = (x.to(self.device) for x in episodic_training.cell_targets(episode.coverage))
         grids, contrast = [], []
         for stage, (query, support) in enumerate(zip(episode.query, episode.support, strict=True)):

@@ -19,9 +19,10 @@ from adlib.methods.normals import collect, split_normals
 
 # Categories whose defects include a wrong orientation (MVTec AD): a turned support would declare it normal.
 ORIENTED = ("metal_nut", "transistor")
+N_NORMALS = 50  # held-out normals that are scored for the threshold, at most
 
 
-def choose_support(table: pd.DataFrame, k: int, seed: int, n_held_out: int = 50) -> tuple[pd.DataFrame, pd.DataFrame]:
+def choose_support(table, k: int, seed: int, n_held_out: int = N_NORMALS) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Choose `k` support images at random, all different in their pixels, and others to hold out.
 
     Args:
@@ -35,33 +36,33 @@ def choose_support(table: pd.DataFrame, k: int, seed: int, n_held_out: int = 50)
         would make the distance between supports zero, a copy among the held-out normals would score zero. Where there
         are fewer than `k` different images, all of them are the support, and a line says so.
     """
-    seen, chosen = set(), []
+    seen, rows = set(), []
     for i in np.random.default_rng(seed).permutation(len(table)):
-        if len(chosen) == k + n_held_out:
+        if len(rows) == k + n_held_out:
             break
         key = pixel_hash(read_image(table.image_path.iloc[i]))
         if key not in seen:
             seen.add(key)
-            chosen.append(i)
-    if len(chosen) < k:
-        print(f"k {k}: there are {len(chosen)} different normal images, and all of them are the support", flush=True)
-    return table.iloc[chosen[:k]], table.iloc[sorted(chosen[k:])]
+            rows.append(i)
+    if len(rows) < k:
+        print(f"k {k}: there are {len(rows)} different normal images, and all of them are the support", flush=True)
+    return table.iloc[rows[:k]], table.iloc[sorted(rows[k:])]
 
 
 def split_support(table: pd.DataFrame, settings, validation=None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split normals into those to fit on (`k` as a support, or all but a share) and those to set the threshold.
 
-    Of the latter, `validation` where given, there are at most `n_calibration`.
+    Of the latter, `validation` where given, there are at most `N_NORMALS`.
     """
     if settings.k is None:
         fit, held_out = split_normals(table, settings, validation)
     else:
-        n_held_out = settings.n_calibration if validation is None else 0
+        n_held_out = N_NORMALS if validation is None else 0
         fit, held_out = choose_support(table, settings.k, settings.seed, n_held_out)
         if validation is not None:
             check_training_table(validation, "the validation table")
             held_out = validation
-    return fit, held_out.iloc[: settings.n_calibration]
+    return fit, held_out.iloc[:N_NORMALS]
 
 
 def pixel_hash(image) -> int:
@@ -146,10 +147,10 @@ def check_support(images: torch.Tensor, size: tuple[int, int]) -> None:
 
 def check_rotations(rotations, table) -> None:
     """Refuse turned supports for categories where orientation is what can be wrong."""
-    found = sorted(set(table.category) & set(ORIENTED))
-    if found and tuple(rotations) != (0,):
+    oriented = sorted(set(table.category) & set(ORIENTED))
+    if oriented and tuple(rotations) != (0,):
         raise InputError(
-            f"rotations {rotations} hide defects of orientation in category {found[0]!r}; use rotations=[0]"
+            f"rotations {rotations} hide defects of orientation in category {oriented[0]!r}; use rotations=[0]"
         )
 
 
@@ -160,17 +161,17 @@ def rotated(images: torch.Tensor, rotations: tuple[int, ...]) -> torch.Tensor:
     return torch.cat([v if v.shape[2:] == size else F.interpolate(v, size=size, mode="bilinear") for v in views])
 
 
-def score_normals(method, chosen: pd.DataFrame, held_out: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def score_normals(method, support: pd.DataFrame, held_out: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Image scores and map maxima of held-out normals; where there are fewer than two, of each image by the others.
 
     For that, a copy of the method takes in all images but one, at most `k`: the memory is an image smaller than the
     real one, so that scores err on the high side. A single image leaves nothing to score: both arrays are empty.
     """
     s = method.settings
-    if len(held_out) > 1 or (s.k is None and len(chosen) > 3):
-        return collect(method.score(batch) for batch in batches(held_out.image_path, method.resize, s.batch_size))
-    few, others, found = pd.concat([chosen, held_out]), copy.copy(method), []
+    if len(held_out) > 1 or (s.k is None and len(support) > 3):
+        return collect(method.score(batch) for batch in batches(held_out.image_path, method.resize, 8))
+    few, others, scores = pd.concat([support, held_out]), copy.copy(method), []
     for i in range(len(few) if len(few) > 1 else 0):
         others.take_in(few.iloc[np.delete(np.arange(len(few)), i)[: s.k]])
-        found.append(others.score(read_images(few.image_path.iloc[i : i + 1], method.resize)))
-    return collect(found)
+        scores.append(others.score(read_images(few.image_path.iloc[i : i + 1], method.resize)))
+    return collect(scores)

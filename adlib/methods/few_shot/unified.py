@@ -56,16 +56,15 @@ class UnifiedSettings(SupportSettings):
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels at 224
     layer_weights: tuple[S.NotNegative, ...] | None = None  # weight of each stage; None: equal
     whiten: S.ShareTo1 = 0.05  # weight of the identity in S, in (0, 1]; 1: a scale and no directions
-    head_input: Literal["scalars", "channels"] = "scalars"  # per stage d and rho; channels: each difference, too
     clustering: Literal[(*ALGORITHMS, "")] = ""  # "": scores of the head; else of query and support clustered together
     # Training.
     swap: S.Closed = 0.2  # share of episodes whose support shows the query's kind of defect
     contrastive: Literal[losses.CONTRASTIVE] = "nearest_positive"  # see adlib.methods.few_shot.losses.contrastive_loss
-    contrastive_weight: S.NotNegative = 0.5
-    image_weight: S.NotNegative = 0.25  # of the image-level cross-entropy
-    calibration_weight: S.NotNegative = 0.1  # of the loss that keeps the scale of normality equal across contexts
+    loss_weights: tuple[S.NotNegative, ...] = (0.5, 0.25, 0.1)  # contrastive, images, calibration; of the cells: 1
 
     def check(self):
+        if len(self.loss_weights) != 3:
+            raise InputError(f"loss_weights {list(self.loss_weights)} must be three: contrastive, images, calibration")
         weights = self.layer_weights
         if weights is not None and (len(weights) != len(self.stages) or not sum(weights)):
             raise InputError(
@@ -201,10 +200,8 @@ class Unified(FewShot):
 
     def make_modules(self) -> dict[str, nn.Module]:
         """Make the projection and the head."""
-        seed, channels = self.settings.seed, 2 * len(self.channels)
-        if self.settings.head_input == "channels":
-            channels += sum(self.channels)
-        return {"projection": Projection(self.channels, seed, unit=False), "head": Head(channels, seed)}
+        seed = self.settings.seed
+        return {"projection": Projection(self.channels, seed, unit=False), "head": Head(2 * len(self.channels), seed)}
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -282,18 +279,18 @@ class Unified(FewShot):
         """Compare patches (B, C, h, w) of a stage with a memory.
 
         Returns:
-            what the head sees (B, 2 or C + 2, h, w): log(1 + |r|) if asked for, log(1 + d), log(1 + rho), with r the
-            difference to the nearest row and d its root mean square; and the projected rows (B h w, C).
+            what the head sees (B, 2, h, w): log(1 + d) and log(1 + rho), with d the root mean square of the
+            difference to the nearest row; and the projected rows (B h w, C).
         """
         projection = projection or self.projection
         z = projection(stage, (to_rows(query) - memory.mean) @ memory.whitening)  # (N, C)
         with torch.no_grad():
             nearest = nearest_rows(z, memory.rows)
-        residual = (z - memory.rows[nearest]).abs()
-        d = (residual.square().mean(1, keepdim=True) + 1e-12).sqrt()  # (N, 1); the root of zero has no gradient
+        d = (
+            (z - memory.rows[nearest]).square().mean(1, keepdim=True) + 1e-12
+        ).sqrt()  # (N, 1); the root of zero has no gradient
         rho = d / (memory.delta[nearest, None] + FLOOR)
-        seen = [residual.log1p()] if self.settings.head_input == "channels" else []
-        seen = torch.cat([*seen, d.log1p(), rho.log1p()], dim=1)
+        seen = torch.cat([d.log1p(), rho.log1p()], dim=1)
         return seen.view(len(query), *query.shape[2:], -1).movedim(-1, 1), z
 
     def logits(self, described, context, modules=None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -372,7 +369,7 @@ class Unified(FewShot):
 
     def episode_losses(self, modules, episode, rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Focal, Dice, contrastive, image-level and calibration loss of one episode."""
-        s, episode = self.settings, self._with_features(episode)
+        s, weights = self.settings, self.settings.loss_weights
         target, valid = (x.to(self.device) for x in episodic_training.cell_targets(episode.coverage))
         support = [f.to(self.device) for f in episode.support]
         context = self._remember(support, episode.augmented, rows, modules["projection"])
@@ -389,7 +386,7 @@ class Unified(FewShot):
         return {
             "focal": losses.focal_loss(logits, target, valid),
             "dice": 0.5 * losses.dice_loss(logits, target, valid) if target.any() else zero,
-            "contrastive": zero if contrast is None else s.contrastive_weight * contrast,
-            "image": s.image_weight * image,
-            "calibration": s.calibration_weight * (log_ratio[0][normal].mean() - LOG_2) ** 2,
+            "contrastive": zero if contrast is None else weights[0] * contrast,
+            "image": weights[1] * image,
+            "calibration": weights[2] * (log_ratio[0][normal].mean() - LOG_2) ** 2,
         }

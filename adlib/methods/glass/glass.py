@@ -30,7 +30,7 @@ from adlib import settings as S
 from adlib import synthesis
 from adlib.datasets import check_training_table
 from adlib.errors import InputError
-from adlib.images import Batch, backbones, image_shape, patches, read_mask, to_tensor
+from adlib.images import Batch, Resize, backbones, image_shape, patches, read_mask, to_tensor
 from adlib.images.features import channels_first, frozen_features, picture_features, resize_of
 from adlib.images.maps import align, check_images, top_mean, upsample_and_smooth
 from adlib.methods import Scores, storage, training
@@ -42,9 +42,11 @@ from adlib.synthesis.judge import Judge
 from adlib.synthesis.registry import SomeFamilies
 from adlib.synthesis.sources import texture_folder
 
+IMAGES_PER_EPOCH = 392  # an epoch ends with the batch that brings the number of images above this
 PAPER_WIDTH = 1536  # the width that the paper's noise was chosen for
-# What "paper" means for `scale` and `foreground`, which the authors' scripts set by category and by data set.
-PAPER_ENLARGED = {("mvtec_ad", "toothbrush"): 329 / 288, ("mvtec_ad", "wood"): 329 / 288}  # scale / image size; else 1
+# What "paper" means for `resize` and `foreground`, which the authors' scripts set by category and by data set.
+# Shorter side over image size; else 1.
+PAPER_ENLARGED = {("mvtec_ad", "toothbrush"): 329 / 288, ("mvtec_ad", "wood"): 329 / 288}
 PAPER_FOREGROUNDS = ("mvtec_ad", "visa", "wfdd")  # MPDD and own data train without
 
 
@@ -56,11 +58,9 @@ class GlassSettings(training.Options):
     stages: S.Stages = (2, 3)  # layer2 and layer3
     weights: str = "auto"  # see adlib.images.backbones.create
     image_size: S.ImageSize = 288  # network input, pixels
-    resize: S.ResizeMode = "short_side"  # shorter side to `scale`, then centre crop
-    scale: S.Count | Literal["paper"] | None = 288  # pixels; "paper": image size, for two categories 329
+    resize: S.ResizeMode | Literal["paper"] = 288  # shorter side, pixels; "paper": image size, for two categories 329
     patch_size: S.Count = 3  # neighbourhood, feature cells
-    pretrain_dim: S.Count | None = 1536  # length per layer after the first pooling; both None: plain mean
-    target_dim: S.Count | None = 1536  # length D of a token
+    embedding_dim: S.Count | None = 1536  # width D, of each layer and of all together; None: plain mean
     feature_norm: S.Positive | None = None  # scale features to this mean length; None leaves them (paper)
     hidden: S.Count = 1024  # width of the discriminator's hidden layer
     heads: S.Count = 1  # networks that learn from the same batches and score together; the paper has one
@@ -75,14 +75,11 @@ class GlassSettings(training.Options):
     token_share: S.ShareTo1 = 1.0  # share of all tokens that a step trains on; the paper takes all
     textures: str = ""  # folder, also by its name below data/ ("dtd"; "dtd?": if it is there); "": made on the spot
     foreground: str = "rules"  # rules (published, or auto), paper (rules where the authors mask), none, or a folder
-    learning_rate_discriminator: S.Positive = 2e-4  # `learning_rate` is the adaptor's
     average: S.Closed = 0.0  # decay of the running mean of the weights that scores are made with; 0: no mean (paper)
     epochs: S.Count = 640  # the code's meta epochs
-    limit: S.Count = 392  # an epoch ends with the batch that brings the number of images above this
     batch_size: S.Count = 8  # images
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
     image_score: Literal["max", "top"] = "max"  # max: of the tokens; top: mean of the highest 1 % of the map
-    max_memory: S.NotNegative = 8.0  # GiB of cached features; more go to a memory-mapped temporary file
 
 
 class Glass:
@@ -106,7 +103,7 @@ class Glass:
     def __init__(self, **settings):
         self.settings = s = build(GlassSettings, settings, owner=self.name)
         # What "paper" enlarges is known with the category.
-        self.resize = resize_of(replace(s, scale=None) if s.scale == "paper" else s)
+        self.resize = resize_of(replace(s, resize=min(Resize(s.image_size).hw)) if s.resize == "paper" else s)
         self.scale = self.resize.scale
         self.device = backbones.default_device()
         self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
@@ -119,7 +116,7 @@ class Glass:
         s = self.settings
         with torch.inference_mode():
             features = self.backbone(images.to(self.device))
-            tokens = embed(features, s.patch_size, s.pretrain_dim, s.target_dim)
+            tokens = embed(features, s.patch_size, s.embedding_dim)
             return tokens * self.feature_factor
 
     def build_networks(self) -> None:
@@ -134,13 +131,14 @@ class Glass:
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
-    def fit(self, table, validation=None):
+    def fit(self, table, validation=None, checkpoint=None):
         """Train on a sample table of normal images.
 
         Args:
             table: normal training images.
             validation: further normal images, for the threshold and for `selection`; None keeps `hold_out` of `table`.
                 Of fewer than four images none is held out: no normal scores, and the last weights are kept.
+            checkpoint: file that the training is kept in and resumed from; None: none.
         """
         table, validation = split_normals(table, self.settings, validation)
         self.settings = s = without_selection(self.settings, validation)
@@ -148,11 +146,12 @@ class Glass:
         averaged = {"averaged": self.averaged} if s.average else {}
         self.history = training.train(
             {"network": self.network, **averaged},
-            optimizers(self.network, s.learning_rate, s.learning_rate_discriminator),
+            optimizers(self.network, s.learning_rate),
             self.make_batch,
             self.losses,
             s.epochs * self.batches_per_epoch if s.steps is None else s.steps,
             s,
+            checkpoint=checkpoint,
             origin=training.origin(self, table, validation),
             validate=self._validation(validation) if s.watched else None,
             progress="GLASS",
@@ -174,9 +173,7 @@ class Glass:
         self.sources = synthesis.Sources(textures=texture_folder(s.textures), normals=self.paths)
         self.bank, self.foregrounds = {}, self._read_foregrounds()
         self.feature_factor = 1.0
-        features, self.images = frozen_features(
-            self.paths, self.resize, self.embed, s.batch_size, s.max_memory, images=True
-        )
+        features, self.images = frozen_features(self.paths, self.resize, self.embed, s.batch_size, images=True)
         self.grid = features.shape[1:3]
         self.features = features = features.reshape(len(features), -1, features.shape[-1])  # (n, L, D)
         if s.feature_norm is not None:
@@ -190,12 +187,12 @@ class Glass:
             self.averaged = copy.deepcopy(self.network).requires_grad_(False)
         self.mean_features = torch.from_numpy(features.mean(axis=0)).to(self.device)  # (L, D)
         self.sigma_noise = s.noise * (PAPER_WIDTH / width) ** 0.5
-        self.batches_per_epoch = min(-(-n // s.batch_size), s.limit // s.batch_size + 1)
+        self.batches_per_epoch = min(-(-n // s.batch_size), IMAGES_PER_EPOCH // s.batch_size + 1)
         return self
 
     def _resize_like_the_paper(self, dataset: str, categories) -> None:
-        """With `scale="paper"`, enlarge the categories that the authors' code enlarges before the crop."""
-        if self.settings.scale == "paper" and self.resize.mode == "short_side":
+        """With `resize="paper"`, enlarge the categories that the authors' code enlarges before the crop."""
+        if self.settings.resize == "paper":
             single = set(categories).pop() if len(set(categories)) == 1 else ""
             self.scale = round(max(self.resize.hw) * PAPER_ENLARGED.get((published_name(dataset), single), 1.0))
             self.resize = replace(self.resize, scale=self.scale)
@@ -294,7 +291,7 @@ class Glass:
     def _validation(self, held_out):
         """Return the function that rates the network on held-out damaged images; their features are made once."""
         s = self.settings
-        judge = Judge(held_out, self.resize, s.n_synthetic, s.seed)
+        judge = Judge(held_out, self.resize, seed=s.seed)
         tokens = channels_first(picture_features(judge.images, self.embed, s.batch_size), self.device)
         return lambda: judge.rate(*self._scores(tokens, self.resize.hw))
 
@@ -339,12 +336,12 @@ class Glass:
         """
         network, s = read_original(path), self.settings
         width, hidden = network.adaptor.in_features, network.discriminator.linear.out_features
-        own = (s.target_dim or sum(self.backbone.channels), s.hidden, s.heads)
+        own = (s.embedding_dim or sum(self.backbone.channels), s.hidden, s.heads)
         if own != (width, hidden, 1):
             raise InputError(
                 f"{path} holds 1 head of token width {width} and hidden width {hidden}, these settings make {own[2]} "
-                f"of {own[0]} and {own[1]}; set heads=1, hidden={hidden}, and backbone, stages, pretrain_dim and "
-                "target_dim as they were in training"
+                f"of {own[0]} and {own[1]}; set heads=1, hidden={hidden}, and backbone, stages and "
+                "embedding_dim as they were in training"
             )
         self.network = self.averaged = network.to(self.device).eval()
         self.shape, self.feature_factor = (width, 1), 1.0
@@ -357,15 +354,15 @@ class Glass:
         return self
 
 
-def optimizers(network: Network | Ensemble, rate: float, rate_discriminator: float) -> list[torch.optim.Optimizer]:
-    """The two optimisers: Adam with weight decay 1e-5 for the adaptor, AdamW with decay 0.01 for the discriminator."""
+def optimizers(network: Network | Ensemble, rate: float) -> list[torch.optim.Optimizer]:
+    """Adam with weight decay 1e-5 for the adaptor; AdamW with decay 0.01 at twice the rate for the discriminator."""
 
     def parts(kind):  # of every head
         return [parameter for name, parameter in network.named_parameters() if kind in name.split(".")]
 
     return [
         torch.optim.Adam(parts("adaptor"), lr=rate, weight_decay=1e-5),
-        torch.optim.AdamW(parts("discriminator"), lr=rate_discriminator),
+        torch.optim.AdamW(parts("discriminator"), lr=2 * rate),
     ]
 
 
@@ -395,29 +392,29 @@ def token_labels(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return pooled.flatten().numpy()
 
 
-def embed(features, patch_size: int, pretrain_dim, target_dim) -> torch.Tensor:
+def embed(features, patch_size: int, embedding_dim: int | None) -> torch.Tensor:
     """Embed patches as the original does: unfold windows, align grids, pool each layer, pool all layers.
 
     Every one of these steps is linear, so for each layer they are one convolution, with the values of the literal
-    order (weights trained on those fit) and without its nine-fold memory. Both dimensions None: plain window means.
+    order (weights trained on those fit) and without its nine-fold memory. Without a width: plain window means.
 
     Returns:
         (B, D, h, w), h and w of the first map.
     """
-    if pretrain_dim is None or target_dim is None:
-        return patches.embed(features, patch_size, pretrain_dim, target_dim)
+    if embedding_dim is None:
+        return patches.mean_embedding(features, patch_size)
     channels, padding = tuple(feature.shape[1] for feature in features), (patch_size - 1) // 2
-    kernels = pooling_kernels(channels, patch_size, pretrain_dim, target_dim)
+    kernels = pooling_kernels(channels, patch_size, embedding_dim)
     layers = [F.conv2d(f, k.to(f.device), padding=padding) for f, k in zip(features, kernels, strict=True)]
     return sum(align(layer, layers[0].shape[-2:]) for layer in layers)  # each (B, D, h, w)
 
 
 @functools.cache
-def pooling_kernels(channels, patch_size: int, pretrain_dim: int, target_dim: int) -> tuple[torch.Tensor, ...]:
-    """One kernel (target_dim, C_l, p, p) a layer: what two adaptive pools over flattened windows do to each input."""
-    second = F.adaptive_avg_pool1d(torch.eye(len(channels) * pretrain_dim), target_dim)  # (layers * pretrain, target)
+def pooling_kernels(channels, patch_size: int, embedding_dim: int) -> tuple[torch.Tensor, ...]:
+    """One kernel (D, C_l, p, p) a layer: what two adaptive pools over flattened windows do to each input."""
+    second = F.adaptive_avg_pool1d(torch.eye(len(channels) * embedding_dim), embedding_dim)  # (layers D, D)
     kernels = []
-    for layer, second_part in zip(channels, second.split(pretrain_dim), strict=True):
-        first = F.adaptive_avg_pool1d(torch.eye(layer * patch_size**2), pretrain_dim)  # (C p p, pretrain)
-        kernels.append((first @ second_part).T.reshape(target_dim, layer, patch_size, patch_size).contiguous())
+    for layer, second_part in zip(channels, second.split(embedding_dim), strict=True):
+        first = F.adaptive_avg_pool1d(torch.eye(layer * patch_size**2), embedding_dim)  # (C p p, D)
+        kernels.append((first @ second_part).T.reshape(embedding_dim, layer, patch_size, patch_size).contiguous())
     return tuple(kernels)

@@ -25,7 +25,7 @@ class Deployed(nn.Module):
     def __init__(self, method: Glass):
         super().__init__()
         s = method.settings
-        self.pooling = (s.patch_size, s.pretrain_dim, s.target_dim)
+        self.pooling = (s.patch_size, s.embedding_dim)
         self.factor, self.size = method.feature_factor, method.resize.hw
         self.backbone, self.network = copy.deepcopy((method.backbone, method.network.eval()))
         self.image_score = s.image_score

@@ -130,13 +130,13 @@ class MFRM(nn.Module):
         lowered = [F.adaptive_avg_pool2d(down(f), grid) for down, f in zip(self.down, features, strict=True)]
         x = run(self.bottleneck, torch.cat(lowered, dim=1))
         grids = dict(zip(self.strides, (f.shape[-2:] for f in features), strict=True))
-        found, stride = [], self.strides[-1]
+        levels, stride = [], self.strides[-1]
         for step in self.decoder:
             # Sizes come from the encoder, so that any input size works, not only multiples of the strides.
             at = grids.get(stride) or tuple(-(-side // stride) for side in size)
             x = run(step, F.interpolate(x, size=at, mode="bilinear", align_corners=False))
             if str(stride) in self.heads:
-                found.insert(0, self.heads[str(stride)](x))
+                levels.insert(0, self.heads[str(stride)](x))
             stride //= 2
         picture = None
         if self.image_head is not None:
@@ -144,7 +144,7 @@ class MFRM(nn.Module):
             if x.shape[-2:] != at:
                 x = F.interpolate(x, size=at, mode="bilinear", align_corners=False)
             picture = self.image_head(x).sigmoid()
-        return found or None, picture
+        return levels or None, picture
 
 
 # -- 3. multi-layer feature fusion -------------------------------------------------------------------------------------
@@ -201,12 +201,12 @@ def image_difference(images, reconstructed, terms=TERMS) -> torch.Tensor:
 
     Colour is the CIE76 distance in CIELAB / 100; structure is (1 - SSIM) / 2.
     """
-    found = []
+    maps = []
     if "colour" in terms:
-        found.append(colour_difference(images, reconstructed) / 100)
+        maps.append(colour_difference(images, reconstructed) / 100)
     if "structure" in terms:
-        found.append((1 - ssim_map(images, reconstructed)) / 2)
-    return torch.stack(found, dim=1)
+        maps.append((1 - ssim_map(images, reconstructed)) / 2)
+    return torch.stack(maps, dim=1)
 
 
 def texture_difference(images, reconstructed, sigma: float = 2.0) -> torch.Tensor:
@@ -430,8 +430,10 @@ class PAGMFRModel(nn.Module):
             names = (f"cosine {stride}" for stride in self.encoder.strides)
             maps |= dict(zip(names, feature_difference(features, features_hat).unbind(1), strict=True))
         if "colour" in self.terms or "structure" in self.terms:
-            found = to_grid(image_difference(images, images_hat, self.terms), grid)
-            maps |= dict(zip((t for t in ("colour", "structure") if t in self.terms), found.unbind(1), strict=True))
+            differences = to_grid(image_difference(images, images_hat, self.terms), grid)
+            maps |= dict(
+                zip((t for t in ("colour", "structure") if t in self.terms), differences.unbind(1), strict=True)
+            )
         return maps
 
     def fuse(self, maps, features, features_hat, images, images_hat, modules) -> torch.Tensor:
@@ -475,6 +477,6 @@ def losses(model: PAGMFRModel, modules, batch: dict, pos_weight: float = 1.0) ->
     }
     output = model(image, cached.get("features"), modules)
     target = model.standardise(cached["normal_features"] if cached else model.encode(normal))
-    found = reconstruction_losses(target, output.features_hat, model.shrink(normal), output.images_hat)
+    terms = reconstruction_losses(target, output.features_hat, model.shrink(normal), output.images_hat)
     logits = enlarge(output.logits, tuple(mask.shape[1:]))
-    return found | {"detection": detection_loss(logits, mask, pos_weight=pos_weight)}
+    return terms | {"detection": detection_loss(logits, mask, pos_weight=pos_weight)}

@@ -37,6 +37,7 @@ from adlib.methods.ulsad.maps import peaks_at_the_border, place_statistics, whit
 from adlib.settings import build
 from adlib.synthesis.judge import Judge
 
+WEIGHT_DECAY = 1e-5  # README
 N_NORMAL = 96  # at most so many training images serve to measure statistics
 MAX_RESIDUALS = 2**27  # numbers kept to measure the spread of residuals, 512 MiB
 
@@ -63,11 +64,9 @@ class PAGMFRSettings(PairSettings):
     sampling: Literal["uniform", "small"] = "uniform"  # from the bank; small: by area^(-1/2)
     accumulate: S.Count = 1  # parts that a batch is computed in, to fit the memory
     learning_rate: S.Positive = 1e-3  # Adam (README)
-    weight_decay: S.NotNegative = 1e-5  # README
     warm_up: S.ShareFrom0 = 0.0  # share of the steps in which the rate rises from 0; then cosine down to 1e-6
     epochs: S.Count = 600  # passes over the training images (README)
     checkpointing: bool = False  # gradient checkpointing: less memory, the same gradients
-    log_every: S.Whole = 0  # steps between two rows of the gradient flow and of the memory; 0 for none
     whiten: bool = False  # add the length of the feature residuals, in units of their spread over normal images; ours
     calibrate: Literal["none", "position", "auto"] = "none"  # maps in units of their spread over normals at each place;
     # auto: where most normal maps have their peak at the border
@@ -163,22 +162,23 @@ class PAGMFR:
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
-    def fit(self, table, validation=None):
+    def fit(self, table, validation=None, checkpoint=None):
         """Train on a sample table of normal images.
 
         Args:
             table: normal training images.
             validation: further normal images, for threshold and selection; None keeps `hold_out` of `table`. Of fewer
                 than four images none is held out: no normal scores, and the last weights are kept.
+            checkpoint: file that the training is kept in and resumed from; None: none.
         """
         started = time.perf_counter()
         table, held_out = split_normals(table, self.settings, validation)
         self.settings = s = without_selection(self.settings, held_out)
         self.prepare(table)
-        judge = Judge(held_out, self.resize, s.n_synthetic, s.seed) if s.watched else None
+        judge = Judge(held_out, self.resize, seed=s.seed) if s.watched else None
         trainable = self.model.trainable()
         parameters = [p for module in trainable.values() for p in module.parameters()]
-        optimizer = torch.optim.Adam(parameters, s.learning_rate, weight_decay=s.weight_decay)
+        optimizer = torch.optim.Adam(parameters, s.learning_rate, weight_decay=WEIGHT_DECAY)
         n_steps = self.n_steps
         self.preparation_s = round(time.perf_counter() - started, 3)
         self.history = training.train(
@@ -188,13 +188,13 @@ class PAGMFR:
             self.losses,
             n_steps,
             s,
+            checkpoint=checkpoint,
             origin=training.origin(self, table, held_out),
             schedulers=[training.warm_up_cosine(optimizer, n_steps, s.warm_up, lowest=1e-6 / s.learning_rate)],
             validate=(lambda: judge.look(self._scores)) if judge else None,
             accumulate=s.accumulate,
             clip_norm=1.0,  # ours
-            workers=s.workers,
-            log_every=s.log_every,
+            log_every=max(1, n_steps // 10),
             progress="PAGMFR",
         )
         self._held_out = held_out

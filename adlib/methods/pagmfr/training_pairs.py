@@ -13,6 +13,7 @@ import torch
 
 from adlib import settings as S
 from adlib import synthesis
+from adlib.errors import InputError
 from adlib.images import read_image, to_tensor
 from adlib.methods import training
 from adlib.synthesis.pagmfr import category_kind, judge_kind
@@ -36,7 +37,6 @@ class PairSettings(training.Options):
     bank: S.Whole = 0  # make so many pairs once and reuse them; 0 makes new ones all the time
     batch_size: S.Count = 32  # images an optimiser step
     epochs: S.Count = 600  # passes over the training images, where there are no `steps`
-    workers: S.Whole = 1  # threads that prepare batches
 
 
 class Pairs:
@@ -133,7 +133,7 @@ class Pairs:
             masks = torch.from_numpy(np.stack(masks))
             return {"normal": to_tensor(normal), "image": to_tensor(damaged), "mask": masks}
         if self.bank_weights is not None:
-            rows = training.weighted_rows(self.bank_weights, size, s.seed, micro_step)
+            rows = weighted_rows(self.bank_weights, size, s.seed, micro_step)
         else:
             rows = np.array([self._shuffled(c, s.bank) for c in counters])
         anomalous = torch.tensor([training.step_generator(s.seed, c).random() < s.probability for c in counters])
@@ -176,6 +176,18 @@ class Pairs:
                 for level, clean in zip(bank["features"], batch["normal_features"], strict=True)
             ]
         return batch
+
+
+def weighted_rows(weights, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Draw the rows of a step with replacement, in proportion to `weights` (n,): weighted sampling.
+
+    Raises:
+        InputError: a weight is negative or not finite, or all are zero.
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+        raise InputError("sampling weights must be finite, not negative, and not all zero")
+    return training.step_generator(seed, step).choice(len(weights), batch_size, p=weights / weights.sum())
 
 
 def rotated(image: np.ndarray, degrees: float, corners: int = cv2.BORDER_REFLECT) -> np.ndarray:

@@ -68,7 +68,6 @@ class ULSADSettings(training.Options):
     weights: str = "auto"  # see adlib.images.backbones.create
     image_size: S.ImageSize = 256  # network input, pixels
     resize: S.ResizeMode = "stretch"
-    scale: S.Count | None = None  # pixels, only for resize "short_side"
     context: S.Whole = 0  # pixels of mirrored surroundings that the backbone sees; 0: the zero padding of its layers
     channels: S.Count = 384  # C, length of a feature after pooling along the channels
     final_relu: bool = True  # ReLU after the last layer of the reconstruction network, as released
@@ -89,7 +88,6 @@ class ULSADSettings(training.Options):
     # takes the maximum or one of them.
     maps: Literal["mean", "max", "local", "global", "auto"] = "mean"
     quantiles: Quantiles | None = (0.9, 0.995)  # q_a, q_b of the pixels of held-out normal maps; None: maps as they are
-    max_memory: S.NotNegative = 8.0  # GiB of cached features held in memory; more go to a memory-mapped temporary file
 
     def check(self):
         if self.whiten == "off" and (self.area or self.global_residual != "imitation"):
@@ -216,12 +214,13 @@ class ULSAD:
 
     # -- fit ------------------------------------------------------------------------------------------------------
 
-    def fit(self, table, validation=None):
+    def fit(self, table, validation=None, checkpoint=None):
         """Train on a sample table of normal images.
 
         Args:
             table: normal training images. Without `validation` a share `hold_out` of them is put aside.
             validation: normal images that are not trained on (MVTec LOCO ships some): quantiles, threshold, selection.
+            checkpoint: file that the training is kept in and resumed from; None: none.
 
         Of fewer than four images none is held out: quantiles then come from the training images (too low), "auto"
         takes the maximum of both maps without a level, the last weights are kept, and there are no normal scores.
@@ -243,7 +242,7 @@ class ULSAD:
             held_out_features, held_out_images = self._features(held_out)
             self._held_out = (held_out_features - mean) / std, held_out_images
             if s.watched or "auto" in (s.maps, s.position_wise):
-                self._judge = Judge(held_out, self.resize, s.n_synthetic, s.seed)
+                self._judge = Judge(held_out, self.resize, seed=s.seed)
                 judged = picture_features(self._judge.images, self.embed, s.batch_size)
                 self._judge_features = (judged - mean) / std
         attended = self._self_attention(features) if "attention" in s.global_losses else None
@@ -275,6 +274,7 @@ class ULSAD:
             compute_losses,
             n_steps,
             s,
+            checkpoint=checkpoint,
             origin=training.origin(self, train, held_out),
             schedulers=falling,
             validate=self._choose_reading if s.watched else None,
@@ -324,10 +324,10 @@ class ULSAD:
     def _features(self, table) -> tuple[np.ndarray, np.ndarray]:
         """Pooled features float32 (N, h, w, C) and the images uint8 (N, H, W, 3), each computed once."""
         s = self.settings
-        return frozen_features(table.image_path, self.resize, self.embed, s.batch_size, s.max_memory, images=True)
+        return frozen_features(table.image_path, self.resize, self.embed, s.batch_size, images=True)
 
     def _self_attention(self, features: np.ndarray) -> np.ndarray:
-        attended = allocate(features.shape, self.settings.max_memory)
+        attended = allocate(features.shape)
         with torch.inference_mode():
             for i in range(len(features)):
                 f = channels_first(features[i : i + 1], self.device)
