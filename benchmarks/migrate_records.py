@@ -13,12 +13,14 @@ from pathlib import Path
 from adlib.paths import atomic_path
 from adlib.settings import RENAMED
 
+MERGED = ("scale", "validate_every")  # into a setting that the record has already
 WHY = "before inputs kept their aspect ratio and one judge chose for all methods"
 
 
 def migrate(record: dict, why: str) -> dict:
     """Return the record with today's names in `parameters`, marked as older."""
-    parameters = {RENAMED.get(name, name): value for name, value in record["parameters"].items()}
+    names = {old: new for old, new in RENAMED.items() if old not in MERGED} | {"target_dim": "embedding_dim"}
+    parameters = {names.get(name, name): value for name, value in record["parameters"].items()}
     return record | {"parameters": parameters, "older": record.get("older") or why}
 
 

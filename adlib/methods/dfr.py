@@ -226,7 +226,7 @@ class DFR:
         features = self._features(train)  # (N, h, w, C)
         self._held_out = self._features(held_out) if len(held_out) else features[:0]
         self.latent = pca_width(features[:N_PCA_IMAGES])
-        judge = Judge(held_out, self.resize, seed=s.seed) if s.watched else None
+        judge = Judge(held_out, self.resize, seed=s.seed) if s.watched(held_out) else None
         judged = picture_features(judge.images, self.embed, s.batch_size) if judge else None
         self.build_networks()
         batch_size = min(s.batch_size, len(train))

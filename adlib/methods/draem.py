@@ -187,7 +187,7 @@ class DRAEM:
             corners = cv2.BORDER_CONSTANT if self.authors else cv2.BORDER_REFLECT
             self.pairs = Pairs(table, self.resize, s, corners=corners)
         print(f"DRAEM: {self.pairs.note}", flush=True)
-        judge = Judge(held_out, self.resize, seed=s.seed) if s.watched else None
+        judge = Judge(held_out, self.resize, seed=s.seed) if s.watched(held_out) else None
         modules = {"reconstruction": self.reconstruction, "discriminator": self.discriminator}
         optimizer = torch.optim.Adam([p for module in modules.values() for p in module.parameters()], s.learning_rate)
         n_steps = s.epochs * math.ceil(len(table) / s.batch_size) if s.steps is None else s.steps

@@ -35,7 +35,7 @@ def without_selection(settings, held_out: pd.DataFrame):
         return settings
     if settings.selection != "last":
         print(f"selection {settings.selection!r} needs held-out normal images, and there are none: last", flush=True)
-    return replace(settings, selection="last", snapshot_every=0)
+    return replace(settings, selection="last")
 
 
 def collect(scored) -> tuple[np.ndarray, np.ndarray]:

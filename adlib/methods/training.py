@@ -42,6 +42,7 @@ PRECISIONS = ("no", "bf16", "fp16")
 # What needs less memory, by the setting that a method may have for it.
 MEMORY_KNOBS = {
     "batch_size": "lower batch_size",
+    "episodes": "lower episodes",
     "image_size": "lower image_size",
     "bank": "lower bank (pairs that are kept)",
     "accumulate": "raise accumulate (parts of a batch)",
@@ -127,10 +128,9 @@ class Options(S.Settings):
     precision: Literal[PRECISIONS] = "no"  # mixed precision
     seed: S.Whole = 0  # initial weights, order and choice of the images, everything else that is random
 
-    @property
-    def watched(self) -> bool:
-        """Whether the judge is needed."""
-        return self.selection == "synthetic" or self.snapshot_every > 0
+    def watched(self, held_out) -> bool:
+        """Whether the judge is needed, and has images to go by."""
+        return len(held_out) > 0 and (self.selection == "synthetic" or self.snapshot_every > 0)
 
 
 def origin(method, train: pd.DataFrame, held_out: pd.DataFrame) -> dict:
@@ -145,7 +145,7 @@ def memory_knobs(settings, in_steps: bool = True) -> tuple[str, ...]:
     Outside the steps neither the batch nor its gradients take memory.
     """
     spent = {"bank": 0, "checkpointing": True}
-    of_steps = () if in_steps else ("batch_size", "accumulate", "checkpointing")
+    of_steps = () if in_steps else ("batch_size", "episodes", "accumulate", "checkpointing")
     names = (name for name in MEMORY_KNOBS if hasattr(settings, name) and name not in of_steps)
     return tuple(name for name in names if name not in spent or getattr(settings, name) != spent[name])
 

@@ -162,8 +162,8 @@ class Contrastive:
             episodes = [episodic_training.draw(pool, rng, (1, 2)) for _ in range(s.episodes)]
             return [(episode, int(rng.integers(2**31))) for episode in episodes]
 
-        judge = Judge(held_out, self.resize, seed=s.seed) if s.watched else None
-        judged = [self.features(to_tensor([image])) for image in judge.images] if s.watched else []
+        judge = Judge(held_out, self.resize, seed=s.seed) if s.watched(held_out) else None
+        judged = [self.features(to_tensor([image])) for image in judge.images] if judge else []
 
         def validate() -> dict[str, float]:
             """Rate the scores with the reference of now; the gate is set after the training."""
@@ -184,7 +184,7 @@ class Contrastive:
             checkpoint=checkpoint,
             origin=origin,
             schedulers=[torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.steps)],
-            validate=validate if s.watched else None,
+            validate=validate if judge else None,
             clip_norm=1.0,
             workers=0,
             progress="contrastive",

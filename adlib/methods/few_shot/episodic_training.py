@@ -274,7 +274,7 @@ def make_pools(tables: dict, validation: dict | None, describe, resize: Resize, 
             (choose_support(part, min(k, len(part)), s.seed, 0)[0], rest) for part, rest in split.values() if len(rest)
         ]
     products = []
-    for support, held_out in parts if s.watched else ():
+    for support, held_out in parts if s.watched(parts) else ():
         if not len(support) or not len(held_out):
             raise InputError("a product to select by needs at least 2 different normal images, one of them its support")
         products.append(make_product(support, held_out, resize, max(2, N_IMAGES // len(parts)), s.seed))

@@ -327,7 +327,7 @@ class FewShot:
             return pd.DataFrame(rows).mean().to_dict()
 
         untrained = {name: copy.deepcopy(module.state_dict()) for name, module in self.modules.items()}
-        before = validate() if s.watched else None
+        before = validate() if s.watched(products) else None
         optimizer = torch.optim.AdamW(self.modules.parameters(), s.learning_rate, weight_decay=1e-4)
         self.history = history = training.train(
             self.modules,
@@ -343,7 +343,7 @@ class FewShot:
                 "validation images": [product.source for product in products],
             },
             schedulers=[torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.steps)],
-            validate=validate if s.watched else None,
+            validate=validate if s.watched(products) else None,
             clip_norm=1.0,
             workers=0,
             progress=f"{self.name} episodes",

@@ -153,7 +153,7 @@ class Glass:
             s,
             checkpoint=checkpoint,
             origin=training.origin(self, table, validation),
-            validate=self._validation(validation) if s.watched else None,
+            validate=self._validation(validation) if s.watched(validation) else None,
             progress="GLASS",
         )
         self.features = self.images = self.bank = None  # the caches have served

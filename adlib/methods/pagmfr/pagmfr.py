@@ -175,7 +175,7 @@ class PAGMFR:
         table, held_out = split_normals(table, self.settings, validation)
         self.settings = s = without_selection(self.settings, held_out)
         self.prepare(table)
-        judge = Judge(held_out, self.resize, seed=s.seed) if s.watched else None
+        judge = Judge(held_out, self.resize, seed=s.seed) if s.watched(held_out) else None
         trainable = self.model.trainable()
         parameters = [p for module in trainable.values() for p in module.parameters()]
         optimizer = torch.optim.Adam(parameters, s.learning_rate, weight_decay=WEIGHT_DECAY)

@@ -241,7 +241,7 @@ class ULSAD:
         if len(held_out):
             held_out_features, held_out_images = self._features(held_out)
             self._held_out = (held_out_features - mean) / std, held_out_images
-            if s.watched or "auto" in (s.maps, s.position_wise):
+            if s.watched(held_out) or "auto" in (s.maps, s.position_wise):
                 self._judge = Judge(held_out, self.resize, seed=s.seed)
                 judged = picture_features(self._judge.images, self.embed, s.batch_size)
                 self._judge_features = (judged - mean) / std
@@ -277,7 +277,7 @@ class ULSAD:
             checkpoint=checkpoint,
             origin=training.origin(self, train, held_out),
             schedulers=falling,
-            validate=self._choose_reading if s.watched else None,
+            validate=self._choose_reading if s.watched(held_out) else None,
             progress="ulsad",
         )
         self.calibrate()
