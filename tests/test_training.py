@@ -361,10 +361,9 @@ def test_bf16_trains_close_to_full_precision_and_leaves_plain_modules_behind():
     assert results[0] == pytest.approx(results[1], rel=0.1)
 
 
-def test_pinning_reaches_every_tensor_of_a_batch(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self + 1)
+def test_pinning_reaches_every_tensor_of_a_batch():
     batch = {"a": [torch.zeros(1), (torch.zeros(1), "name")], "b": 3}
-    pinned = training._pin(batch)
+    pinned = training._of_each(lambda tensor: tensor + 1, batch)
     assert float(pinned["a"][0]) == float(pinned["a"][1][0]) == 1
     assert pinned["a"][1][1] == "name"
     assert pinned["b"] == 3
