@@ -5,7 +5,7 @@
 
 For every image OUT holds, at the size of the original: `overlays/*.jpg` (one colour scale across all images, drawn in
 `scale.png`), `maps/*.npy` (raw scores, NaN where a crop hid the image), `contours/*.jpg` and `polygons/*.json` (the
-regions of flagged images, see `decide`). `scores.csv` has a row an image; until all are drawn it is called
+regions of flagged images, see `decide`). `scores.csv` has a row per image; until all are drawn it is called
 `scores.partial.csv`. `adlib-predict.json` says how they were made and lists them, so that the next run may remove them.
 """
 

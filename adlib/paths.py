@@ -104,7 +104,7 @@ def temporary_beside(path, suffix: str | None = None):
         _delete(Path(temporary))
 
 
-@functools.cache  # once a process: a folder of ten thousand maps is not listed for each of them
+@functools.cache  # once per process: a folder of ten thousand maps is not listed for each of them
 def _sweep(folder: Path) -> None:
     for left in folder.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):

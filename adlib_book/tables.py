@@ -52,7 +52,7 @@ class Cell(NamedTuple):
     Attributes:
         text: as printed.
         rank: 1, 2, 3 where it is among the best three, else 0.
-        runs: the run folders it links to, relative to `results/runs`, one a seed.
+        runs: the run folders it links to, relative to `results/runs`, one per seed.
     """
 
     text: str
@@ -258,7 +258,7 @@ def make_cells(records: Records) -> pd.DataFrame:
 
 
 def _measured(values, group: pd.DataFrame) -> Measured:
-    """Sum up fractions, one a run of `group`, None or NaN where the data define none."""
+    """Sum up fractions, one per run of `group`, None or NaN where the data define none."""
     values = {seed: 100 * value for seed, value in zip(group.seed, values, strict=True) if _known(value)}
     array = np.array(list(values.values()))
     mean, sd = array.mean() if len(array) else np.nan, array.std(ddof=1) if len(array) > 1 else np.nan

@@ -2,8 +2,8 @@
 
     python benchmarks/relative_held_out.py --data-root DATA [--seeds 0 1 2] [--n-test 60] [--set name=value ...]
 
-Writes relative_held_out.csv (one row a method, category and seed) and relative_context_swap.csv. `--folds mvtec` holds
-the fifteen categories of MVTec AD out in five folds instead, and writes the same files with `mvtec_` before.
+Writes relative_held_out.csv (one row per method, category and seed) and relative_context_swap.csv. `--folds mvtec`
+holds the fifteen categories of MVTec AD out in five folds instead, and writes the same files with `mvtec_` before.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--data-root", required=True, help="folder with magnetic_tile, mvtec_ad, mvtec_ad_samples")
     parser.add_argument("--folds", choices=("all", "mvtec"), default="all")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--n-test", type=int, default=80, help="test images a category, at most")
+    parser.add_argument("--n-test", type=int, default=80, help="test images per category, at most")
     parser.add_argument("--methods", nargs="*", help="only these rows; nothing is written")
     parser.add_argument("--set", nargs="*", default=[], help="settings of the training, name=value")
     arguments = parser.parse_args()

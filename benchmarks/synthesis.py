@@ -35,7 +35,7 @@ def make_textures(folder: Path) -> None:
 
 
 def pnoise2_loop(rng) -> np.ndarray:
-    """The usual way to a pnoise2 mask: one call a pixel in two loops, rotated, then a quantile as threshold.
+    """The usual way to a pnoise2 mask: one call per pixel in two loops, rotated, then a quantile as threshold.
 
     adlib's own backend "pnoise2" makes the same calls in one comprehension; it is measured as well.
     """

@@ -16,7 +16,7 @@ def numbers():
 
 
 def test_the_numbers_of_the_papers_are_there(numbers):
-    """Spot checks against the sources, one a file."""
+    """Spot checks against the sources, one per file."""
 
     def value(method, category, metric, dataset="mvtec_ad"):
         rows = numbers[(numbers.method == method) & (numbers.dataset == dataset)]

@@ -1,4 +1,4 @@
-"""Data sets as sample tables: pandas DataFrames with one row an image.
+"""Data sets as sample tables: pandas DataFrames with one row per image.
 
 Columns: `image_path` (absolute), `mask_path` (a file, a folder of files that belong to one image, or None), `label`
 (0 normal, 1 anomalous), `defect` ("good" for normal), `split` ("train", "validation", "test"), `category`, and

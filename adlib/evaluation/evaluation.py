@@ -29,7 +29,7 @@ class Evaluation:
     """What a test run gives.
 
     Attributes:
-        scores: one row an image: image_path, category, defect, label, score.
+        scores: one row per image: image_path, category, defect, label, score.
         metrics: image and pixel metrics as fractions; None where they are undefined (no defects, no masks).
         seconds_per_image: scoring time without and with reading the files.
         anomaly_maps: at input size, in the order of `scores`.
@@ -60,7 +60,7 @@ def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size:
         method: anything with `resize` and `score(batch)`.
         table: a sample table; rows of other splits than `test` are refused.
         resolution: `input` (exact metrics at network size) or `original` (streamed, with a stated bound).
-        batch_size: images a forward pass; default the method's own.
+        batch_size: images per forward pass; default the method's own.
     """
     choice("resolution", resolution, RESOLUTIONS)
     if len(table) == 0:
@@ -111,7 +111,7 @@ def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size:
         left_out = {}  # data without masks: there are no pixel metrics to be left out of
     elif left_out:
         counts = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items())
-        warnings.warn(f"pixel metrics leave out defective images: {counts}", stacklevel=1)  # once a process
+        warnings.warn(f"pixel metrics leave out defective images: {counts}", stacklevel=1)  # once per process
     scores = table[["image_path", "category", "defect", "label"]].reset_index(drop=True).assign(score=image_scores)
     seconds = {"score": scoring / len(table), "read_and_score": elapsed / len(table)}
     return Evaluation(scores, values, seconds, anomaly_maps, masks, bounds, measured.tolist(), left_out)

@@ -26,7 +26,7 @@ from adlib.errors import InputError
 
 
 def image_metrics(scores, labels) -> dict[str, float | None]:
-    """Area under the ROC curve, average precision and best F1 of one score an image.
+    """Area under the ROC curve, average precision and best F1 of one score per image.
 
     Args:
         scores: (B,) finite anomaly scores.
@@ -146,7 +146,7 @@ def spro_metrics(anomaly_maps, regions, limits=(0.01, 0.05, 0.1, 0.3, 1.0)) -> d
 
     Args:
         anomaly_maps: B arrays (H, W), finite.
-        regions: B lists, one an image, of (mask, saturation area in pixels): one entry an annotation, whose parts
+        regions: B lists, one per image, of (mask, saturation area in pixels): one entry an annotation, whose parts
             stay together; annotations may overlap. An empty list is a normal image. A saturation area larger than
             its region is capped at the region.
         limits: false positive rates, in whole percent. False positives lie in no annotation of their image.
@@ -433,7 +433,7 @@ def bootstrap_interval(
     Args:
         metric: called with the resampled arrays, returns a number. Exact pixel metrics of large maps take seconds
             each: resample fewer times.
-        arrays: one entry an image each: arrays (B, ...) or lists of B maps of different size.
+        arrays: one entry per image each: arrays (B, ...) or lists of B maps of different size.
         rng: the source of randomness; the same seed gives the same interval.
         labels: (B,) class of each image. If given, each class keeps its number of images in every resample, so that
             none is ever missing.

@@ -1,4 +1,4 @@
-"""Clustering the cells of one image into normal and anomalous, with a score a cell; all algorithms are scikit-learn's.
+"""Clustering the cells of an image into normal and anomalous, with a score per cell; all algorithms are scikit-learn's.
 
     answer = cluster("kmeans", x, reference=normal_cells)      labels, continuous scores, diagnostics
 

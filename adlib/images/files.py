@@ -338,7 +338,7 @@ def batches(image_paths, resize: Resize, batch_size: int = 16, progress: str | N
     Args:
         image_paths: file paths, for example `table.image_path`.
         resize: the geometric preparation.
-        batch_size: images a batch; the last batch may be smaller.
+        batch_size: images per batch; the last batch may be smaller.
         progress: a label turns on a progress bar (only on a terminal).
     """
     from tqdm import tqdm

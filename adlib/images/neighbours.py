@@ -228,7 +228,7 @@ def farthest_first(points, n_select: int, anchors: np.ndarray) -> np.ndarray:
        of every row left outside: no row outside can then be the farthest. A row whose bound has fallen below the
        final covering radius is never looked at again.
     2. *Blocks.* A row that enters the pool meets all rows taken since its last visit in one matrix product, instead
-       of one row a step.
+       of one row per step.
     3. *A cheap filter before an exact distance.* The product in float32 has a known error bound. Only where it cannot
        rule out that an anchor falls, the distance is computed from differences in float64.
 

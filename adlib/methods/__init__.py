@@ -62,8 +62,8 @@ class Scores(NamedTuple):
     """Anomaly scores of a batch, higher is more anomalous.
 
     Attributes:
-        image: float32 (B,), one score an image.
-        map: float32 (B, H, W), one score a pixel of the network input.
+        image: float32 (B,), one score per image.
+        map: float32 (B, H, W), one score per pixel of the network input.
     """
 
     image: np.ndarray

@@ -47,7 +47,7 @@ class DFRSettings(training.Options):
     resize: S.ResizeMode = "stretch"
     map_size: S.Count = 256  # every map is resized to this before its windows are averaged; see `DFR.__init__`
     learning_rate: S.Positive = 1e-4  # Adam
-    batch_size: S.Count = 4  # images a step
+    batch_size: S.Count = 4  # images per step
     epochs: S.Count = 700  # passes over the training images
     image_score: Literal["max", "top"] = "max"  # max (paper), top (mean of the highest 1 % of the map)
     threshold_images: Literal["train", "held_out"] = "train"  # set the segmentation threshold; held_out: not too low

@@ -46,7 +46,7 @@ class DRAEMSettings(PairSettings):
     families: SomeFamilies = ("perlin_dtd",)  # of adlib.synthesis
     kind: Literal["auto", "texture", "object"] = "texture"  # every image is turned with probability `rotate`
     foreground: Literal["rules", "none"] = "none"  # anomalies anywhere
-    batch_size: S.Count = 8  # images an optimiser step
+    batch_size: S.Count = 8  # images per optimiser step
     image_size: S.ImageSize = 256  # network input, pixels
     resize: Literal["stretch", "letterbox", "aspect"] = "stretch"
     network: Literal["lean", "authors"] = "lean"  # authors: their networks and losses to the letter

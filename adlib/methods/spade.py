@@ -41,7 +41,7 @@ class Spade:
     """Nearest images, then nearest patches.
 
     Attributes after `fit`:
-        pooled: (N, C), one vector an image; gallery: (N, P, D), its patches.
+        pooled: (N, C), one vector per image; gallery: (N, P, D), its patches.
         normal_scores, normal_map_maxima: of held-out normals, or of each image by the others.
     """
 

@@ -59,7 +59,7 @@ class History:
     """What a training run leaves behind besides the weights.
 
     Attributes:
-        losses: one row an optimiser step: step, each loss term, total, learning_rate.
+        losses: one row per optimiser step: step, each loss term, total, learning_rate.
         validation: one row a validation: step, seconds since the start, and what `validate` returned.
         snapshots: (step, module states) pairs, for learning curves and the oracle column of the evaluation; the last
             step and the selected one are among them.
@@ -221,7 +221,7 @@ def train(
 
     Args:
         modules: name -> module; what is trained, checkpointed and selected.
-        optimizers: each is stepped once a step; together they own the modules' parameters.
+        optimizers: each is stepped once per step; together they own the modules' parameters.
         make_batch: micro-step number -> batch. Runs in a worker thread; must draw randomness from `step_generator`.
         compute_losses: (modules, batch, step) -> named loss terms, scalars; their sum is minimised. Keys that start
             with "_" are only recorded. The modules are passed in because several processes train wrapped ones.
@@ -230,7 +230,7 @@ def train(
             that resuming changes nothing.
         checkpoint: file to resume from, written every `checkpoints.EVERY` steps; None: none.
         origin: `origin(...)`; with it a checkpoint of other settings, weights or images is refused.
-        schedulers: stepped once a step, after the optimisers.
+        schedulers: stepped once per step, after the optimisers.
         validate: called with the modules in evaluation mode; its value `score` (higher is better) decides `synthetic`.
         accumulate: micro-batches a step; their mean gradient is that of one large batch.
         clip_norm: largest norm of the gradient of all modules together.

@@ -27,7 +27,7 @@ class NsaClass:
 
     Attributes:
         bounds: smallest and largest half-size of a patch, ((rows), (columns)), as shares of the image.
-        patches: most patches an image; the first is always there, each further one with probability 0.5.
+        patches: most patches per image; the first is always there, each further one with probability 0.5.
         scale: bounds of the factor by which a patch is resized.
         mode: Poisson mode, "normal" (gradients of the patch; objects) or "mixed" (stronger ones of both; textures).
         background: (grey level, tolerance) of the plain background, None where there is none.

@@ -52,7 +52,7 @@ def _position(n_pixels: int, cells: int, dtype) -> tuple[np.ndarray, np.ndarray,
 
 
 def pnoise2_noise(shape, cells, offset, octaves: int = 1) -> np.ndarray:
-    """Perlin noise of the `noise` package, one call a pixel: slow, kept for those who need that very noise.
+    """Perlin noise of the `noise` package, one call per pixel: slow, kept for those who need that very noise.
 
     Args:
         shape, cells: as for `lattice_noise`.

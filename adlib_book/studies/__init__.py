@@ -307,7 +307,7 @@ def fit_scorer(name: str, rows: np.ndarray, seed: int = 0):
 
 
 class RememberingBackbone(nn.Module):
-    """A frozen backbone that runs once an image: features are kept by the image's pixels.
+    """A frozen backbone that runs once per image: features are kept by the image's pixels.
 
     Variants of a method that differ behind the features (coreset, number of images, scorer) then cost no second pass.
     Memory: the feature maps of every image that was seen, for Lite0 at 256 pixels about 0.3 MB each.

@@ -96,12 +96,12 @@ def compare(
     Args:
         grids: (N, d, h, w), cells of each image; labels: (N,), 1 for anomalous images.
         reference: (m, d) cells of normal images.
-        masks: bool (h, w) an image, or None where there is none; only for the column `wrong side`.
+        masks: bool (h, w) per image, or None where there is none; only for the column `wrong side`.
 
     Returns:
         one row an algorithm and rule: image AUROC of the largest cell score; wrong side: share of masked images where
         the cluster called anomalous overlaps the mask less than the other one; clusters, noise (means), separation
-        (median); ms an image.
+        (median); ms per image.
     """
     rows, shape = [], tuple(grids.shape[2:])
     cells = [np.asarray(grid).reshape(len(grid), -1).T for grid in grids]  # (h w, d) an image
@@ -123,7 +123,7 @@ def compare(
                 "clusters": np.mean([answer.n_clusters for answer in answers]),
                 "noise": np.mean([answer.noise for answer in answers]),
                 "separation": np.median([answer.separation for answer in answers]),
-                "ms an image": 1e3 * seconds,
+                "ms per image": 1e3 * seconds,
             }
         )
     return pd.DataFrame(rows).set_index(["clustering", "rule"])

@@ -60,7 +60,7 @@ class ContrastiveSettings(training.Options):
     temperature: S.Positive = 0.1  # FOCAL
     # Training.
     steps: S.Count = 1500  # optimiser steps
-    episodes: S.Count = 8  # images a step, three in ten without a defect, which carry no loss
+    episodes: S.Count = 8  # images per step, three in ten without a defect, which carry no loss
     pool: episodic_training.PoolSize = (64, 24)  # normal images, at most; styles of defect on five of them each
     families: Families = ()  # of adlib.synthesis that the training defects come from; () for a mix
     learning_rate: S.Positive = 1e-3
@@ -84,7 +84,7 @@ class Neck(nn.Module):
             self.fuse = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, width, 1))
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """(B, C_l, h_l, w_l) a stage -> (B, width, h, w)."""
+        """(B, C_l, h_l, w_l) per stage -> (B, width, h, w)."""
         size = features[self.grid_stage].shape[2:]
         total = 0.0
         for lateral, feature in zip(self.lateral, features, strict=True):

@@ -27,7 +27,7 @@ from adlib.synthesis.judge import N_IMAGES, Judge
 from adlib.synthesis.textures import procedural_texture
 
 HOSTS = 5  # images a style is painted on: a query and up to four supports that show it as well
-ROWS = 1024  # support patches a stage that a training episode keeps
+ROWS = 1024  # support patches per stage that a training episode keeps
 
 
 # -- masks on the patch grid ------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ PoolSize = Annotated[tuple[S.Count, ...], S.Must(lambda v: len(v) == 2, "be two 
 
 
 class Pool(NamedTuple):
-    """Cached features of one category; one list entry a stage.
+    """Cached features of one category; one list entry per stage.
 
     Attributes:
         normal: (N, C, h, w) features of normal images; augmented: the same of one slightly changed copy each.
@@ -83,7 +83,7 @@ class Pool(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """One query and its support; one list entry a stage.
+    """One query and its support; one list entry per stage.
 
     Attributes:
         query: (C, h, w); support: (k, C, h, w); augmented: (k, C, h, w), changed copies of the supports.

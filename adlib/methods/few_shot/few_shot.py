@@ -75,7 +75,7 @@ class SupportSettings(training.Options):
     learning_rate: S.NotNegative = 1e-3
     selection: Literal[training.SELECTIONS] = "synthetic"
     snapshot_every: S.Whole = 100  # steps
-    episodes: S.Count = 6  # episodes a step, of different categories
+    episodes: S.Count = 6  # episodes per step, of different categories
     shots: Shots = (1, 2, 4)  # support images of a training episode
     swap: S.Closed = 0.0  # share of episodes whose support shows the query's kind of defect, so that it is none
     pool: episodic_training.PoolSize = (24, 9)  # normal images of a category, at most; styles of defect on them
@@ -181,7 +181,7 @@ class FewShot:
         return self.modules["projection"]
 
     def describe(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Describe images (B, 3, H, W) in [0, 1] as patches, (B, C_l, h_l, w_l) a stage."""
+        """Describe images (B, 3, H, W) in [0, 1] as patches, (B, C_l, h_l, w_l) per stage."""
         with torch.no_grad():
             return describe(self.backbone(images.to(self.device)), layer_norm=self.settings.layer_norm)
 
@@ -218,7 +218,7 @@ class FewShot:
         return F.pad(rows, (0, 1), value=self.settings.anchor * rows.shape[1] ** 0.5)
 
     def distances(self, described: list[torch.Tensor], context: list[Memory]) -> list[torch.Tensor]:
-        """1 - largest cosine similarity, (B, h_l, w_l) a stage, in [0, 2]."""
+        """1 - largest cosine similarity, (B, h_l, w_l) per stage, in [0, 2]."""
         grids = []
         for stage, (feature, memory) in enumerate(zip(described, context, strict=True)):
             rows = self.projection(stage, self.prepare(to_rows(feature), memory.mean, memory.level))
@@ -255,7 +255,7 @@ class FewShot:
     def score(self, batch: Batch | torch.Tensor, context: list | None = None, contexts: list | None = None) -> Scores:
         """Score images (B, 3, H, W) in [0, 1] against a context, by default the one that `fit` made.
 
-        `contexts`: instead, one context an image, for a batch of several products; one pass of the backbone serves all.
+        `contexts`: instead, one context per image, for a batch of several products; one pass serves all.
         """
         images = check_images(batch)
         size = tuple(images.shape[-2:])
@@ -264,7 +264,7 @@ class FewShot:
             context = self.context
         elif contexts is not None and len(contexts) != len(images):
             raise InputError(
-                f"{len(contexts)} contexts for {len(images)} images; give one an image, or context= for all"
+                f"{len(contexts)} contexts for {len(images)} images; give one per image, or context= for all"
             )
         with torch.no_grad():
             described = self.describe(images)
@@ -415,7 +415,7 @@ class FewShot:
 
 
 def mean_grid(grids: list[torch.Tensor], size) -> torch.Tensor:
-    """Mean of grids (B, h_l, w_l), one a stage, as (B, *size); corner cells on corner pixels, as AnomalyGPT's code."""
+    """Mean of grids (B, h_l, w_l), one per stage, as (B, *size); corners on corners, as AnomalyGPT's code."""
     return sum(1 / len(grids) * enlarge(grid, tuple(size), align_corners=True) for grid in grids)
 
 

@@ -112,7 +112,7 @@ def describe(features: list[torch.Tensor], window: int = 3, layer_norm: bool = T
     them by a third, in a corner by more than a half, and with them their distances.
 
     Args:
-        features: (B, C_l, h_l, w_l) a stage.
+        features: (B, C_l, h_l, w_l) per stage.
         window: cells averaged over, an odd number; 1: none.
         layer_norm: for transformers, whose stages are streams that no normalisation has seen yet. In a CNN the length
             of a feature says how much there is to see at this place; normalising makes noise of plain background.

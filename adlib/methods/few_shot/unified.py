@@ -2,7 +2,7 @@
 
     condition  k normal images -> memory of patches, and yardsticks: how far apart normal patches are, and in which
                directions
-    score      distance to the nearest row, in yardsticks -> small head -> a logit a cell -> image logit, map, p-value
+    score      distance to the nearest row, in yardsticks -> small head -> a logit per cell -> image logit, map, p-value
 
 The design joins the two projects that stopped half-way (see the README): the comparison with a support of `few_shot`,
 and a projection trained by the contrastive losses of `contrastive`. Two yardsticks make distances of different
@@ -190,7 +190,7 @@ class Unified(FewShot):
 
         context = model.condition(support)             # (k, 3, H, W), cached by the caller
         scores = model.score(query, context)           # UnifiedScores(image, map, p_value)
-        scores = model.score(queries, contexts=[...])  # a batch of several products, one context an image
+        scores = model.score(queries, contexts=[...])  # a batch of several products, one context per image
 
     Attributes: as `FewShot`; its context is one `ScaledMemory` a stage.
     """
@@ -294,7 +294,7 @@ class Unified(FewShot):
         return seen.view(len(query), *query.shape[2:], -1).movedim(-1, 1), z
 
     def logits(self, described, context, modules=None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """Logits of the cells (B, h, w), log(1 + rho) averaged over the stages (B, h, w), projected rows a stage."""
+        """Logits of the cells (B, h, w), log(1 + rho) averaged over the stages (B, h, w), projected rows per stage."""
         modules = modules or self.modules
         size, weights = tuple(described[0].shape[2:]), self.settings.layer_weights or [1.0] * len(described)
         seen, log_ratio, projected = [], 0.0, []

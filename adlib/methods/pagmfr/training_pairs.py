@@ -35,7 +35,7 @@ class PairSettings(training.Options):
     probability: S.Closed = 0.5  # share of anomalous images in a batch
     rotate: S.Closed = 0.3  # probability that a texture image is turned, by up to 90 degrees
     bank: S.Whole = 0  # make so many pairs once and reuse them; 0 makes new ones all the time
-    batch_size: S.Count = 32  # images an optimiser step
+    batch_size: S.Count = 32  # images per optimiser step
     epochs: S.Count = 600  # passes over the training images, where there are no `steps`
 
 

@@ -126,7 +126,7 @@ class _AttentionLoss(torch.autograd.Function):
 
     While a tile of the softmax P is at hand its gradient costs two products more: with a the gradient of d at the
     answer P F, that at the logits is P (a F^T - row sums of a P F), and times F it is that of the queries. Keeping P
-    for later would take (h w)^2 numbers an image; making it anew, as attention kernels do, costs a third product and
+    for later would take (h w)^2 numbers per image; making it anew, as attention kernels do, costs a third product and
     the gradients of keys and values, which are frozen here, two more.
     """
 

@@ -52,7 +52,7 @@ from adlib.synthesis.judge import Judge
 SIGMA, BORDER = 4.0, cv2.BORDER_REFLECT_101  # Gaussian smoothing of the maps, input pixels (section 3.4)
 WEIGHT_DECAY = 2e-5  # of Adam (section 4)
 N_SAMPLE = 128  # training images that the covariance and the level of the residuals rest on
-TwoImages = Annotated[int, S.Must(lambda v: v >= 2, "be at least 2: one cell an image is normalised over the batch")]
+TwoImages = Annotated[int, S.Must(lambda v: v >= 2, "be at least 2: one cell per image is normalised over the batch")]
 Quantiles = Annotated[
     tuple[S.Closed, ...],
     S.Must(lambda q: len(q) == 2 and q[0] < q[1], "be two shares in rising order, for example [0.9, 0.995]"),
@@ -75,7 +75,7 @@ class ULSADSettings(training.Options):
     global_losses: tuple[Literal[TERMS], ...] = TERMS  # L_pg, which ties the global branch to the features, and L_lg
     learning_rate: S.Positive = 2e-4  # Adam
     schedule: Literal["constant", "cosine"] = "constant"  # cosine: up in 5 % of the steps, down to 1 %
-    batch_size: TwoImages = 8  # images a step
+    batch_size: TwoImages = 8  # images per step
     epochs: S.Count = 200  # passes over the training images
     noise: S.NotNegative = 0.0  # standard deviation of noise on the standardised features in training
     hidden: S.ShareFrom0 = 0.0  # share of the cells whose features the reconstruction network must guess in training
