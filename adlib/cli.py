@@ -16,6 +16,11 @@ def main(arguments: list[str] | None = None, parser=None) -> int:
     if not hasattr(options, "run"):
         parser.print_help()
         return 2
+    for name, value in vars(options).items():  # the shell expands "-o ~/x", but not "--output=~/x"
+        if isinstance(value, str):
+            setattr(options, name, os.path.expanduser(value))
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
         return options.run(options) or 0
     except InputError as error:

@@ -51,6 +51,8 @@ def train(folder, out, method: str = "patchcore", settings: dict | None = None) 
     _keep_apart(out, folder)
     table, unreadable = normal_table(folder)
     settings = profiles.shaped(method, settings or {}, table.image_path, report=print)
+    if os.path.isfile(settings.get("weights", "")):
+        settings = settings | {"weights": os.path.abspath(settings["weights"])}  # the model is used from other folders
     fitted = methods.create(method, **settings).fit(table)
     facts = {"trained_on": sorted({file_hash(path) for path in table.image_path})}
     if len(fitted.normal_scores) >= 2:

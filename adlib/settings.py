@@ -12,6 +12,8 @@ class ExampleSettings(Settings):
 
 import dataclasses
 import math
+import os
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -121,10 +123,13 @@ def choice(name: str, value, choices) -> None:
 
 
 def parse_overrides(pairs: list[str]) -> dict:
-    """Turn `["coreset=0.02", "stages=[2, 3]"]` into a dict; values are read as YAML.
+    """Turn what people type, `["coreset=2e-2", "stages=2,3", "category=01"]`, into a dict.
 
-    >>> parse_overrides(["coreset=0.02", "image_score=reweight"])
-    {'coreset': 0.02, 'image_score': 'reweight'}
+    Values are numbers, true, false, null, and else text, as 01 is; commas or brackets make a list, quotes make text of
+    anything, braces are YAML. A path may begin with "~".
+
+    >>> parse_overrides(["coreset=2e-2", "stages=2,3", "category=01"])
+    {'coreset': 0.02, 'stages': [2, 3], 'category': '01'}
     """
     values = {}
     for pair in pairs:
@@ -132,10 +137,27 @@ def parse_overrides(pairs: list[str]) -> dict:
         if not equals or not name.strip():
             raise InputError(f"--set {pair!r} is not of the form name=value, for example --set coreset=0.02")
         try:
-            values[name.strip()] = yaml.safe_load(text)
+            values[name.strip()] = _typed(text.strip())
         except yaml.YAMLError:
             raise InputError(f"--set {pair!r}: the value is not valid YAML; quote it") from None
     return values
+
+
+def _typed(text: str):
+    """Read one value of `parse_overrides`. YAML itself takes 1e-4 for text, 01 for a number and "on" for true."""
+    if text.startswith("["):
+        return [_typed(item) if isinstance(item, str) else item for item in yaml.load(text, yaml.BaseLoader)]
+    if text.startswith(("{", '"', "'")):
+        return yaml.safe_load(text)
+    if re.fullmatch(r"[\w.+-]+(\s*,\s*[\w.+-]+)+", text):
+        return [_typed(item.strip()) for item in text.split(",")]
+    if text in ("true", "True", "false", "False"):
+        return text[0] in "tT"
+    if re.fullmatch(r"[+-]?(0|[1-9]\d*)", text):
+        return int(text)
+    if re.fullmatch(r"[+-]?((0|[1-9]\d*)?\.\d+|(0|[1-9]\d*)\.?)([eE][+-]?\d+)?|[+-]?\.(inf|nan)", text):
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+    return os.path.expanduser(text) if text not in ("", "null", "None") else None
 
 
 def as_dict(settings) -> dict:

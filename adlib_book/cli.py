@@ -102,6 +102,8 @@ def tables(options) -> int:
     if options.profile:
         profiles.load(options.profile)
     folder = Path(options.results).resolve() if options.results else results_dir()
+    if options.results and not (folder / "runs").is_dir():
+        raise InputError(f"results folder {folder} does not exist, or holds no runs/<profile>/<method>/<run>")
     names = [options.profile] if options.profile else table_files.profiles_at_hand(folder)
     made = table_files.write_all(names, folder)
     print(f"{len(made)} tables of {', '.join([*names, 'published numbers'])}: {folder / 'tables'}")

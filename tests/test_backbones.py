@@ -171,3 +171,10 @@ def test_a_size_the_backbone_cannot_take_is_named_with_the_nearest_one():
     vit = backbones.create("vit_tiny_patch16_224", (5,), weights="random")
     with pytest.raises(InputError, match="nearest size is 64x112"):
         vit(images(64, 110))
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(name, monkeypatch):
+    monkeypatch.setenv("ADLIB_DEVICE", name)
+    with pytest.raises(InputError, match=f"ADLIB_DEVICE={name}: no such device here; there are: cpu"):
+        backbones.default_device()

@@ -278,10 +278,13 @@ def test_a_flat_map_gives_the_plain_image():
         (["data", "get", "visaa"], "visa"),
         (["data", "check", "mvtec", "--data-root", "/no/such"], "/no/such"),
         (["reproduce", "--profile", "smokee"], "did you mean 'smoke'"),
+        (["tables", "--results", "TYPO"], "TYPO does not exist"),
+        (["predict", "-m", "~/model", "-i", ".", "-o", "o"], "/home/me/model holds no model"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
     assert adlib(*arguments) == 2
     errors = capsys.readouterr().err
     assert message in errors

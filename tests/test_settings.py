@@ -153,12 +153,23 @@ def test_no_number_is_without_a_condition(name):
     assert [field for field, hint in hints.items() if bare(hint)] == []
 
 
-def test_overrides_are_read_as_yaml():
-    text = ["a=0.02", "b=[1, 2]", "c=null", "d=true", "e=word", "f="]
-    assert parse_overrides(text) == {"a": 0.02, "b": [1, 2], "c": None, "d": True, "e": "word", "f": None}
-    for bad in ("novalue", "=3", "x=[1"):
-        with pytest.raises(InputError, match="--set"):
-            parse_overrides([bad])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0.02", 0.02), ("1e-4", 1e-4), ("1.0e+30", 1e30), (".5", 0.5), ("-3", -3), ("0", 0), ("01", "01"), ("1_0", "1_0"),
+     (".inf", math.inf), ("nan", "nan"), ("[1, 2e-1]", [1, 0.2]), ("2,3", [2, 3]), ("layer2, 03", ["layer2", "03"]),
+     ("null", None), ("", None), ("true", True), ("on", "on"), ("word", "word"), ("'7'", "7"), ("lot #2", "lot #2"),
+     ("{a: 1}", {"a": 1}), ("/a,b/c", "/a,b/c"), ("~/w.pth", "/home/me/w.pth")],
+)  # fmt: skip
+def test_overrides_are_read_as_people_mean_them(text, value, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (read,) = parse_overrides([f"name={text}"]).values()
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize("bad", ["novalue", "=3", "x=[1"])
+def test_overrides_that_are_none_are_refused(bad):
+    with pytest.raises(InputError, match="--set"):
+        parse_overrides([bad])
 
 
 def test_choice_names_the_nearest():

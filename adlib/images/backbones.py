@@ -311,5 +311,14 @@ def _fingerprint(model: nn.Module, stages) -> str:
 
 
 def default_device() -> torch.device:
-    """Return CUDA if there is one, else the CPU; `$ADLIB_DEVICE` overrides."""
-    return torch.device(os.environ.get("ADLIB_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """Return CUDA if there is one, else the CPU; `$ADLIB_DEVICE` overrides.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    name = os.environ.get("ADLIB_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):  # not a name of torch's; not of this machine
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise InputError(f"ADLIB_DEVICE={name}: no such device here; there are: {', '.join(there)}") from None
