@@ -101,7 +101,7 @@ class Run:
         self.side = {"side": side} if isinstance(side, int) and side != self.settings["image_size"] else {}
         place = results_dir() / "runs" / profile / method / f"{dataset}-{category}-seed{seed}"
         self.out_dir = Path(out_dir) if out_dir else place
-        self.timing = {}
+        self.timing, self.weights = {}, {}
         self._started = time.perf_counter()
 
     @contextlib.contextmanager
@@ -113,6 +113,8 @@ class Run:
 
     def evaluate(self, method) -> Evaluation:
         """Score the test rows and compute every metric that these data define."""
+        if hasattr(method, "backbone"):  # DRAEM has none
+            self.weights = {"weights": backbones.weights_facts(method.backbone, method.settings.weights)}
         return evaluate(method, self.test)
 
     def threshold(self, method) -> thresholds.Threshold | None:
@@ -156,6 +158,7 @@ class Run:
             "timing": {**self.timing, **per_image, "total_s": total},
             "peak_memory_mib": round(peak_memory_mib(), 1),
             "device": device_name(),
+            **self.weights,
             "versions": versions(),
             "git_commit": git_commit(),
             "table_hash": datasets.table_hash(self.table),
@@ -241,8 +244,9 @@ def collect(folder=None) -> tuple[pd.DataFrame, list[str]]:
 
     Returns:
         one row per run: method, dataset, category, profile, seed, the metrics, seconds, memory, `run` (its folder below
-        the results) and, as they stand in the record, protocol, parameters, n_images, table_hash, by_kind (None
-        where anomalies are of one kind) and older (why it is of an earlier version, else None), sorted; and one line
+        the results) and, as they stand in the record, protocol, parameters, n_images, table_hash, by_kind (None where
+        anomalies are of one kind), weights (None without a backbone, and in records that do not say it) and older (why
+        it is of an earlier version, else None), sorted; and one line
         for every record that could not be read, that says it is of another run than its folder, or repeats another.
     """
     folder = Path(folder) if folder else results_dir() / "runs"
@@ -271,7 +275,10 @@ def collect(folder=None) -> tuple[pd.DataFrame, list[str]]:
                 "fit_s": record["timing"].get("fit_s"),
                 "score_ms_per_image": record["timing"].get("score_ms_per_image"),
                 "peak_memory_mib": record["peak_memory_mib"],
-                **{key: record.get(key) for key in ("protocol", "parameters", "n_images", "table_hash", "by_kind")},
+                **{
+                    key: record.get(key)
+                    for key in ("protocol", "parameters", "n_images", "table_hash", "by_kind", "weights")
+                },
                 "older": record.get("older"),
                 "run": place,
             }

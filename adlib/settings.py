@@ -53,6 +53,7 @@ ImageSize = Annotated[
 ]
 # See adlib.images.Resize; a number: the shorter side to so many pixels, then a crop of the centre.
 ResizeMode = Literal["stretch", "letterbox", "aspect"] | Count
+Interpolation = Literal["area", "antialias", "linear", "nearest", "bicubic"]  # see adlib.images.resample
 
 RENAMED = {
     "max_steps": "steps",

@@ -198,13 +198,16 @@ def _columns(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     for name in ("backbone", "size", "resize", "resolution"):
         counts = Counter(fact[name] for fact in facts if fact[name])
         common[name] = counts.most_common(1)[0][0] if counts else ""
-    selections = {}
+    selections, weights = {}, {}
     for method, fact in zip(table.method, facts, strict=True):
         selections.setdefault(method, set()).add(fact["selection"])
+        weights.setdefault(method, Counter()).update([fact["weights"]] if fact["weights"] else [])
     columns = []
     for method, fact in zip(table.method, facts, strict=True):
         parts = [fact["shots"]] if fact["shots"] else []
         parts += [fact[name] for name, usual in common.items() if fact[name] and fact[name] != usual]
+        if fact["weights"] and fact["weights"] != weights[method].most_common(1)[0][0]:
+            parts.append(f"weights {fact['weights']}")
         if fact["selection"] not in HONEST:
             parts.append("oracle: step chosen on the test set")
         elif len(selections[method]) > 1:
@@ -229,6 +232,7 @@ def _protocol(row) -> dict[str, str]:
         "resolution": str(row.protocol.get("resolution", "?")),
         "selection": str(row.protocol.get("selection", "?")),
         "shots": f"{shots} shots" if shots else "",
+        "weights": (getattr(row, "weights", None) or {}).get("hash", "")[:8],
     }
 
 

@@ -24,6 +24,23 @@ from adlib.images import (
 )
 
 
+@pytest.mark.parametrize(
+    ("interpolation", "expected"),
+    [
+        ("area", [64, 128]),
+        ("linear", [128, 0]),  # the two pixels in the middle of four
+        ("nearest", [255, 0]),
+        ("antialias", [91, 100]),  # weights that fall to zero four pixels from the middle, of the pixels there are
+    ],
+)
+def test_each_way_to_shrink_is_that_of_an_original(interpolation, expected):
+    row = np.uint8([0, 0, 255, 0, 255, 0, 0, 255])
+    image = np.tile(row[None, :, None], (8, 1, 3))
+    for side in (image, image.transpose(1, 0, 2)):
+        small, _ = Resize(2, interpolation=interpolation).image(side)
+        np.testing.assert_allclose(np.unique(small.reshape(-1, 3), axis=0)[:, 0], sorted(expected), atol=1)
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "I;16"])
 def test_any_channel_count_and_depth_reads_as_rgb(tmp_path, mode):
     grey = np.tile(np.array([0, 128, 255], np.uint8), (4, 4))

@@ -128,6 +128,7 @@ def test_another_protocol_gets_its_own_column(write, tmp_path, changes, column):
     ("method", "changes", "columns"),
     [
         ("dfr", [{}, {}, {"parameters": {"backbone": "resnet18"}}], ["dfr", "dfr (resnet18)"]),
+        ("dfr", [{}, *({"weights": {"hash": f"{h}0000000-"}} for h in "aab")], ["dfr", "dfr (weights b0000000)"]),
         ("glass", [{"protocol": {"selection": name}} for name in ("last", "synthetic")],
          ["glass (step: last)", "glass (step: synthetic)"]),
         ("few_shot", [{"parameters": {"k": k}} for k in (1, 4)], ["few_shot (1 shots)", "few_shot (4 shots)"]),

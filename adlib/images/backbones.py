@@ -140,6 +140,27 @@ def _create_model(name: str, stages: tuple, weights: str, image_size) -> tuple[n
     return model, indices
 
 
+def weights_facts(backbone: Backbone, weights: str) -> dict[str, str]:
+    """What a record says of the weights of a backbone: architecture, tag, hash, and the package, hub or file.
+
+    Args:
+        weights: the setting that the backbone was made with.
+    """
+    import timm
+
+    config = timm.get_pretrained_cfg(backbone.name)
+    if weights == "auto":
+        weights = "package" if backbone.name in PACKAGED_WEIGHTS else "hub"
+    if weights == "package":
+        source = f"package {PACKAGED_WEIGHTS[backbone.name][0]}"
+    elif weights == "hub":
+        source = f"hub {config.hf_hub_id}"
+    else:
+        source = "random" if weights == "random" else f"file {Path(weights).name}"  # no folder of this machine
+    tag = config.tag if weights == "hub" else ""  # packages and files have none of the hub's
+    return {"name": backbone.name.split(".")[0], "tag": tag, "hash": backbone.fingerprint, "source": source}
+
+
 def read_state_dict(path) -> dict[str, torch.Tensor]:
     """Read a state dict without unpickling anything but tensors (safetensors, or torch with `weights_only=True`)."""
     path = Path(path)

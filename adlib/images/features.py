@@ -46,9 +46,10 @@ def allocate(shape) -> np.ndarray:
 def resize_of(settings) -> Resize:
     """The geometry of the input that a method's settings ask for."""
     size = settings.image_size if isinstance(settings.image_size, int) else tuple(settings.image_size)
+    way = getattr(settings, "interpolation", "area")
     if isinstance(settings.resize, int):
-        return Resize(size, "short_side", settings.resize)
-    return Resize(size, settings.resize)
+        return Resize(size, "short_side", settings.resize, way)
+    return Resize(size, settings.resize, None, way)
 
 
 def check_finite(features, owner) -> None:

@@ -21,6 +21,11 @@ from adlib.settings import choice
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm",
                   ".pbm", ".jp2")  # fmt: skip
 RESULTS_MARK = "adlib-predict.json"  # a folder that holds it holds results, and none of its pictures is a photograph
+PILLOW = {
+    "antialias": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 RESIZE_MODES = ("stretch", "short_side", "letterbox")
 
 
@@ -191,11 +196,13 @@ class Resize:
         mode: `stretch` to `size` (aspect changes), `short_side` (shorter side to `scale`, then centre crop to
             `size`: PatchCore's protocol), or `letterbox` (aspect kept, rest padded by repeating the border).
         scale: for `short_side`, the length of the shorter side before the crop; default `size`.
+        interpolation: of images, see `resample`; masks are always area averages.
     """
 
     size: int | tuple[int, int] = 256
     mode: str = "stretch"
     scale: int | None = None
+    interpolation: str = "area"
 
     def __post_init__(self):
         if self.mode == "aspect":
@@ -229,13 +236,13 @@ class Resize:
         return Geometry((height, width), resized, offset, self.hw)
 
     def image(self, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
-        """Apply to a uint8 image (H, W, 3); area averaging when shrinking, bilinear when growing.
+        """Apply to a uint8 image (H, W, 3).
 
         Returns:
             uint8 array (height, width, 3) and the geometry.
         """
         geometry = self.geometry(image.shape[:2])
-        resized = resample(image, geometry.resized)
+        resized = resample(image, geometry.resized, self.interpolation)
         return _place(resized, geometry.offset, geometry.size, cv2.BORDER_REPLICATE), geometry
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
@@ -292,10 +299,20 @@ def aspect_size(image_paths, side: int, multiple: int = 32) -> tuple[int | tuple
     return (height, width), f"input {height} x {width} (height x width), from {of}ratio {np.exp(np.median(logs)):.3g}"
 
 
-def resample(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Resize pixels (H, W, ...) to `shape`: area averaging where a side shrinks, else bilinear."""
+def resample(pixels: np.ndarray, shape: tuple[int, int], interpolation: str = "area") -> np.ndarray:
+    """Resize pixels (H, W, ...) to `shape`.
+
+    Args:
+        interpolation: `area` (averages where a side shrinks, else bilinear), or what an original implementation does to
+            uint8 images: `antialias` (bilinear over all pixels that a new one covers), `nearest` and `bicubic` are
+            Pillow's, which torchvision uses; `linear` (bilinear between four pixels, however far apart) is OpenCV's.
+    """
     if pixels.shape[:2] == tuple(shape):
         return pixels
+    if interpolation in PILLOW:
+        return np.asarray(Image.fromarray(pixels).resize(shape[::-1], PILLOW[interpolation]))
+    if interpolation == "linear":
+        return cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_LINEAR)
     shrinking = shape[0] < pixels.shape[0] or shape[1] < pixels.shape[1]
     return cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
 

@@ -19,6 +19,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from adlib.errors import InputError
+from adlib.images.backbones import default_device
 from adlib.settings import choice
 
 SAMPLERS = ("approximate_greedy", "greedy", "random", "none")
@@ -47,11 +48,14 @@ class NearestNeighbours:
     Cosine similarity s of rows of unit length is 1 - squared_distance / 2: normalise bank and queries first.
 
     Args:
-        backend: "faiss" or "torch"; default faiss, on macOS torch. Without faiss installed: torch, with a warning.
+        backend: "faiss", on the CPU, or "torch", on the device in use. Default: faiss on a CPU, but for macOS; torch
+            elsewhere. Without faiss installed: torch, with a warning.
         block: queries handled at once; memory is bounded by block x rows of the bank x 4 bytes.
     """
 
-    def __init__(self, backend: str = DEFAULT_BACKEND, block: int = 1024):
+    def __init__(self, backend: str | None = None, block: int = 1024):
+        self.device = default_device()
+        backend = backend or (DEFAULT_BACKEND if self.device.type == "cpu" else "torch")
         choice("search backend", backend, BACKENDS)
         if backend == "faiss":
             try:
@@ -72,7 +76,7 @@ class NearestNeighbours:
             self._index = faiss.IndexFlatL2(bank.shape[1])
             self._index.add(bank)
         else:
-            self._index = torch.from_numpy(bank)
+            self._index = torch.from_numpy(bank).to(self.device)
             self._squared_norms = self._index.square().sum(1)  # (M,)
         return self
 
@@ -106,8 +110,9 @@ class NearestNeighbours:
             _, rows = self._index.search(x, n_candidates)  # (B, k + EXTRA)
         else:
             # |x|^2 is the same for all rows of the bank and does not change the order.
-            scores = torch.addmm(self._squared_norms, torch.from_numpy(x), self._index.T, alpha=-2)  # (B, M)
-            rows = scores.topk(n_candidates, largest=False).indices.numpy()
+            x_there = torch.from_numpy(x).to(self.device)
+            scores = torch.addmm(self._squared_norms, x_there, self._index.T, alpha=-2)  # (B, M)
+            rows = scores.topk(n_candidates, largest=False).indices.cpu().numpy()
         difference = self.memory_bank[rows] - x[:, None]  # (B, k + EXTRA, d)
         squared = np.einsum("bkd,bkd->bk", difference, difference)
         order = np.lexsort((rows, squared))[:, :k]  # by distance, then by row number

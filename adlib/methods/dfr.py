@@ -46,6 +46,7 @@ class DFRSettings(training.Options):
     image_size: S.ImageSize = 256  # network input, pixels
     resize: S.ResizeMode = "stretch"
     map_size: S.Count = 256  # every map is resized to this before its windows are averaged; see `DFR.__init__`
+    interpolation: S.Interpolation = "area"  # of the resized image; the authors' code: nearest
     learning_rate: S.Positive = 1e-4  # Adam
     batch_size: S.Count = 4  # images per step
     epochs: S.Count = 700  # passes over the training images

@@ -50,6 +50,7 @@ class DRAEMSettings(PairSettings):
     image_size: S.ImageSize = 256  # network input, pixels
     resize: Literal["stretch", "letterbox", "aspect"] = "stretch"
     network: Literal["lean", "authors"] = "lean"  # authors: their networks and losses to the letter
+    interpolation: S.Interpolation = "area"  # of the resized image; the authors' code: linear
     width: S.Count = 128  # channels of the reconstruction at full resolution
     width_discriminator: S.Count = 64  # of the discriminator
     learning_rate: S.Positive = 1e-4  # Adam

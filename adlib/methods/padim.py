@@ -78,10 +78,12 @@ class Padim:
         """Estimate the Gaussians from all images of a table."""
         s = self.settings
         self.support_ids = support_ids(table)
-        grids, _ = frozen_features(table.image_path, self.resize, self.embed)
-        channels = np.sort(np.random.default_rng(s.seed).permutation(grids.shape[3])[: s.d])
+        channels = np.sort(np.random.default_rng(s.seed).permutation(sum(self.backbone.channels))[: s.d])
         self.channels = torch.from_numpy(channels)
-        x = torch.from_numpy(grids[..., channels]).to(self.device)  # (N, h, w, d)
+        grids, _ = frozen_features(  # the other channels are not even stored
+            table.image_path, self.resize, lambda images: self.embed(images)[:, channels]
+        )
+        x = torch.from_numpy(grids).to(self.device)  # (N, h, w, d)
         x = x.permute(0, 3, 1, 2).contiguous().flatten(2).permute(2, 0, 1)  # (P, N, d)
         self.mean = x.mean(1)  # (P, d)
         x = x - self.mean[:, None]

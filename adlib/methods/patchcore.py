@@ -48,6 +48,7 @@ class PatchCoreSettings(S.Settings):
     image_score: Literal["max", "reweight", "top"] = "max"  # reweight: Eq. 7; top: mean of the highest 1 %
     b: S.Count = 9  # neighbourhood of Eq. 7, bank rows
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
+    interpolation: S.Interpolation = "area"  # of the resized image; the authors' code: antialias
     batch_size: S.Count = 2  # images per forward pass; small, since its activations are most of the memory on a CPU
     max_rows: S.Count | None = None  # patches the coreset is chosen from, at random where there are more; None: all
     n_calibration: S.Whole = 200  # at most so many training images are scored for the threshold

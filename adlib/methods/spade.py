@@ -11,8 +11,8 @@ import torch
 
 from adlib import settings as S
 from adlib.datasets import check_training_table
-from adlib.images import Batch, backbones, batches, neighbours, patches
-from adlib.images.features import check_finite, resize_of
+from adlib.images import Batch, backbones, neighbours, patches
+from adlib.images.features import check_finite, frozen_features, resize_of
 from adlib.images.maps import check_images, upsample_and_smooth
 from adlib.methods import Scores, storage
 from adlib.methods.few_shot.support_images import score_normals, split_support, support_ids
@@ -41,7 +41,8 @@ class Spade:
     """Nearest images, then nearest patches.
 
     Attributes after `fit`:
-        pooled: (N, C), one vector per image; gallery: (N, P, D), its patches.
+        pooled: (N, C), one vector per image; gallery: (N, P, D), its patches, on the CPU and
+            above a few GiB in a temporary file.
         normal_scores, normal_map_maxima: of held-out normals, or of each image by the others.
     """
 
@@ -75,12 +76,17 @@ class Spade:
     def take_in(self, table) -> None:
         """Store the features of all images of a table."""
         self.support_ids = support_ids(table)
-        files = batches(table.image_path, self.resize, 8)
-        embedded = [self.embed(batch.images) for batch in files]
-        self.pooled = torch.cat([pooled for pooled, _ in embedded]).clone()
-        self.gallery = torch.cat([grid.flatten(2).mT for _, grid in embedded]).contiguous().clone()
-        for features in (self.pooled, self.gallery):
-            check_finite(features, "the training images")
+        pooled = []
+
+        def grids(images):
+            vectors, grid = self.embed(images)
+            pooled.append(vectors)
+            return grid
+
+        gallery, _ = frozen_features(table.image_path, self.resize, grids)
+        self.pooled = torch.cat(pooled).clone()
+        check_finite(self.pooled, "the training images")
+        self.gallery = torch.from_numpy(gallery.reshape(len(gallery), -1, gallery.shape[-1]))
 
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1]."""

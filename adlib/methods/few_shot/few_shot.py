@@ -72,6 +72,7 @@ class SupportSettings(training.Options):
     sigma: S.NotNegative = 0.0  # Gaussian smoothing of the map, input pixels
     # Training.
     steps: S.Count = 2000  # optimiser steps
+    interpolation: S.Interpolation = "area"  # of the resized image; AnomalyGPT: bicubic
     learning_rate: S.NotNegative = 1e-3
     selection: Literal[training.SELECTIONS] = "synthetic"
     snapshot_every: S.Whole = 100  # steps

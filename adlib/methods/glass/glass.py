@@ -76,6 +76,7 @@ class GlassSettings(training.Options):
     textures: str = ""  # folder, also by its name below data/ ("dtd"; "dtd?": if it is there); "": made on the spot
     foreground: str = "rules"  # rules (published, or auto), paper (rules where the authors mask), none, or a folder
     average: S.Closed = 0.0  # decay of the running mean of the weights that scores are made with; 0: no mean (paper)
+    interpolation: S.Interpolation = "area"  # of the resized image; the authors' code: antialias
     epochs: S.Count = 640  # the code's meta epochs
     batch_size: S.Count = 8  # images
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none

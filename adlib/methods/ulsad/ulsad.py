@@ -63,7 +63,7 @@ Quantiles = Annotated[
 class ULSADSettings(training.Options):
     """Settings of ULSAD; defaults from the paper, which are the same for all its five data sets."""
 
-    backbone: str = "wide_resnet50_2"  # ImageNet weights of timm
+    backbone: str = "wide_resnet50_2.racm_in1k"  # what timm gave the authors for "wide_resnet50_2"
     stages: S.Stages = (2, 3)  # layer2 and layer3
     weights: str = "auto"  # see adlib.images.backbones.create
     image_size: S.ImageSize = 256  # network input, pixels
@@ -73,6 +73,7 @@ class ULSADSettings(training.Options):
     final_relu: bool = True  # ReLU after the last layer of the reconstruction network, as released
     direction: S.NotNegative = 0.5  # lambda of all terms; 0 leaves magnitude only
     global_losses: tuple[Literal[TERMS], ...] = TERMS  # L_pg, which ties the global branch to the features, and L_lg
+    interpolation: S.Interpolation = "area"  # of the resized image; the authors' code: linear
     learning_rate: S.Positive = 2e-4  # Adam
     schedule: Literal["constant", "cosine"] = "constant"  # cosine: up in 5 % of the steps, down to 1 %
     batch_size: TwoImages = 8  # images per step
