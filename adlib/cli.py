@@ -49,7 +49,7 @@ def train(options) -> int:
 
     settings = profiles.method_settings(options.profile, options.method, parse_overrides(options.set))
     try:
-        fitted, skipped = own_parts.train(options.input, options.output, options.method, settings)
+        fitted, skipped = own_parts.train(options.input, options.output, options.method, settings, options.roi)
     except training.TrainingError as error:
         return fail(str(error), 1)
     header = storage.read_header(options.output)
@@ -70,6 +70,15 @@ def threshold(options) -> int:
     )
     for key, value in stored.items():
         print(_threshold_line(key, value))
+    return _report_skipped(skipped)
+
+
+def update(options) -> int:
+    """Let a model take in more good images, false alarms for example."""
+    from adlib import own_parts
+
+    n_new, skipped = own_parts.update(options.model, options.input)
+    print(f"{n_new} more images in {options.model}; its thresholds stay (adlib threshold sets them from other images)")
     return _report_skipped(skipped)
 
 
@@ -172,6 +181,8 @@ def build_parser(add_commands=lambda commands: None) -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", required=True, metavar="MODEL", help="folder of the model")
     sub.add_argument("--method", default="patchcore", help="method")
     sub.add_argument("--profile", default="laptop", help="profile whose settings are used")
+    roi = "white where to look; once for each camera pose, by name"
+    sub.add_argument("--roi", action="append", default=[], metavar="[PATTERN=]MASK", help=roi)
     with_settings(sub)
 
     sub = command(commands, "threshold", threshold, "adlib threshold -m model/ -i parts/more_good")
@@ -181,6 +192,10 @@ def build_parser(add_commands=lambda commands: None) -> argparse.ArgumentParser:
     sub.add_argument("--false-alarm-rate", type=float, default=0.05, help="target of the quantile rule")
     sub.add_argument("--n-sigma", type=float, default=3.0, help="for mean_sigma")
     sub.add_argument("--even-so", action="store_true", help="take images that the model was trained on as well")
+
+    sub = command(commands, "update", update, "adlib update -m model/ -i false_alarms/")
+    sub.add_argument("-m", "--model", required=True, metavar="MODEL", help="folder of the model")
+    sub.add_argument("-i", "--input", required=True, metavar="GOOD_DIR", help="good images to add")
 
     sub = command(commands, "predict", predict, "adlib predict -m model/ -i parts/new -o out/")
     sub.add_argument("-m", "--model", required=True, metavar="MODEL", help="folder of the model")

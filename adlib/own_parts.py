@@ -1,7 +1,7 @@
 """One's own parts: a model from a folder of good images, and heat maps for a folder of new ones.
 
     adlib train -i GOOD_DIR -o model/        adlib threshold -m model/ -i OTHER_GOOD_DIR
-    adlib predict -m model/ -i DIR -o OUT
+    adlib predict -m model/ -i DIR -o OUT    adlib update -m model/ -i MORE_GOOD_DIR
 
 For every image OUT holds, at the size of the original: `overlays/*.jpg` (one colour scale across all images, drawn in
 `scale.png`), `maps/*.npy` (raw scores, NaN where a crop hid the image), `contours/*.jpg` and `polygons/*.json` (the
@@ -9,11 +9,16 @@ regions of flagged images, see `decide`). `scores.csv` has a row per image; unti
 `scores.partial.csv`. `adlib-predict.json` says how they were made and lists them, so that the next run may remove them.
 """
 
+import base64
+import contextlib
 import csv
+import functools
 import json
 import math
 import os
 import sys
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -25,11 +30,12 @@ from adlib import methods, profiles
 from adlib.datasets.table import file_hash
 from adlib.errors import InputError
 from adlib.evaluation import thresholds
-from adlib.images import IMAGE_SUFFIXES, RESULTS_MARK, Batch, list_images, read_image, to_tensor
+from adlib.images import IMAGE_SUFFIXES, RESULTS_MARK, Batch, list_images, read_image, read_mask, to_tensor
 from adlib.methods import storage
 from adlib.paths import atomic_path, writing
 
 COLORMAP = cv2.COLORMAP_INFERNO  # monotone in lightness: readable in grey and for colour-blind readers
+GREY = (124, 116, 104)  # mean of ImageNet: what lies outside of a region of interest
 OUTLINE = (0, 158, 230)  # orange (BGR)
 COLUMNS = ("image", "score", "map_max", "threshold", "anomalous", "n_regions", "region_area")  # of scores.csv
 KINDS = {"overlays": ".jpg", "maps": ".npy", "contours": ".jpg", "polygons": ".json"}  # what is written of an image
@@ -42,23 +48,99 @@ def normal_table(folder) -> tuple[pd.DataFrame, list[str]]:
     return table.assign(split="train", category=Path(folder).resolve().name), unreadable
 
 
-def train(folder, out, method: str = "patchcore", settings: dict | None = None) -> tuple[object, list[str]]:
+def train(folder, out, method: str = "patchcore", settings: dict | None = None, roi=()) -> tuple[object, list[str]]:
     """Fit a method on a folder of good images, set its thresholds from held-out scores and save it to `out`.
+
+    Args:
+        roi: masks of the region of interest, see `read_roi`; the model keeps them, and `predict` uses them.
 
     Returns:
         the fitted method and one line for each file that was skipped.
     """
     _keep_apart(out, folder)
     table, unreadable = normal_table(folder)
+    facts = {"trained_on": sorted({file_hash(path) for path in table.image_path}), "roi": read_roi(roi)}
     settings = profiles.shaped(method, settings or {}, table.image_path, report=print)
     if os.path.isfile(settings.get("weights", "")):
         settings = settings | {"weights": os.path.abspath(settings["weights"])}  # the model is used from other folders
-    fitted = methods.create(method, **settings).fit(table)
-    facts = {"trained_on": sorted({file_hash(path) for path in table.image_path})}
+    with _inside(table, facts["roi"]) as seen:
+        fitted = methods.create(method, **settings).fit(seen)
     if len(fitted.normal_scores) >= 2:
         facts |= _thresholds(fitted.normal_scores, fitted.normal_map_maxima)
     fitted.save(out, **facts)  # one write: never a new model beside the thresholds of the one before
     return fitted, unreadable
+
+
+def update(model, folder) -> tuple[int, list[str]]:
+    """Let a model take in more good images, false alarms for example, where its method can (PatchCore, few_shot).
+
+    Its thresholds stay. They follow from held-out scores against fewer images, and with more to compare with no score
+    rises: there are not more false alarms than was asked for. `set_threshold` finds them anew from other good images.
+
+    Returns:
+        the number of images that the model did not have yet, and one line for each file that was skipped.
+
+    Raises:
+        InputError: a model of this method has to be trained again.
+    """
+    header, fitted = storage.read_header(model), methods.load(model)
+    if getattr(fitted, "add", None) is None:
+        again = f"adlib train --method {header['method']} -i GOOD_DIR -o {model}"
+        raise InputError(f"{model}: {header['method']} takes in no more images; train it again on old and new: {again}")
+    table, unreadable = normal_table(folder)
+    digests = pd.Series([file_hash(path) for path in table.image_path], table.index)
+    new = ~digests.isin(header.get("trained_on", ())) & ~digests.duplicated()
+    if new.any():
+        with _inside(table[new].reset_index(drop=True), header.get("roi")) as seen:
+            fitted.add(seen)
+        kept = {key: header[key] for key in ("threshold", "pixel_threshold", "roi") if key in header}
+        fitted.save(model, trained_on=sorted({*header.get("trained_on", ()), *digests}), **kept)
+    return int(new.sum()), unreadable
+
+
+def read_roi(entries) -> list[list[str]]:
+    """Read masks of what is to be inspected, true inside, as a model keeps them: [pattern, PNG as base64] each.
+
+    Args:
+        entries: "mask.png" for all images, or "PATTERN=mask.png" for those of a camera pose, by name ("top_*") or
+            folder ("top/*"); the first pattern that an image has is its own.
+
+    Raises:
+        InputError: no such mask, or one that is black.
+    """
+    stored = []
+    for entry in entries:
+        pattern, _, file = ("", "", entry) if os.path.isfile(entry) else entry.rpartition("=")
+        mask = read_mask(file)
+        if not mask.any():
+            raise InputError(f"{file}: region of interest is black; paint white what is to be inspected")
+        png = cv2.imencode(".png", np.uint8(mask) * 255)[1]
+        stored.append([pattern or "*", base64.b64encode(png.tobytes()).decode()])
+    return stored
+
+
+@functools.lru_cache(8)
+def _mask(png: str) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(base64.b64decode(png), np.uint8), cv2.IMREAD_GRAYSCALE) > 0
+
+
+def only_inside(file, image: np.ndarray, roi) -> tuple[np.ndarray, np.ndarray | None]:
+    """Paint an image (H, W, 3) grey outside of its region of interest, so that nothing there can train or score.
+
+    Returns:
+        the image, and the mask (H, W), None where there are no regions.
+
+    Raises:
+        InputError: no pattern is that of the file, or its mask is of another size.
+    """
+    if not roi:
+        return image, None
+    mask = next((_mask(png) for pattern, png in roi if Path(file).match(pattern)), None)
+    if mask is None:
+        raise InputError(f"{file}: no region of interest is for images of this name; train with --roi PATTERN=MASK")
+    if mask.shape != image.shape[:2]:
+        raise InputError(f"{file}: image is {image.shape[:2]}, its region of interest {mask.shape}; sizes must agree")
+    return np.where(mask[..., None], image, np.uint8(GREY)), mask
 
 
 def set_threshold(
@@ -88,7 +170,7 @@ def set_threshold(
     scores, maxima, skipped = [], [], []
     for file in tqdm(files, desc="score", disable=None, leave=False):
         try:
-            score, anomaly_map = _score_one(fitted, read_image(file))
+            score, anomaly_map, _ = _score_one(fitted, file, header.get("roi"))
         except InputError as error:
             skipped.append(str(error))
             continue
@@ -117,10 +199,9 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
         raise InputError(f"min_area {min_area} must be a share of the image in [0, 1)")
     header = storage.read_header(model)
     fitted = methods.load(model)
-    if threshold is None:
-        threshold = (header.get("threshold") or {}).get("value")
+    threshold = header.get("threshold", {}).get("value") if threshold is None else threshold
     if pixel_threshold is None:
-        pixel_threshold = (header.get("pixel_threshold") or {}).get("value")
+        pixel_threshold = header.get("pixel_threshold", {}).get("value")
     for name, value in (("threshold", threshold), ("pixel_threshold", pixel_threshold)):
         if value is not None and not math.isfinite(value):
             raise InputError(f"{name} {value} must be a number in the units of the score")
@@ -130,7 +211,8 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
     written = ["scores.csv", "scores.partial.csv", "scale.png", "report.html"]
     written += [f"{kind}/{name}{suffix}" for name in names for kind, suffix in KINDS.items()]
     facts = {"input": str(folder), "model": str(model), "threshold": threshold, "pixel_threshold": pixel_threshold}
-    _start_results(out, facts | {"min_area": min_area, "files": written})
+    facts |= {"min_area": min_area, "files": written}
+    _start_results(out, facts)
 
     rows, drawn, skipped, lows, highs = [], [], [], [], []
     # A row is on the disk as soon as its image is scored, whatever happens to the next one.
@@ -139,25 +221,20 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
         lines.writeheader()
         for file, name in zip(tqdm(files, desc="score", disable=None, leave=False), names, strict=True):
             try:
-                image = read_image(file)
+                score, anomaly_map, image = _score_one(fitted, file, header.get("roi"))
             except InputError as error:
                 skipped.append(str(error))
                 continue
-            score, anomaly_map = _score_one(fitted, image)
             with atomic_path(out / "maps" / f"{name}.npy") as temporary:
                 np.save(temporary, anomaly_map)
             anomalous, regions = decide(score, anomaly_map, threshold, pixel_threshold, min_area)
-            _write_image(out / "contours" / f"{name}.jpg", draw_regions(image, regions))
-            row = {
-                "image": file.relative_to(folder).as_posix(),
-                "score": score,
-                "map_max": float(np.nanmax(anomaly_map)),
-            }
+            write_image(out / "contours" / f"{name}.jpg", draw_regions(image, regions))
+            inside, area = file.relative_to(folder).as_posix(), sum(region["area"] for region in regions)
+            values = inside, score, float(np.nanmax(anomaly_map)), threshold, anomalous, len(regions), area
+            row = dict(zip(COLUMNS, values, strict=True))
             with atomic_path(out / "polygons" / f"{name}.json") as temporary:
-                text = {"image": row["image"], "size": list(image.shape[:2]), "threshold": pixel_threshold}
+                text = {"image": inside, "size": list(image.shape[:2]), "threshold": pixel_threshold}
                 temporary.write_text(json.dumps(text | {"regions": regions}) + "\n")
-            row |= {"threshold": threshold, "anomalous": anomalous, "n_regions": len(regions)}
-            row |= {"region_area": sum(region["area"] for region in regions)}
             with writing(out / "scores.partial.csv"):
                 lines.writerow({key: f"{value:.6g}" if type(value) is float else value for key, value in row.items()})
                 partial.flush()
@@ -171,7 +248,7 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
     # One colour scale for all images; never tighter than twice the pixel threshold, or a batch of good parts would
     # glow with its own noise.
     scale = min(lows), max([*highs, 2 * (pixel_threshold or 0.0) - min(lows)])
-    _write_image(out / "scale.png", scale_bar(scale, pixel_threshold))
+    write_image(out / "scale.png", scale_bar(scale))
     for file, name in tqdm(drawn, desc="draw", disable=None, leave=False):
         anomaly_map = np.load(out / "maps" / f"{name}.npy", allow_pickle=False)
         try:
@@ -181,8 +258,8 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
         except InputError as error:
             skipped.append(str(error))
             continue
-        _write_image(out / "overlays" / f"{name}.jpg", overlay(image, anomaly_map, scale))
-    _write_facts(out, facts | {"min_area": min_area, "scale": scale, "files": written})
+        write_image(out / "overlays" / f"{name}.jpg", overlay(image, anomaly_map, scale))
+    _write_facts(out, facts | {"scale": scale})
     os.replace(out / "scores.partial.csv", out / "scores.csv")
     return pd.DataFrame(rows, columns=list(COLUMNS)), skipped
 
@@ -226,21 +303,13 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, floa
     return drawn
 
 
-def scale_bar(scale: tuple[float, float], pixel_threshold: float | None = None) -> np.ndarray:
-    """Draw the colours of `overlay` from left to right with the scores they stand for: uint8 (64, 512, 3)."""
+def scale_bar(scale: tuple[float, float]) -> np.ndarray:
+    """Draw the colours of `overlay` and the scores at their two ends: uint8 (64, 512, 3)."""
     ramp = np.tile(np.linspace(*scale, 480, dtype=np.float32), (24, 1))
     bar = np.full((64, 512, 3), 255, np.uint8)
-    bar[8:32, 16:496] = overlay(np.full((24, 480, 3), 255, np.uint8), ramp, scale)
-    marks = [(scale[0], "nothing"), (scale[1], "full")]
-    if pixel_threshold is not None and scale[0] < pixel_threshold < scale[1]:
-        marks.insert(1, (pixel_threshold, "regions above"))
-    for value, meaning in marks:
-        text = f"{value:.4g}: {meaning}"
-        x = 16 + round(480 * (value - scale[0]) / max(scale[1] - scale[0], 1e-12))
-        width = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0]
-        cv2.line(bar, (x, 4), (x, 36), (0, 0, 0), 1)
-        place = min(max(x - width // 2, 2), 510 - width), 52
-        cv2.putText(bar, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    bar[8:32, 16:496] = overlay(bar[8:32, 16:496], ramp, scale)
+    for x, text in ((16, f"{scale[0]:.4g}: nothing"), (390, f"{scale[1]:.4g}: full")):
+        cv2.putText(bar, text, (x, 52), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     return bar
 
 
@@ -280,27 +349,23 @@ def draw_regions(image: np.ndarray, regions: list[dict]) -> np.ndarray:
     return drawn
 
 
-def _score_one(fitted, image: np.ndarray):
-    prepared, geometry = fitted.resize.image(image)
-    scores = fitted.score(Batch(to_tensor([prepared]), ("",), (geometry,)))
-    return float(scores.image[0]), geometry.to_original(scores.map[0])
-
-
 def output_names(files: list[str]) -> list[str]:
     """Name the results of images, given by their paths from one folder: without suffix where that is unmistakable.
 
     No two names are the same, on systems either that do not tell "a" from "A", and none is too long for a file.
     """
     stems = [os.path.splitext(file)[0] for file in files]
-    counts = pd.Series([stem.casefold() for stem in stems]).value_counts()
+    counts = Counter(stem.casefold() for stem in stems)
     # A folder may be called like a result: a.npy/b.png beside a.png.
     taken = {str(folder).casefold() for file in files for folder in Path(file).parents}
     names = []
     for file, stem in zip(files, stems, strict=True):
         name = stem if counts[stem.casefold()] == 1 else f"{stem}_{os.path.splitext(file)[1][1:].lower()}"
         folder, name = os.path.split(name)
-        name = os.path.join(folder, os.fsdecode(os.fsencode(name)[:240]))
-        number, unique = 1, name
+        if len(os.fsencode(name)) > 240:  # a suffix and a number must have room in the 255 bytes of a name
+            name = os.fsencode(name)[:240].decode(errors="ignore")
+        name, number = os.path.join(folder, name), 1
+        unique = name
         while not taken.isdisjoint(unique.casefold() + suffix for suffix in KINDS.values()):
             number += 1
             unique = f"{name}-{number}"
@@ -345,10 +410,30 @@ def _write_facts(out: Path, facts: dict) -> None:
         temporary.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def _score_one(fitted, image: np.ndarray):
-    prepared, geometry = fitted.resize.image(image)
+@contextlib.contextmanager
+def _inside(table: pd.DataFrame, roi):
+    """Yield a table of copies in which nothing is seen outside of the region of interest: methods read files."""
+    with tempfile.TemporaryDirectory() as folder:
+        if roi:
+            files = [Path(folder, f"{i:06d}.png") for i in range(len(table))]
+            for file, path in zip(files, table.image_path, strict=True):
+                write_image(file, only_inside(path, read_image(path), roi)[0])
+            table = table.assign(image_path=list(map(str, files)))
+        yield table
+
+
+def _score_one(fitted, file, roi) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the score of an image, its map on the original canvas, NaN where nothing was looked at, and the image."""
+    image = read_image(file)
+    inside, mask = only_inside(file, image, roi)
+    prepared, geometry = fitted.resize.image(inside)
     scores = fitted.score(Batch(to_tensor([prepared]), ("",), (geometry,)))
-    return float(scores.image[0]), geometry.to_original(scores.map[0])
+    anomaly_map = geometry.to_original(scores.map[0])
+    if mask is not None:
+        anomaly_map = np.where(mask, anomaly_map, np.float32(np.nan))
+    if np.isnan(anomaly_map).all():
+        raise InputError(f"{file}: nothing is left to look at: the crop of the model hides the region of interest")
+    return float(scores.image[0]), anomaly_map, image
 
 
 def _image_files(folder) -> list[Path]:
@@ -385,7 +470,8 @@ def _thresholds(scores, maxima, rule: str = "quantile", rate: float = 0.05, n_si
     return {name: thresholds.from_normals(x, rule, rate, n_sigma).to_dict() for name, x in kinds.items()}
 
 
-def _write_image(path: Path, image: np.ndarray) -> None:
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write a uint8 RGB image in the format of its suffix."""
     with atomic_path(path) as temporary:
         ok, encoded = cv2.imencode(path.suffix, image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
         if not ok:

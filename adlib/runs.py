@@ -165,6 +165,7 @@ class Run:
             "content_hash": content_hash(self.method, settings, self.seed, self.table),
             **({"metric_bounds": evaluation.bounds} if evaluation.bounds else {}),
             **({"left_out": evaluation.left_out} if evaluation.left_out else {}),  # of the pixel metrics
+            **({"vanished": evaluation.vanished} if evaluation.vanished else {}),  # at the input size
             "notebook": f"notebooks/{self.notebook}",
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **extra,

@@ -16,7 +16,7 @@ from conftest import texture, write_image
 
 from adlib import own_parts
 from adlib.errors import InputError
-from adlib.images import Resize
+from adlib.images import Resize, read_image
 from adlib.methods import Scores
 from adlib_book import cli
 
@@ -128,7 +128,14 @@ def test_threshold_from_a_folder_is_stored_and_used(parts, model, tmp_path, caps
 class Brightness:
     """Stands for a fitted method: the score of a pixel is its brightness."""
 
-    resize = Resize(16)
+    name, resize, normal_scores = "brightness", Resize(16), ()
+
+    def fit(self, table):
+        self.seen = [read_image(path).max() for path in table.image_path]
+        return self
+
+    def save(self, out, **facts):
+        self.facts = facts
 
     def score(self, batch):
         maps = batch.images.mean(1).numpy()
@@ -224,6 +231,48 @@ def test_what_happens_to_the_files_while_they_are_scored_costs_a_row(tmp_path, p
         predict()
     assert pd.read_csv(tmp_path / "out/scores.partial.csv").image.tolist() == ["b.png"]
     assert not (tmp_path / "out/scores.csv").exists()
+
+
+def test_outside_of_the_region_of_interest_nothing_trains_or_scores(tmp_path, predict, monkeypatch):
+    inside = np.zeros((16, 16), np.uint8)
+    inside[:, :6] = 255
+    write_image(tmp_path / "roi.png", inside)
+    for name in ("top/a", "top/b", "side/c"):
+        write_image(tmp_path / f"in/{name}.png", spots(140, 150, 160, 250))  # columns 2, 4, 6, 8
+    monkeypatch.setattr(own_parts.profiles, "shaped", lambda *_, **__: {})
+    monkeypatch.setattr(own_parts.methods, "create", lambda _: Brightness())
+    regions = [f"top/*={tmp_path / 'roi.png'}", f"c*={write_image(tmp_path / 'all.png', inside | 255)}"]
+    fitted, _ = own_parts.train(tmp_path / "in", tmp_path / "model", roi=regions)
+    assert fitted.seen == [250, 150, 150]
+    monkeypatch.setattr(own_parts.storage, "read_header", lambda _: {**fitted.facts, "method": "brightness"})
+    scores, _ = predict()
+    assert scores.score.tolist() == pytest.approx([250 / 255, 150 / 255, 150 / 255])
+    np.testing.assert_array_equal(np.isnan(np.load(tmp_path / "out/maps/top/a.npy")), inside == 0)
+    write_image(tmp_path / "in/top/a.png", spots(140, 150)[:8])
+    write_image(tmp_path / "in/d.png", spots(140))
+    scores, skipped = predict()
+    assert len(scores) == 2
+    assert re.search(r"d\.png: no region of interest is for images of this name", skipped[0])
+    assert re.search(r"a\.png: image is \(8, 16\), its region of interest \(16, 16\)", skipped[1])
+    with pytest.raises(InputError, match="brightness takes in no more images; train it again"):
+        own_parts.update("model", tmp_path / "in")
+    with pytest.raises(InputError, match="region of interest is black"):
+        own_parts.read_roi([write_image(tmp_path / "black.png", inside * 0)])
+
+
+def test_a_model_that_grows_alarms_no_more(parts, model, tmp_path, capsys):
+    shutil.copytree(model, tmp_path / "model")
+    write_image(tmp_path / "alarms/a.png", np.random.default_rng(5).integers(0, 255, (80, 120, 3)).astype(np.uint8))
+    before, _ = own_parts.predict(tmp_path / "model", tmp_path / "alarms", tmp_path / "out")
+    for n in (1, 0):
+        assert adlib("update", "-m", tmp_path / "model", "-i", tmp_path / "alarms") == 0
+        assert f"{n} more images" in capsys.readouterr().out
+    after, _ = own_parts.predict(tmp_path / "model", tmp_path / "alarms", tmp_path / "out")
+    assert before.anomalous.all()
+    assert after.score[0] < before.score[0]
+    headers = [json.loads((folder / "model.json").read_text()) for folder in (model, tmp_path / "model")]
+    assert headers[0]["threshold"] == headers[1]["threshold"]
+    assert len(headers[1]["trained_on"]) == len(headers[0]["trained_on"]) + 1 == 17
 
 
 def test_verdict_and_picture_agree():
@@ -331,7 +380,7 @@ def test_a_record_is_up_to_date_when_the_story_that_was_asked_for_is_told(
     assert ("adlib: story failed: cell 9 of 11a_padim.ipynb: IndexError: 2" in errors) == (told == "failed")
 
 
-@pytest.mark.parametrize("command", ["run", "notebook", "reproduce", "train", "threshold", "predict",
+@pytest.mark.parametrize("command", ["run", "notebook", "reproduce", "train", "threshold", "update", "predict",
                                      "data list", "data get", "data check"])  # fmt: skip
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stopped:

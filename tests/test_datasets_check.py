@@ -154,12 +154,3 @@ def test_loco_regions_are_checked_one_by_one(tmp_path):
     assert set(found) == {"mask and image differ in size", "mask without image"}
     assert "0/001.png is 64 x 32" in found["mask and image differ in size"].examples[0]
     assert found["mask without image"].examples == (str(folder / "7"),)
-
-
-def test_wrong_root_and_category(tree):
-    with pytest.raises(InputError, match="did you mean 'plate'"):
-        datasets.check("mvtec", tree.parent, "plat")
-    with pytest.raises(InputError, match="no such folder"):
-        datasets.check("mvtec", tree / "nowhere")
-    with pytest.raises(InputError, match="holds no category"):
-        datasets.check("mvtec", tree / "train/good")

@@ -121,3 +121,17 @@ def test_decisions_without_a_class_are_none(table):
     assert evaluation.at_threshold(scores[scores.label == 1], 0.5)["false_alarm_rate"] is None
     assert not by_defect_kind.has_both(table)
     assert not by_defect_kind.has_both(table[:0])
+
+
+def test_defects_too_small_for_the_input_are_counted(tmp_path):
+    rows = []
+    for name, places in (("two", (np.s_[8:24, 8:24], np.s_[40:42, 40:42])), ("tiny", (np.s_[9, 9],)), ("good", ())):
+        mask = np.zeros((64, 64), np.uint8)  # four times the input: a pixel there needs eight here
+        for place in places:
+            mask[place] = 255
+        image = write_image(tmp_path / f"{name}.png", np.repeat(mask[..., None], 3, 2))
+        path = write_image(tmp_path / f"mask_{name}.png", mask) if places else None
+        rows.append(sample(image, path, "bad" if places else "good", "test", "part"))
+    with pytest.warns(UserWarning, match="too small for the input size: 1 of 2 masks, 2 of 3 regions"):
+        result = evaluation.evaluate(Brightness(), make_table(rows, "own"))
+    assert result.vanished == {"masks": 1, "of_masks": 2, "regions": 2, "of_regions": 3}

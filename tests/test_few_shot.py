@@ -1,5 +1,6 @@
 """Few-shot similarity: golden values of AnomalyGPT's branch, the support, training that starts at the detector."""
 
+import copy
 import dataclasses
 from types import SimpleNamespace
 
@@ -76,6 +77,10 @@ def test_a_query_from_the_support_scores_zero(fitted, train):
     assert np.abs(scores.map).max() < 1e-5
     assert len(fitted.support_ids) == 2
     assert fitted.normal_scores.min() > 0.01
+    grown = copy.copy(fitted)
+    grown.add(train)
+    assert grown.score(next(images.batches(train.image_path, fitted.resize, 6))).map.max() < 1e-5
+    assert len(grown.support_ids) == 8
 
 
 @pytest.mark.parametrize("cls", [FewShot, Unified])

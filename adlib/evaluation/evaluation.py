@@ -11,6 +11,7 @@ import time
 import warnings
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 import pandas as pd
 
@@ -38,6 +39,8 @@ class Evaluation:
         measured: one bool an image: whether its pixels count in the pixel metrics.
         left_out: number of defective images whose pixels do not count, though others' do: `without_mask`,
             `black_mask`; empty where there is none.
+        vanished: number of `masks` and of `regions` of which no pixel is left at the input size, so that pixel metrics
+            do not see them, and `of_masks`, `of_regions`, how many there are; empty where none vanishes.
     """
 
     scores: pd.DataFrame
@@ -48,6 +51,7 @@ class Evaluation:
     bounds: dict = field(default_factory=dict)
     measured: list = field(default_factory=list, repr=False)
     left_out: dict = field(default_factory=dict)
+    vanished: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.measured = self.measured or [True] * len(self.anomaly_maps)
@@ -83,7 +87,7 @@ def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size:
     elapsed = time.perf_counter() - started
 
     values = metrics.image_metrics(np.array(image_scores), table.label.to_numpy()) | dict.fromkeys(PIXEL_METRICS)
-    bad, bounds, masks, reasons = table.label.to_numpy() == 1, {}, [], []
+    bad, bounds, masks, reasons, regions = table.label.to_numpy() == 1, {}, [], [], []
     stream = metrics.StreamingPixelMetrics.from_maps(anomaly_maps) if resolution == "original" else None
     for defective, mask, geometry, anomaly_map, path in zip(
         bad, datasets.masks(table), geometries, anomaly_maps, table.mask_path, strict=True
@@ -94,6 +98,8 @@ def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size:
             raise InputError(f"{path}: mask is {mask.shape}, its image is {geometry.original}; sizes must agree")
         if stream is None:
             masks.append(method.resize.mask(mask))
+            if mask.any():
+                regions.append(regions_left(mask, masks[-1], geometry))
         elif not reasons[-1]:
             # Only the small maps are held; each is enlarged, counted into the histograms and dropped again. What a
             # crop cut off was never seen: it counts as perfectly normal instead of being left out.
@@ -112,9 +118,32 @@ def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size:
     elif left_out:
         counts = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items())
         warnings.warn(f"pixel metrics leave out defective images: {counts}", stacklevel=1)  # once per process
+    if vanished := _vanished(regions):
+        counts = "{masks} of {of_masks} masks, {regions} of {of_regions} regions".format(**vanished)
+        warnings.warn(f"pixel metrics do not see defects too small for the input size: {counts}", stacklevel=1)
     scores = table[["image_path", "category", "defect", "label"]].reset_index(drop=True).assign(score=image_scores)
     seconds = {"score": scoring / len(table), "read_and_score": elapsed / len(table)}
-    return Evaluation(scores, values, seconds, anomaly_maps, masks, bounds, measured.tolist(), left_out)
+    return Evaluation(scores, values, seconds, anomaly_maps, masks, bounds, measured.tolist(), left_out, vanished)
+
+
+def regions_left(mask: np.ndarray, small: np.ndarray, geometry) -> tuple[int, int]:
+    """Count the regions (8-connected) of a mask (H, W), and those that `small`, it at the input size, still shows.
+
+    Returns:
+        all regions, and those at whose place at least one pixel of `small` is true.
+    """
+    n_labels, labels = cv2.connectedComponents(np.uint8(mask), connectivity=8)
+    shown = np.unique(labels[geometry.to_original(small) > 0])
+    return n_labels - 1, int(np.count_nonzero(shown))
+
+
+def _vanished(regions: list[tuple[int, int]]) -> dict:
+    """Sum up pairs of `regions_left`, one a mask; empty where nothing vanishes."""
+    of_regions, shown = (sum(counts) for counts in zip(*regions, strict=True)) if regions else (0, 0)
+    if shown == of_regions:
+        return {}
+    counts = {"masks": sum(not left for _, left in regions), "of_masks": len(regions)}
+    return counts | {"regions": of_regions - shown, "of_regions": of_regions}
 
 
 def at_threshold(scores: pd.DataFrame, threshold: float) -> dict:

@@ -109,6 +109,23 @@ class PatchCore:
         )
         return self
 
+    def add(self, table) -> None:
+        """Take patches of more normal images into the bank: the share `coreset`, the one farthest from it first.
+
+        `normal_scores` stay: a larger bank can only lower them.
+        """
+        check_training_table(table)
+        s = self.settings
+        rows, numbers, grid = self.collect_rows(table.image_path, np.random.default_rng(s.seed))
+        distances, keep = self.index.query(rows, 1)[0][:, 0], []  # squared, to the bank as it grows
+        for _ in range(max(1, int(len(rows) * s.coreset))):
+            keep.append(int(distances.argmax()))
+            distances = np.minimum(distances, np.square(rows - rows[keep[-1]]).sum(axis=1))
+        self.memory_bank = np.concatenate([self.memory_bank, rows[keep]])
+        images = self.bank_image.max() + 1 + numbers[keep] // (grid[0] * grid[1])
+        self.bank_image = np.concatenate([self.bank_image, images])
+        self._build_index()
+
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Embed images (B, 3, H, W) in [0, 1] as patches (B, D, h, w)."""
         s = self.settings

@@ -253,6 +253,13 @@ class FewShot:
         self.support_ids, self.support = support_ids(support), read_images(support.image_path, self.resize)
         self.context = self.condition(self.support)
 
+    def add(self, table: pd.DataFrame) -> None:
+        """Take all images of a table into the support as well."""
+        check_training_table(table)
+        self.support_ids = (*self.support_ids, *support_ids(table))
+        self.support = torch.cat([self.support, read_images(table.image_path, self.resize).to(self.support.device)])
+        self.context = self.condition(self.support)
+
     def score(self, batch: Batch | torch.Tensor, context: list | None = None, contexts: list | None = None) -> Scores:
         """Score images (B, 3, H, W) in [0, 1] against a context, by default the one that `fit` made.
 

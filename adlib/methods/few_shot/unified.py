@@ -320,6 +320,8 @@ class Unified(FewShot):
         check_training_table(table)
         return self._fit(table, validation)._count_normals()
 
+    add = None  # its distances are measured in spreads of the support: more images would change what a threshold means
+
     @classmethod
     def load(cls, path):
         """Read a fitted method; its context is made anew from the images of its support."""
