@@ -1,5 +1,6 @@
 """The validation of a tree: one broken thing at a time, each named with its file."""
 
+import re
 import shutil
 
 import numpy as np
@@ -18,11 +19,6 @@ def tree(small_tree, tmp_path):
 
 def problems(tree, category="plate", layout="mvtec"):
     return {p.kind: p for p in datasets.check(layout, tree.parent, category)}
-
-
-def test_a_sound_tree_has_no_problem(tree):
-    assert datasets.check("mvtec", tree.parent) == []
-    assert datasets.check("mvtec", tree, "plate") == []
 
 
 def test_masks_that_belong_to_none_to_two_or_are_misnamed(tree):
@@ -67,11 +63,11 @@ def test_size_and_content_of_masks(tree):
     found = problems(tree)
     inverted = "mask covers more than nine tenths of its image (inverted?)"
     assert set(found) == {"mask and image differ in size", "black mask of a defective image", "unusable mask", inverted}
-    assert "000_mask.png is 32 x 64" in found["mask and image differ in size"].examples[0]
-    assert "000_mask.png" in found[inverted].examples[0]
-    assert "001_mask.png" in found["black mask of a defective image"].examples[0]
-    assert "002_mask.png" in found["unusable mask"].examples[0]
-    assert "003_mask.png: mask is not black, but nothing in it is above" in found["unusable mask"].examples[1]
+    kinds = ["mask and image differ in size", inverted, "black mask of a defective image", *["unusable mask"] * 2]
+    said = ("000_mask.png is 32 x 64", "000_mask.png", "001_mask.png", "002_mask.png")
+    said += ("003_mask.png: mask is not black, but nothing in it is above",)
+    for kind, place, text in zip(kinds, (0, 0, 0, 0, 1), said, strict=True):
+        assert text in found[kind].examples[place]
 
 
 @pytest.mark.parametrize(
@@ -110,12 +106,11 @@ def test_unreadable_images_are_counted_and_a_few_named(tree):
         (tree / f"train/good/{i:03d}.png").write_bytes(b"\x89PNG broken")
     found = problems(tree)["unreadable image"]
     assert (found.count, len(found.examples)) == (5, 3)
-    assert str(found).startswith("unreadable image (5): ")
-    assert str(found).endswith(" and 2 more")
-    assert "\n" not in str(found)
+    assert re.fullmatch(r"unreadable image \(5\): .* and 2 more", str(found))
 
 
-def test_the_same_image_in_training_and_test(tree):
+def test_a_sound_tree_has_no_problem_and_an_image_in_training_and_test_is_one(tree):
+    assert datasets.check("mvtec", tree.parent) == datasets.check("mvtec", tree, "plate") == []
     shutil.copy(tree / "train/good/002.png", tree / "test/good/renamed.png")
     (found,) = datasets.check("mvtec", tree.parent)
     assert found.kind == "same image in two splits"

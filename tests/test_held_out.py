@@ -48,33 +48,19 @@ def test_summary_by_hand():
     found = pd.DataFrame(rows, columns=["method", "category", "seed", "image_auroc"])
     found[["pixel_auroc", "pixel_ap", "image_f1_max"]] = 0.25
     table = unseen_products.summarise(found).loc["a"]
-    assert table["x"] == pytest.approx(0.6)
-    assert table["mean"] == pytest.approx(0.7)
-    assert table["sd"] == pytest.approx(np.std([0.6, 0.8], ddof=1))
-    assert table["pooled AUROC"] == pytest.approx(0.4)
-    assert table["pooled F1"] == pytest.approx(0.25)
+    by_hand = {"x": 0.6, "mean": 0.7, "sd": np.std([0.6, 0.8], ddof=1), "pooled AUROC": 0.4, "pooled F1": 0.25}
+    assert table[[*by_hand]].to_dict() == pytest.approx(by_hand)
 
 
 def test_context_swap_in_numbers_by_hand():
-    swap = pd.DataFrame(
-        {
-            "defect": ["good", "good", "dent", "dent", "hole", "hole", "hole", "hole"],
-            "label": [0, 0, 1, 1, 1, 1, 1, 1],
-            "A": [0.0, 1.0, 3.0, 2.0, 4.0, 2.0, 4.0, 1.2],
-            "B": [0.0, 1.0, 0.5, 2.5, 4.0, 1.1, 4.0, 1.2],
-        }
-    )
+    swap = pd.DataFrame({"defect": ["good"] * 2 + ["dent"] * 2 + ["hole"] * 4, "label": [0, 0, 1, 1, 1, 1, 1, 1]})
+    swap["A"] = [0.0, 1.0, 3.0, 2.0, 4.0, 2.0, 4.0, 1.2]
+    swap["B"] = [0.0, 1.0, 0.5, 2.5, 4.0, 1.1, 4.0, 1.2]
     found = unseen_products.swap_answer(swap, "dent", threshold=1.5)
-    assert found == {
-        "auroc_a": 1.0,
-        "auroc_b": 0.75,
-        "n_found": 2,
-        "flip_rate": 0.5,
-        "other_a": 1.0,
-        "other_b": 1.0,
-        "n_other_found": 3,  # the fourth was never found, so it cannot flip
-        "other_flip_rate": pytest.approx(1 / 3),
-    }
+    dents = {"auroc_a": 1.0, "auroc_b": 0.75, "n_found": 2, "flip_rate": 0.5}
+    # The fourth hole was never found, so it cannot flip.
+    holes = {"other_a": 1.0, "other_b": 1.0, "n_other_found": 3, "other_flip_rate": pytest.approx(1 / 3)}
+    assert found == dents | holes
     alone = unseen_products.swap_answer(swap[swap.defect != "hole"], "dent", 1.5)
     assert (alone["other_a"], alone["n_other_found"], alone["other_flip_rate"]) == (None, 0, None)
     none = unseen_products.swap_answer(swap, "dent", threshold=9.0)  # nothing found that could flip
