@@ -1,5 +1,7 @@
 """The testing step of contrastive learning: decisions counted by hand, and what clustering did with each image."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,13 +14,8 @@ from adlib_book.studies import cluster_answers
 
 def example() -> Evaluation:
     """Two good images (one a false alarm), two scratches (one found), one stain (found); maps of four pixels."""
-    scores = pd.DataFrame(
-        {
-            "defect": ["good", "good", "scratch", "scratch", "stain"],
-            "label": [0, 0, 1, 1, 1],
-            "score": [0.1, 0.6, 0.9, 0.2, 0.8],
-        }
-    )
+    defect = ["good", "good", "scratch", "scratch", "stain"]
+    scores = pd.DataFrame({"defect": defect, "label": [0, 0, 1, 1, 1], "score": [0.1, 0.6, 0.9, 0.2, 0.8]})
     maps = np.array([[0, 0, 0, 0], [9, 0, 0, 0], [9, 9, 0, 0], [0, 0, 0, 0], [9, 0, 0, 0]], float).reshape(5, 2, 2)
     masks = np.array([[0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 1], [1, 0, 0, 0]], bool).reshape(5, 2, 2)
     return Evaluation(scores, {"image_f1_max": 0.8, "pixel_f1_max": 0.7}, {}, list(maps), list(masks))
@@ -27,15 +24,12 @@ def example() -> Evaluation:
 def test_decisions_by_hand():
     found = cluster_answers.decisions(example(), image_line=0.5, pixel_line=5.0)
     assert list(found.index) == ["scratch", "stain", "all", "oracle"]
-    total = found.loc["all"]
-    assert total[["n", "accuracy", "f1", "false_alarms", "found"]].tolist() == pytest.approx(
-        [5, 3 / 5, 4 / 6, 1 / 2, 2 / 3]
-    )
     # Pixels of all images: 4 called, 4 true, 2 both. Of the scratches: 2 called, 3 true, 1 both.
-    assert total[["pixel_f1", "pixel_iou"]].tolist() == pytest.approx([4 / 8, 2 / 6])
-    scratch = found.loc["scratch"]
-    assert scratch[["n", "accuracy", "f1", "found"]].tolist() == pytest.approx([2, 2 / 4, 2 / 4, 1 / 2])
-    assert scratch[["pixel_f1", "pixel_iou"]].tolist() == pytest.approx([2 / 5, 1 / 4])
+    by_hand = {"n": 5, "accuracy": 3 / 5, "f1": 4 / 6, "false_alarms": 1 / 2, "found": 2 / 3}
+    by_hand |= {"pixel_f1": 4 / 8, "pixel_iou": 2 / 6}
+    assert found.loc["all", [*by_hand]].to_dict() == pytest.approx(by_hand)
+    by_hand = {"n": 2, "accuracy": 2 / 4, "f1": 2 / 4, "found": 1 / 2, "pixel_f1": 2 / 5, "pixel_iou": 1 / 4}
+    assert found.loc["scratch", [*by_hand]].to_dict() == pytest.approx(by_hand)
     assert found.loc["oracle", ["f1", "pixel_f1"]].tolist() == [0.8, 0.7]
     assert np.isnan(found.loc["oracle", "found"])
 
@@ -70,11 +64,7 @@ def test_a_wrong_side_is_told(fitted, small_table, monkeypatch):
     monkeypatch.setattr(fitted, "gate", 0.0)
     plain = cluster_answers.diagnose(fitted, test).wrong_side
     cluster = fitted.cluster
-
-    def turned(stack):
-        return [f.__class__(**vars(f) | {"anomalous": ~f.anomalous}) for f in cluster(stack)]
-
-    monkeypatch.setattr(fitted, "cluster", turned)
+    monkeypatch.setattr(fitted, "cluster", lambda stack: [replace(f, anomalous=~f.anomalous) for f in cluster(stack)])
     other = cluster_answers.diagnose(fitted, test).wrong_side
     assert plain.notna().any()
     assert (plain[plain.notna()] != other[plain.notna()]).all()

@@ -34,11 +34,14 @@ def test_the_curve_is_each_snapshot_evaluated_alone(small_table, cls, name):
         assert list(curve[key]) == [row[key] for row in alone]
 
 
-def test_a_method_without_a_backbone_has_a_curve_too(small_table):
-    method = DRAEM(**SMALL_SETTINGS["draem"] | {"snapshot_every": 1}).fit(small_table[small_table.split == "train"])
-    curve = learning_curves.snapshot_metrics(method, small_table[small_table.split == "test"])
-    assert list(curve.step) == [step for step, _ in method.history.snapshots]
-    assert len(curve) > 1
+@pytest.mark.parametrize(("cls", "every"), [(DRAEM, 1), (ULSAD, 0)])
+def test_a_curve_without_a_backbone_and_one_without_snapshots_end_with_the_fitted_method(small_table, cls, every):
+    settings = SMALL_SETTINGS[cls.__name__.lower()] | {"snapshot_every": every}
+    method = cls(**settings).fit(small_table[small_table.split == "train"])
+    test = small_table[small_table.split == "test"]
+    curve = learning_curves.snapshot_metrics(method, test)
+    assert list(curve.step) == ([1, 2] if every else [2])
+    assert curve.image_auroc.iloc[-1] == evaluation.evaluate(method, test).metrics["image_auroc"]
 
 
 def test_nothing_is_kept_without_room():
@@ -53,10 +56,9 @@ def test_nothing_is_kept_without_room():
 
 
 def test_three_ways_to_choose():
-    curve = pd.DataFrame(
-        {"step": [10, 20, 30], "image_auroc": [0.9, 0.8, 0.7], "pixel_auroc": [0.7, 0.9, 0.6], "aupro_30": [0, 0, 0]}
-    )
-    history = SimpleNamespace(validation=pd.DataFrame({"step": [10, 20, 30], "score": [0.6, 0.5, 0.4]}))
+    steps = {"step": [10, 20, 30]}
+    curve = pd.DataFrame(steps | {"image_auroc": [0.9, 0.8, 0.7], "pixel_auroc": [0.7, 0.9, 0.6], "aupro_30": 0})
+    history = SimpleNamespace(validation=pd.DataFrame(steps | {"score": [0.6, 0.5, 0.4]}))
     assert learning_curves.selections(curve, history) == {"last": 2, "synthetic": 0, learning_curves.ORACLE: 1}
     history.validation = pd.DataFrame({"step": [5], "score": [1.0]})
     assert "synthetic" not in learning_curves.selections(curve, history)
@@ -75,20 +77,10 @@ def test_records_give_back_curves_and_spread_over_seeds(tmp_path, monkeypatch):
         folder = tmp_path / "laptop" / "glass" / f"x-seed{seed}"
         folder.mkdir(parents=True)
         (folder / "record.json").write_text(json.dumps({"category": "x", "seed": seed} | content))
-    monkeypatch.setattr(
-        learning_curves.runs, "read_record", lambda folder: json.loads((folder / "record.json").read_text())
-    )
+    monkeypatch.setattr("adlib.runs.read_record", lambda folder: json.loads((folder / "record.json").read_text()))
     found, picked = learning_curves.recorded("glass", "laptop", tmp_path)
     assert list(found.image_auroc) == pytest.approx([0.8, 0.9, 0.82, 0.92])
     table = learning_curves.over_seeds(picked, ["category", "selection"])
     assert table.loc[("x", "last"), "image_auroc"] == "91.0 ± 1.4"
     assert list(table.seeds) == [2, 2]
     assert learning_curves.recorded("ulsad", "laptop", tmp_path)[0].empty
-
-
-def test_without_snapshots_the_curve_is_the_fitted_method(small_table):
-    method = ULSAD(**SMALL_SETTINGS["ulsad"]).fit(small_table[small_table.split == "train"])
-    test = small_table[small_table.split == "test"]
-    curve = learning_curves.snapshot_metrics(method, test)
-    assert list(curve.step) == [2]
-    assert curve.image_auroc[0] == evaluation.evaluate(method, test).metrics["image_auroc"]

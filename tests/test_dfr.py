@@ -56,9 +56,7 @@ def test_aggregation_of_a_ramp_by_hand():
 def test_pca_width_counts_components():
     rng = np.random.default_rng(0)
     tokens = rng.normal(0, [3, 1, 0.1, 0], (4000, 4)).astype(np.float32) + 5  # variances 9, 1, 0.01, 0
-    assert dfr.pca_width(tokens, 0.85) == 1
-    assert dfr.pca_width(tokens, 0.95) == 2
-    assert dfr.pca_width(tokens, 0.9999) == 3
+    assert [dfr.pca_width(tokens, share) for share in (0.85, 0.95, 0.9999)] == [1, 2, 3]
     assert dfr.pca_width(np.ones((5, 4), np.float32), 0.9) == 1
 
 
@@ -77,13 +75,10 @@ def test_vgg_layers_are_found_by_name():
     assert backbone.channels == (64, 256)
     with torch.inference_mode():
         shallow, deep = backbone(torch.rand(1, 3, 32, 32))
-    assert shallow.shape == (1, 64, 32, 32)
-    assert deep.shape == (1, 256, 8, 8)
-    assert float(shallow.min()) == 0  # after the ReLU
-    with pytest.raises(InputError, match="layers of a VGG"):
-        dfr.vgg_relus("resnet18", ("relu1_1",), "random")
-    with pytest.raises(InputError, match="stage"):
-        dfr.vgg_relus("vgg11", ("relu1_4",), "random")
+    assert (shallow.shape, deep.shape, float(shallow.min())) == ((1, 64, 32, 32), (1, 256, 8, 8), 0)  # after the ReLU
+    for name, layer, said in (("resnet18", "relu1_1", "layers of a VGG"), ("vgg11", "relu1_4", "stage")):
+        with pytest.raises(InputError, match=said):
+            dfr.vgg_relus(name, (layer,), "random")
 
 
 # -- the method -------------------------------------------------------------------------------------------------------

@@ -52,14 +52,14 @@ def test_units_of_normals_put_one_at_the_highest_normal_pixel():
 
 
 def test_a_method_has_one_style_in_every_figure():
-    assert set(book_figures.METHOD_STYLES) == set(methods.METHODS)
-    assert len({style.color for style in book_figures.METHOD_STYLES.values()}) == len(book_figures.METHOD_STYLES)
-    assert len({style.marker for style in book_figures.METHOD_STYLES.values()}) == len(book_figures.METHOD_STYLES)
-    found = book_figures.method_styles(["PatchCore, 10 %", "few_shot", "glass (gear)", "mine"])
-    known = [book_figures.METHOD_STYLES[name] for name in ("patchcore", "few_shot", "glass")]
-    assert list(found.values())[:3] == known
-    assert found["mine"] not in known
-    assert book_figures.method_palette(["dfr"]) == {"dfr": book_figures.METHOD_STYLES["dfr"].color}
+    styles = book_figures.METHOD_STYLES
+    assert set(styles) == set(methods.METHODS)
+    colours, markers = zip(*((style.color, style.marker) for style in styles.values()), strict=True)
+    assert len(set(colours)) == len(set(markers)) == len(styles)
+    *found, other = book_figures.method_styles(["PatchCore, 10 %", "few_shot", "glass (gear)", "mine"]).values()
+    assert found == [styles[name] for name in ("patchcore", "few_shot", "glass")]
+    assert other not in found
+    assert book_figures.method_palette(["dfr"]) == {"dfr": styles["dfr"].color}
 
 
 def test_second_lines_of_a_method_and_unknown_names_get_styles_of_their_own():
@@ -69,17 +69,10 @@ def test_second_lines_of_a_method_and_unknown_names_get_styles_of_their_own():
     assert len(book_figures.method_styles([*methods.METHODS, "x", "y"])) == 13  # more labels than styles: some twice
 
 
-@pytest.mark.parametrize(
-    ("name", "label"),
-    [
-        ("image_auroc", "image AUROC"),
-        ("aupro_30", "AUPRO@0.3"),
-        ("aupro_05", "AUPRO@0.05"),
-        ("held_pixel_auroc", "held pixel AUROC"),
-    ],
-)
-def test_metrics_are_named_for_readers(name, label):
-    assert figures.metric_label(name) == label
+def test_metrics_are_named_for_readers():
+    names = {"image_auroc": "image AUROC", "aupro_30": "AUPRO@0.3", "aupro_05": "AUPRO@0.05"}
+    names["held_pixel_auroc"] = "held pixel AUROC"
+    assert {name: figures.metric_label(name) for name in names} == names
 
 
 def test_curves_have_one_line_a_method_and_the_areas_of_the_metrics(scores, maps):
@@ -101,12 +94,8 @@ def test_histograms_are_in_units_of_the_threshold(scores):
 
 
 def test_time_accuracy_memory_is_one_mark_a_method():
-    base = {"peak_memory_mib": 600.0, "run": "x"}
-    rows = [
-        {"method": m, "score_ms_per_image": t, "image_auroc": a} | base
-        for m, t, a in (("a", 5, 0.9), ("a", 15, 0.7), ("b", 3, 0.5))
-    ]
-    figure = book_figures.time_accuracy_memory(pd.DataFrame(rows))
+    columns = {"method": list("aab"), "score_ms_per_image": [5, 15, 3], "image_auroc": [0.9, 0.7, 0.5]}
+    figure = book_figures.time_accuracy_memory(pd.DataFrame(columns | {"peak_memory_mib": 600.0, "run": "x"}))
     assert [tuple(c.get_offsets()[0]) for c in figure.axes[0].collections] == [(10.0, pytest.approx(80.0)), (3.0, 50.0)]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["512 MiB", "1024 MiB"]
     ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
@@ -115,12 +104,10 @@ def test_time_accuracy_memory_is_one_mark_a_method():
 
 def test_labels_of_discs_do_not_cover_each_other():
     """Four discs in a row, nearer to each other than their labels are wide."""
-    rows = [
-        {"method": m, "score_ms_per_image": 100 + 4 * i, "image_auroc": 0.9, "peak_memory_mib": 500.0, "run": "x"}
-        for i, m in enumerate(("contrastive", "few_shot", "patchcore", "unified"))
-    ]
-    rows += [{**rows[0], "method": "far", "score_ms_per_image": 200, "image_auroc": 0.5}]
-    figure = book_figures.time_accuracy_memory(pd.DataFrame(rows))
+    names = ["contrastive", "few_shot", "patchcore", "unified", "far"]
+    columns = {"method": names, "peak_memory_mib": 500.0, "run": "x"}
+    columns |= {"score_ms_per_image": [100, 104, 108, 112, 200], "image_auroc": [0.9] * 4 + [0.5]}
+    figure = book_figures.time_accuracy_memory(pd.DataFrame(columns))
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == 5
@@ -131,8 +118,7 @@ def test_radar_closes_its_lines_and_keeps_values_below_a_half(scores):
     upside_down = scores.assign(score=-scores.score)
     axis = book_figures.radar({"a": scores, "b": upside_down}).axes[0]
     angle, value = axis.lines[0].get_data()
-    assert value[0] == value[-1] == 100
-    assert len(angle) == 3
+    assert (len(angle), value[0], value[-1]) == (3, 100, 100)
     assert axis.get_ylim()[0] == 0  # b is at 0 %
     assert [label.get_text() for label in axis.get_xticklabels()] == ["dent", "hole"]
     assert {text.get_text() for text in axis.texts} == {"0", "20", "40", "60", "80", "100"}
@@ -154,8 +140,7 @@ def test_compare_maps_shows_truth_and_leaves_a_missing_run_grey(maps):
     figure = figures.compare_maps(images, {"a": list(maps[0][:2]), "b": [None, maps[0][1]]}, masks=list(maps[1][-2:]))
     axes = np.array(figure.axes[:8]).reshape(4, 2)
     assert [axis.get_ylabel() for axis in axes[:, 0]] == ["image", "truth", "a", "b"]
-    assert len(axes[3, 0].images) == 0
-    assert len(axes[3, 1].images) == 1
+    assert [len(axis.images) for axis in axes[3]] == [0, 1]
 
 
 def test_panels_share_one_legend_and_keep_the_order_of_appearance():

@@ -4,26 +4,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from adlib import synthesis
 from adlib.errors import InputError
-from adlib.synthesis import (
-    Rule,
-    Sources,
-    blends,
-    defaults,
-    names,
-    nsa,
-    objects,
-    pagmfr,
-    perlin,
-    registry,
-    synthesise,
-    textures,
-)
+from adlib.synthesis import Rule, Sources, defaults, names, nsa, objects, pagmfr, perlin, registry, synthesise, textures
 
 FAMILIES = names("image")
 FEATURE_FAMILIES = names("feature")
@@ -46,12 +34,21 @@ def disc(height=96, width=96) -> np.ndarray:
 
 
 def test_every_family_of_the_field_is_there():
-    assert FAMILIES[:12] == [
-        "perlin_dtd", "realnet_dtd", "glass_las", "memseg", "splice", "cutpaste", "cutpaste_scar", "nsa",
-        "anomalygpt_nsa", "pagmfr_texture", "pagmfr_object", "pagmfr",
-    ]  # fmt: skip
+    ours = ["perlin_dtd", "realnet_dtd", "glass_las", "memseg", "splice", "cutpaste", "cutpaste_scar", "nsa"]
+    assert FAMILIES[:12] == [*ours, "anomalygpt_nsa", "pagmfr_texture", "pagmfr_object", "pagmfr"]
     assert FEATURE_FAMILIES == ["feature_gauss", "feature_perlin"]
-    assert sorted(names()) == sorted(FAMILIES + FEATURE_FAMILIES)
+
+
+def keep_contract(name, image, seed, foreground):
+    """Synthesise, hold the family to its promises and return what it made."""
+    before = image.copy()
+    made, mask, info = synthesise(name, image, np.random.default_rng(seed), foreground)
+    assert (made.dtype, made.shape, mask.dtype, mask.shape) == (image.dtype, image.shape, bool, image.shape[:2])
+    assert np.array_equal(made[~mask], image[~mask])
+    assert foreground is None or not (mask & ~foreground).any()
+    assert np.array_equal(image, before), "the host itself was changed"
+    assert image.dtype == np.uint8 or 0 <= made.min() <= made.max() <= 1
+    return made, mask, info
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -62,44 +59,23 @@ def test_image_is_untouched_outside_the_mask(name, kind):
         image = image[..., 0]
     if "float" in kind:
         image = (image / 255).astype("float64" if "64" in kind else "float32")
-    foreground = disc(*image.shape[:2])
-    before = image.copy()
     for seed in range(3):
-        made, mask, info = synthesise(name, image, np.random.default_rng(seed), foreground)
-        assert made.dtype == image.dtype
-        assert made.shape == image.shape
-        assert mask.dtype == bool
-        assert mask.shape == image.shape[:2]
-        assert np.array_equal(made[~mask], image[~mask])
-        assert not (mask & ~foreground).any()
-        assert mask.any() or "fallback" in info
-        assert (made != image).any() or "fallback" in info
-        assert np.array_equal(image, before), "the host itself was changed"
-        if image.dtype != np.uint8:
-            assert made.min() >= 0
-            assert made.max() <= 1
+        made, mask, info = keep_contract(name, image, seed, disc(*image.shape[:2]))
+        assert (mask.any() and (made != image).any()) or "fallback" in info
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    name=st.sampled_from(FAMILIES),
-    seed=st.integers(0, 2**31),
-    height=st.integers(40, 110),
-    width=st.integers(40, 110),
-    whole=st.booleans(),
-)
+@given(st.sampled_from(FAMILIES), st.integers(0, 2**31), st.integers(40, 110), st.integers(40, 110), st.booleans())
 def test_contract_holds_for_any_size_and_seed(name, seed, height, width, whole):
     image = host(height, width, seed % 7)
     foreground = None if whole else disc(height, width)
-    made, mask, info = synthesise(name, image, np.random.default_rng(seed), foreground)
+    made, mask, info = keep_contract(name, image, seed, foreground)
     np.random.seed(99)  # noqa: NPY002
     torch.manual_seed(99)  # the global generators do not matter
     again, same, info_again = synthesise(name, image, np.random.default_rng(seed), foreground)
     assert np.array_equal(made, again)
     assert np.array_equal(mask, same)
     assert repr(info) == repr(info_again)
-    assert np.array_equal(made[~mask], image[~mask])
-    assert foreground is None or not (mask & ~foreground).any()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -117,11 +93,8 @@ def test_a_family_is_one_decorated_function():
 
     try:
         made, mask, info = synthesise("dead_pixel", np.full((9, 9, 3), 77, np.uint8), np.random.default_rng(0), value=1)
-        assert mask.sum() == 1
-        assert (made[mask] == 255).all()
-        assert (made[~mask] == 77).all()
-        assert info == {"family": "dead_pixel"}
-        assert defaults("dead_pixel") == {"value": 0.0}
+        assert (mask.sum(), set(made[mask].flat), set(made[~mask].flat)) == (1, {255}, {77})
+        assert (info, defaults("dead_pixel")) == ({"family": "dead_pixel"}, {"value": 0.0})
         # Whatever a family returns, the anomaly stays on the product.
         corner = np.zeros((9, 9), bool)
         corner[0, 0] = True
@@ -150,9 +123,8 @@ def test_opacity_is_the_share_of_the_foreign_material(name):
 
 
 def test_glass_opacity_is_clipped_normal():
-    opacity = [synthesise("glass_las", host(48, 48), np.random.default_rng(s))[2]["opacity"] for s in range(200)]
-    assert min(opacity) >= 0.2
-    assert max(opacity) <= 0.8
+    opacity = [synthesise("glass_las", host(48, 48), np.random.default_rng(s))[2]["opacity"] for s in range(100)]
+    assert 0.2 <= min(opacity) < max(opacity) <= 0.8
     assert abs(np.mean(opacity) - 0.5) < 0.03
     assert 0.07 < np.std(opacity) < 0.13
 
@@ -178,7 +150,7 @@ def test_cutpaste_moves_pixels_of_the_image():
 
 def test_scar_is_thin_and_scales_with_the_image():
     for size, factor in ((256, 1.0), (128, 0.5)):
-        areas = [synthesise("cutpaste_scar", host(size, size), np.random.default_rng(s))[1].sum() for s in range(40)]
+        areas = [synthesise("cutpaste_scar", host(size, size), np.random.default_rng(s))[1].sum() for s in range(15)]
         assert 2 * 10 * factor**2 * 0.5 <= min(areas)
         assert max(areas) <= 16 * 25 * factor**2 * 1.3
 
@@ -186,21 +158,20 @@ def test_scar_is_thin_and_scales_with_the_image():
 def test_memseg_structure_source_keeps_the_tiles():
     tiles = np.arange(16, dtype=np.uint8).repeat(4).reshape(4, 16).repeat(4, axis=0).reshape(16, 16)
     image = np.repeat(tiles[..., None], 3, axis=2)
-    shuffled = blends.shuffle_tiles(image, 4, np.random.default_rng(0))
+    shuffled = synthesis.blends.shuffle_tiles(image, 4, np.random.default_rng(0))
     assert not np.array_equal(shuffled, image)
     assert np.array_equal(np.sort(shuffled, axis=None), np.sort(image, axis=None))
-    assert blends.shuffle_tiles(host(50, 61), 8, np.random.default_rng(0)).shape == (50, 61, 3)
+    assert synthesis.blends.shuffle_tiles(host(50, 61), 8, np.random.default_rng(0)).shape == (50, 61, 3)
 
 
 def test_splice_comes_from_the_other_image_and_leaves_a_jpeg_trace():
     other = np.random.default_rng(1).integers(0, 256, (96, 96, 3)).astype(np.uint8)
     sources = Sources(normals=[other])
     for shape in ("perlin", "polygon"):
-        made, mask, _ = synthesise("splice", host(), np.random.default_rng(0), sources=sources, shape=shape)
+        options = {"sources": sources, "shape": shape}
+        made, mask, _ = synthesise("splice", host(), np.random.default_rng(0), **options)
         assert np.array_equal(made[mask], other[mask])
-        saved, same, _ = synthesise(
-            "splice", host(), np.random.default_rng(0), sources=sources, shape=shape, jpeg_quality=30
-        )
+        saved, same, _ = synthesise("splice", host(), np.random.default_rng(0), **options, jpeg_quality=30)
         assert np.array_equal(mask, same)
         assert not np.array_equal(saved[mask], other[mask])
 
@@ -208,15 +179,12 @@ def test_splice_comes_from_the_other_image_and_leaves_a_jpeg_trace():
 # -- NSA --------------------------------------------------------------------------------------------------------------
 
 
-def test_nsa_class_table():
-    assert set(nsa.CLASSES) >= {"bottle", "screw", "zipper", "carpet", "wood"}
+def test_nsa_classes_are_those_of_the_paper():
+    textures_ = {"carpet", "grid", "leather", "tile", "wood"}
     assert len(nsa.CLASSES) == 15
-    assert nsa.CLASSES["screw"].bounds == ((0.03, 0.12), (0.03, 0.12))
     assert nsa.CLASSES["capsule"].bounds == ((0.03, 0.15), (0.03, 0.4))
-    assert {k for k, v in nsa.CLASSES.items() if v.mode == "mixed"} == {"carpet", "grid", "leather", "tile", "wood"}
-    assert {k for k, v in nsa.CLASSES.items() if v.patches == 4} == {
-        "screw", "zipper", "carpet", "grid", "leather", "tile", "wood",
-    }  # fmt: skip
+    assert {k for k, v in nsa.CLASSES.items() if v.mode == "mixed"} == textures_
+    assert {k for k, v in nsa.CLASSES.items() if v.patches == 4} == {"screw", "zipper"} | textures_
 
 
 def test_nsa_paste_lands_where_it_was_cut():
@@ -230,17 +198,11 @@ def test_nsa_paste_lands_where_it_was_cut():
     assert np.abs(shifted.astype(int) - image).max() > 10
 
 
-def test_nsa_gives_up_after_its_tries():
+def test_nsa_gives_up_after_its_tries_and_on_tiny_patches():
     dark = np.zeros((64, 64, 3), np.uint8)
     made, mask, info = synthesise("nsa", dark, np.random.default_rng(0), tries=7)
-    assert info["tries"] == 7
-    assert "fallback" in info
-    assert not mask.any()
-    assert np.array_equal(made, dark)
-
-
-def test_nsa_patch_below_fifty_pixels_is_refused():
-    image = host(64, 64)
+    assert (info["tries"], "fallback" in info, mask.any(), made.any()) == (7, True, False, False)
+    image = host(64, 64)  # a patch below fifty pixels
     assert nsa.paste(image, image[:9, :9], np.ones((9, 9), bool), (5, 5), "normal") is None
     assert nsa.paste(image, image[:10, :10], np.ones((10, 10), bool), (5, 5), "normal") is not None
 
@@ -306,9 +268,7 @@ def test_token_mask_pads_the_last_tokens():
     mask = np.zeros((10, 17), bool)
     mask[9, 16] = True
     tokens = perlin.token_mask(mask, 8)
-    assert tokens.shape == (2, 3)
-    assert tokens.sum() == 1
-    assert tokens[1, 2]
+    assert tokens.tolist() == [[0, 0, 0], [0, 0, 1]]
 
 
 # -- textures, objects, foregrounds -----------------------------------------------------------------------------------
@@ -319,9 +279,7 @@ def test_augmentations_keep_type_and_report_what_they_drew(operation):
     image = host()
     before = image.copy()
     made, drawn = operation(image, np.random.default_rng(0))
-    assert made.dtype == np.uint8
-    assert made.shape == image.shape
-    assert isinstance(drawn, dict)
+    assert (made.dtype, made.shape, type(drawn)) == (np.uint8, image.shape, dict)
     assert np.array_equal(image, before)
 
 
@@ -337,9 +295,8 @@ def test_augmentations_by_hand():
     assert np.array_equal(textures.shift_hsv(np.uint8([[[255, 0, 0]]]), 1 / 3), np.uint8([[[0, 255, 0]]]))
 
 
-def test_ten_and_nine_augmentations_three_different_at_a_time():
-    assert len(textures.DRAEM_AUGMENTATIONS) == 10
-    assert len(textures.GLASS_AUGMENTATIONS) == 9
+def test_three_different_augmentations_at_a_time():
+    assert (len(textures.DRAEM_AUGMENTATIONS), len(textures.GLASS_AUGMENTATIONS)) == (10, 9)
     for seed in range(20):
         _, drawn = textures.augment(host(32, 32), np.random.default_rng(seed))
         assert len({name for name, _ in drawn}) == 3
@@ -349,8 +306,7 @@ def test_procedural_textures_cover_all_patterns():
     kinds = set()
     for seed in range(60):
         texture, kind = textures.procedural_texture((40, 56), np.random.default_rng(seed))
-        assert texture.shape == (40, 56, 3)
-        assert texture.dtype == np.uint8
+        assert (texture.shape, texture.dtype) == ((40, 56, 3), np.uint8)
         kinds.add(kind)
     assert kinds == set(textures.TEXTURES)
 
@@ -361,10 +317,7 @@ def test_object_region_is_found_by_threshold():
     image[50:60, 70:80] = 230  # a hole, to be filled
     image[5:9, 5:9] = 40  # dirt, smaller than the object
     pixels, mask, how = objects.extract_object(image)
-    assert how.startswith("otsu")
-    assert mask.shape == (60, 60)
-    assert mask.all()
-    assert pixels.shape == (60, 60, 3)
+    assert (how[:4], pixels.shape, mask.shape, mask.all()) == ("otsu", (60, 60, 3), (60, 60), True)
 
 
 def test_object_region_falls_back():
@@ -411,21 +364,11 @@ def test_colour_transfer_matches_mean_and_spread():
     np.testing.assert_allclose(matched.std(axis=(0, 1)), beneath.std(axis=0), atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("dataset", "category", "kind"),
-    [
-        ("mvtec", "leather", "texture"),
-        ("mvtec", "screw", "object"),
-        ("mvtec", "bracket_black", "object"),
-        ("wfdd", "grey_cloth", "texture"),
-        ("btad", "02", "texture"),
-        ("mvtec_loco", "pushpins", "object"),
-        ("visa", "pcb1", "object"),
-        ("mvtec", "my_part", "auto"),
-    ],
-)
-def test_pagmfr_chooses_by_category(dataset, category, kind):
-    assert pagmfr.category_kind(dataset, category) == kind
+def test_pagmfr_chooses_by_category():
+    texture, part = ("mvtec/leather", "wfdd/grey_cloth", "btad/02"), ("screw", "bracket_black")
+    places = dict.fromkeys(texture, "texture") | dict.fromkeys([f"mvtec/{name}" for name in part], "object")
+    places |= {"mvtec_loco/pushpins": "object", "visa/pcb1": "object", "mvtec/my_part": "auto"}
+    assert {place: pagmfr.category_kind(*place.split("/")) for place in places} == places
 
 
 def test_pagmfr_chooses_by_the_images():
@@ -457,7 +400,6 @@ def test_pagmfr_chooses_by_the_images():
 def test_foreground_rules(rule, inside, outside):
     image = np.where(disc()[..., None], inside, outside).astype(np.uint8).repeat(3, axis=2)
     found = synthesis.foreground(image, rule)
-    assert found.dtype == bool
     assert (found ^ disc()).mean() < 0.002  # closing and opening do not shift it, even ones
     assert (synthesis.foreground(image / 255.0, rule) ^ disc()).mean() < 0.002
 
@@ -469,21 +411,18 @@ def test_foreground_of_a_texture_is_everything():
     assert synthesis.foreground(np.zeros((8, 8), np.uint8), Rule("otsu", "dark")).all()  # nothing found: everything
 
 
-@pytest.mark.parametrize(
-    ("dataset", "category", "rule"),
-    [
-        ("mvtec", "carpet", Rule("ones")),
-        ("mvtec", "screw", Rule("otsu", "dark", close=6, open=6)),
-        ("mvtec_ad", "pill", Rule("otsu", close=6, open=6)),
-        ("mpdd", "metal_plate", Rule("otsu", "dark", close=6)),
-        ("visa", "pcb3", Rule("triangle", channel="blue", close=8, open=3)),
-        ("visa", "candle", Rule("otsu", close=3, open=3)),
-        ("btad", "02", Rule("ones")),
-        ("folder", "anything", "auto"),
-    ],
-)
-def test_published_rules(dataset, category, rule):
-    assert synthesis.rule_for(dataset, category) == rule
+def test_published_rules():
+    rules = {
+        "mvtec/carpet": Rule("ones"),
+        "mvtec/screw": Rule("otsu", "dark", close=6, open=6),
+        "mvtec_ad/pill": Rule("otsu", close=6, open=6),
+        "mpdd/metal_plate": Rule("otsu", "dark", close=6),
+        "visa/pcb3": Rule("triangle", channel="blue", close=8, open=3),
+        "visa/candle": Rule("otsu", close=3, open=3),
+        "btad/02": Rule("ones"),
+        "folder/anything": "auto",
+    }
+    assert {place: synthesis.rule_for(*place.split("/")) for place in rules} == rules
 
 
 def test_foreground_of_real_screws_and_leather(shared_data):
@@ -491,13 +430,13 @@ def test_foreground_of_real_screws_and_leather(shared_data):
 
     shares = {}
     for name in ("mvtec_ad/screw", "mvtec_ad_samples/leather"):
-        files = list_images(shared_data / name / "train" / "good")[:4]
+        files = list_images(shared_data / name / "train" / "good")[:2]
         if not files:
             pytest.skip(f"no {name} on this machine")
         images = [Resize(256).image(read_image(file))[0] for file in files]
         shares[name] = [synthesis.foreground(image).mean() for image in images]
         assert pagmfr.judge_kind(images) == ("object" if "screw" in name else "texture")
-    assert all(share == 1 for share in shares["mvtec_ad_samples/leather"])
+    assert set(shares["mvtec_ad_samples/leather"]) == {1}
     assert all(0.05 < share < 0.5 for share in shares["mvtec_ad/screw"])
 
 
@@ -505,15 +444,12 @@ def test_foreground_of_real_screws_and_leather(shared_data):
 
 
 def test_sources_from_folder_list_and_array(tmp_path):
-    red = np.zeros((50, 70, 3), np.uint8)
-    red[..., 0] = 200
-    (tmp_path / "sub").mkdir()
-    Image.fromarray(red).save(tmp_path / "sub" / "red.png")
+    red = np.full((50, 70, 3), [200, 0, 0], np.uint8)
+    write_image(tmp_path / "sub/red.png", red)
     for textures_ in (tmp_path, str(tmp_path), [tmp_path / "sub" / "red.png"], [red]):
         for fit in ("stretch", "crop"):
             texture, info = Sources(textures=textures_).texture((32, 48), np.random.default_rng(0), fit)
-            assert texture.shape == (32, 48, 3)
-            assert (texture == [200, 0, 0]).all()
+            assert np.array_equal(texture, np.full((32, 48, 3), [200, 0, 0]))
             assert info["source"] in ("red.png", "array 0")
     made, mask, info = synthesise("memseg", host(), np.random.default_rng(0), None, tmp_path, opacity=1.0, structure=0)
     assert (made[mask] == [200, 0, 0]).all()
@@ -527,9 +463,7 @@ def test_sources_from_folder_list_and_array(tmp_path):
 def test_gaussian_features(shape):
     tokens = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     made, mask, _ = synthesise("feature_gauss", tokens, np.random.default_rng(0))
-    assert made.dtype == tokens.dtype
-    assert mask.all()
-    assert mask.size == tokens.size // 16
+    assert (made.dtype, mask.all(), mask.size) == (tokens.dtype, True, tokens.size // 16)
     assert abs((made - tokens).std() - 0.015) < 0.001
     as_tensor, _, _ = synthesise("feature_gauss", torch.from_numpy(tokens), np.random.default_rng(0))
     assert isinstance(as_tensor, torch.Tensor)
@@ -579,14 +513,11 @@ def test_parameters_that_cannot_be_used(pattern, family, params):
     _raises(pattern, synthesise, family, host(), np.random.default_rng(0), **params)
 
 
-def test_other_names_that_are_not_there():
+def test_images_foregrounds_features_and_names_that_cannot_be_used():
+    rng = np.random.default_rng(0)
     _raises("choose one of image, feature", names, "images")
     _raises("otsu", Rule, "otus")
     _raises("needs a default", synthesis.register("x"), lambda image, rng, foreground, sources, amount: None)
-
-
-def test_images_that_cannot_be_used():
-    rng = np.random.default_rng(0)
     _raises("shape", synthesise, "cutpaste", np.zeros((4, 4, 4), np.uint8), rng)
     _raises("int32", synthesise, "cutpaste", np.zeros((4, 4), np.int32), rng)
     _raises(r"\[0, 1\]", synthesise, "cutpaste", host().astype(np.float32), rng)
@@ -595,23 +526,21 @@ def test_images_that_cannot_be_used():
     for name in ("perlin_dtd", "glass_las", "memseg", "splice"):
         _raises("mask grid of 32 cells.*exponents up to 4", synthesise, name, host(20, 300), rng)
         assert synthesise(name, host(20, 300), rng, exponents=(0, 4))[1].any()
-
-
-def test_foregrounds_that_cannot_be_used():
-    rng = np.random.default_rng(0)
     for name in FAMILIES:
         _raises("no pixel", synthesise, name, host(), rng, np.zeros((96, 96), bool))
         _raises("shape", synthesise, name, host(), rng, np.ones((95, 96), bool))
+    _raises("sigma", synthesise, "feature_gauss", np.zeros((4, 4), np.float32), rng, sigma=-1)
+    _raises("grid", synthesise, "feature_perlin", np.zeros((4, 4), np.float32), rng)
+    _raises("features", synthesise, "feature_gauss", "tokens", rng)
+    _raises("at least one", pagmfr.judge_kind, [])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_foreground_of_one_pixel_ends(name):
     foreground = np.zeros((96, 96), bool)
     foreground[3, 90] = True
-    made, mask, info = synthesise(name, host(), np.random.default_rng(0), foreground)
-    assert mask.sum() <= 1
+    _, mask, info = keep_contract(name, host(), 0, foreground)
     assert mask.any() or "fallback" in info
-    assert np.array_equal(made[~mask], host()[~mask])
 
 
 def test_sources_that_cannot_be_used(tmp_path):
@@ -623,11 +552,3 @@ def test_sources_that_cannot_be_used(tmp_path):
     _raises("float|list", Sources, textures=3.0)
     (tmp_path / "broken.png").write_bytes(b"not an image")
     _raises("broken.png.*not a readable image", synthesise, "perlin_dtd", host(), rng, None, tmp_path)
-
-
-def test_features_that_cannot_be_used():
-    rng = np.random.default_rng(0)
-    _raises("sigma", synthesise, "feature_gauss", np.zeros((4, 4), np.float32), rng, sigma=-1)
-    _raises("grid", synthesise, "feature_perlin", np.zeros((4, 4), np.float32), rng)
-    _raises("features", synthesise, "feature_gauss", "tokens", rng)
-    _raises("at least one", pagmfr.judge_kind, [])
