@@ -473,7 +473,8 @@ def _thresholds(scores, maxima, rule: str = "quantile", rate: float = 0.05, n_si
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write a uint8 RGB image in the format of its suffix."""
     with atomic_path(path) as temporary:
-        ok, encoded = cv2.imencode(path.suffix, image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if path.suffix == ".jpg" else []
+        ok, encoded = cv2.imencode(path.suffix, image[..., ::-1], quality)
         if not ok:
             raise InputError(f"{path} could not be written as {path.suffix}")
         temporary.write_bytes(encoded.tobytes())

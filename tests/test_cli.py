@@ -405,3 +405,5 @@ def test_commands_that_only_start_a_notebook_load_no_torch():
     program = "import sys; from adlib_book import cli, notebook_jobs; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+    done = subprocess.run([sys.executable, "-m", "adlib", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("adlib ")
