@@ -1,103 +1,78 @@
 # The batch of notebooks. Rules only: what there is to run comes from adlib_book.notebook_jobs, how it runs from `adlib`.
 #
 #     snakemake --cores 2 --config profile=smoke
-#     snakemake --executor slurm --jobs 20 --config profile=paper data_root=/data     (with the Slurm plugin)
+#     snakemake --workflow-profile profiles/slurm --config profile=paper data_root=/data      (with the Slurm plugin)
+#
+# The output of a job is a file that says what its result was made from, never the result: Snakemake deletes the outputs
+# of a job that fails, is refused or cancelled, and the record of an earlier run must outlive that.
 
-import re
+from pathlib import Path
 
-from adlib import source_files
-from adlib.methods import METHODS
 from adlib.paths import results_dir
-from adlib_book import notebook_jobs
+from adlib_book import costs, notebook_jobs, progress
 
-PROFILE = config.get("profile", "smoke")
-DATA_ROOT = config.get("data_root", "")
-RESULTS = results_dir()
-JOBS = {job.folder: job for job in notebook_jobs.plan(PROFILE, DATA_ROOT)}
-RECORDS = {folder: f"{RESULTS}/runs/{folder}/record.json" for folder in JOBS}
+PROFILE, DATA_ROOT, RESULTS = config.get("profile", "smoke"), config.get("data_root", ""), results_dir()
+CHOSEN = {field: str(config.get(field, "")) for field in notebook_jobs.SELECTORS}
+PLAN = notebook_jobs.plan(PROFILE, DATA_ROOT)
+JOBS = {job.folder: job for job in PLAN}
 STORIES, STUDIES, READERS = map(notebook_jobs.notebooks, ("story", "study", "records"))
+TO_DO = []
+if workflow.is_main_process:  # a job of a cluster reads this file too, for itself alone
+    selected = notebook_jobs.select(PLAN, **CHOSEN)
+    TO_DO = notebook_jobs.to_do(selected, PROFILE, DATA_ROOT, whole=not any(CHOSEN.values()))
+    progress.forget(TO_DO)
 
 
-# The small runs of the smoke profile go side by side, one thread each. Otherwise torch uses every core, and runs follow
-# one another on one machine; a cluster runs them side by side.
-THREADS = 1 if PROFILE == "smoke" else workflow.cores
-shell.prefix(f"export OMP_NUM_THREADS={THREADS}; " if THREADS == 1 else "")
+def made_before(wildcards):
+    """What a notebook reads and this batch makes: done-files of runs; of the tables, for the first notebook."""
+    jobs = [task for task in TO_DO if not isinstance(task, str)]
+    files = [progress.done_file(job) for job in notebook_jobs.waits_for(wildcards.name, PROFILE, jobs)]
+    tables = [task for task in TO_DO if task not in jobs and Path(task).stem == notebook_jobs.TABLES_NOTEBOOK]
+    return files + ([progress.done_file(tables[0])] if tables and wildcards.name == notebook_jobs.START_NOTEBOOK else [])
 
 
-def records_of_study(name):
-    """Study 20 puts PatchCore's records on MVTec AD beside the paper's figures; the others read none."""
-    read = [job for job in JOBS.values() if (job.method, job.dataset) == ("patchcore", "mvtec_ad")]
-    return [RECORDS[job.folder] for job in read] if name == "20_patchcore_paper" else []
+def asked(resource):
+    """A resource of profiles/costs.yaml, as a function of a job."""
+    entry = lambda w: JOBS[w.run].method if "run" in w.keys() else costs.NOTEBOOKS
+    return lambda w, attempt: costs.request(PROFILE, entry(w), attempt)[resource]
 
 
 rule all:
     input:
-        list(RECORDS.values()),
-        notebook_jobs.once_outputs(PROFILE, DATA_ROOT),
+        [progress.done_file(task) for task in TO_DO],
 
 
 rule method:
-    input:
-        lambda w: f"notebooks/{METHODS[JOBS[w.run].method].notebook}.ipynb",
-        lambda w: map(str, source_files.of_method(JOBS[w.run].method)),
-        f"profiles/{PROFILE}.yaml",
     output:
-        f"{RESULTS}/runs/{{run}}/record.json",
-        f"{RESULTS}/runs/{{run}}/scores.csv",
+        f"{RESULTS}/runs/{{run}}/{progress.DONE}",
     wildcard_constraints:
-        run="|".join(map(re.escape, JOBS)),  # other records, as the committed ones, are read and never made here
+        run=f"{PROFILE}/.+",  # other records, as the committed ones, are read and never made here
     params:
         command=lambda w: JOBS[w.run].command(f"{RESULTS}/runs/{w.run}"),
-    threads: THREADS
+    threads: lambda w: costs.read(PROFILE, JOBS[w.run].method).threads
+    resources:
+        mem_mb=asked("mem_mb"),
+        runtime=asked("runtime"),
+        gpu=asked("gpu"),
     priority: 2
     shell:
-        # A story that fails costs no record: the command says --keep-going, and `adlib reproduce` reports story.json.
-        "adlib {params.command:q}"
+        # A failed story is no failed run: the command says --keep-going, and `adlib reproduce` reports story.json.
+        "adlib {params.command:q} --done {output:q}"
 
 
-rule story:
+rule notebook:
     input:
-        "notebooks/{name}.ipynb",
-        # The first notebook shows the headline table, which the tables' notebook writes.
-        lambda w: f"{RESULTS}/notebooks/{w.profile}/{notebook_jobs.TABLES_NOTEBOOK}.ipynb" if w.name == "00_start_here" else [],
+        made_before,
     output:
-        f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
+        f"{RESULTS}/notebooks/{PROFILE}/.{{name}}{progress.DONE}",
     wildcard_constraints:
-        name="|".join(STORIES),
-    threads: THREADS
-    priority: 1
-    shell:
-        "adlib notebook {wildcards.name} --out {output}"
-
-
-rule study:
-    input:
-        "notebooks/{name}.ipynb",
-        lambda w: notebook_jobs.inputs(w.name),
-        lambda w: f"profiles/{w.profile}.yaml",
-        lambda w: records_of_study(w.name),
-    output:
-        f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
-    wildcard_constraints:
-        name="|".join(STUDIES),
+        name="|".join([*STORIES, *STUDIES, *READERS]),
     params:
-        command=lambda w, output: notebook_jobs.study_command(w.name, w.profile, list(JOBS.values()), DATA_ROOT, output[0]),
-    threads: THREADS
+        command=lambda w: notebook_jobs.once_command(w.name, PROFILE, PLAN, DATA_ROOT),
+    threads: costs.read(PROFILE, costs.NOTEBOOKS).threads
+    resources:
+        mem_mb=asked("mem_mb"),
+        runtime=asked("runtime"),
+        gpu=asked("gpu"),
     shell:
-        "adlib {params.command:q}"
-
-
-rule records:
-    input:
-        "notebooks/{name}.ipynb",
-        lambda w: notebook_jobs.inputs(w.name),
-        list(RECORDS.values()),
-    output:
-        f"{RESULTS}/notebooks/{{profile}}/{{name}}.ipynb",
-    wildcard_constraints:
-        name="|".join(READERS),
-    params:
-        root=DATA_ROOT,
-    threads: THREADS
-    shell:
-        "adlib notebook {wildcards.name} --set profile={PROFILE} --set data_root={params.root:q} --out {output}"
+        "adlib {params.command:q} --done {output:q}"

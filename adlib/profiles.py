@@ -31,14 +31,15 @@ KEYS = {
 
 def names() -> list[str]:
     """Return the names of the profiles, those of the repository's `profiles/` folder."""
-    return sorted(file.stem for file in (root() / "profiles").glob("*.yaml"))
+    files = (root() / "profiles").glob("*.yaml")
+    return sorted(file.stem for file in files if file.name != "costs.yaml")  # what they cost, see adlib_book.costs
 
 
 def load(name: str) -> dict:
-    """Read a profile and check it against the schema.
+    """Read a profile and check it against the schema; `check` looks at the settings too.
 
     Raises:
-        InputError: unknown profile, unknown or wrongly typed key, unknown method or setting.
+        InputError: unknown profile, unknown or wrongly typed key, unknown method.
     """
     choice("profile", name, names())
     file = root() / "profiles" / f"{name}.yaml"
@@ -53,14 +54,22 @@ def load(name: str) -> dict:
         choice(f"{file}: key", key, KEYS)
     for method in profile["only"]:
         choice(f"{file}: method under 'only'", method, profile["methods"])
-    for method, values in profile["methods"].items():
-        settings.build(methods.get(method).Settings, values, owner=f"{method} in {file.name}")
+    for method in profile["methods"]:
+        choice(f"{file}: method", method, methods.METHODS)
     return {"name": name, **profile}
+
+
+def check(name: str) -> None:
+    """Refuse a profile with an unknown setting or value of a method; this loads all methods, and torch with them."""
+    for method in load(name)["methods"]:
+        method_settings(name, method)
 
 
 def method_settings(profile: str, method: str, overrides: dict | None = None) -> dict:
     """Return a method's changes to its defaults: the profile's, then `overrides` on top, checked."""
-    changes = {**load(profile)["methods"].get(method, {}), **(overrides or {})}
+    own = load(profile)["methods"].get(method, {})
+    changes = {**own, **(overrides or {})}
+    settings.build(methods.get(method).Settings, own, owner=f"{method} in {profile}.yaml")
     settings.build(methods.get(method).Settings, changes, owner=method)
     return changes
 

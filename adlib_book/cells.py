@@ -8,8 +8,6 @@ import contextlib
 import io
 from pathlib import Path
 
-import nbformat
-
 from adlib.errors import InputError, suggest
 from adlib.paths import root
 
@@ -50,6 +48,7 @@ def run(name: str, parameters: dict | None = None, story: bool = True) -> tuple[
         the names that the cells have defined, and what they have printed.
     """
     import matplotlib
+    import nbformat
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt

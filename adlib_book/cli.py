@@ -1,7 +1,9 @@
 """The command `adlib`: notebooks, batches, tables, pages and student copies; and the library's own commands."""
 
 import os
+import signal
 import sys
+import threading
 
 from adlib import cli
 from adlib.cli import fail, with_settings
@@ -12,6 +14,8 @@ from adlib.errors import InputError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is cancelled tidies up, as by Ctrl-C
     return cli.main(arguments, cli.build_parser(add_commands))
 
 
@@ -34,6 +38,7 @@ def run(options) -> int:
             out=options.out,
             force=options.force,
             story=not options.no_story,
+            done=options.done,
         )
     except notebook_jobs.NotebookError as error:
         return fail(str(error), 1)
@@ -47,16 +52,22 @@ def run(options) -> int:
 def notebook(options) -> int:
     """Run any notebook with strict parameters."""
     from adlib.settings import parse_overrides
-    from adlib_book import notebook_jobs
+    from adlib_book import notebook_jobs, progress
 
+    parameters = parse_overrides(options.set)
     try:
         if options.refresh:
             output = notebook_jobs.refresh(options.name)
         elif options.out:
             output = options.out
-            outcome = notebook_jobs.run_notebook(options.name, output, parse_overrides(options.set))
+            made_from = (
+                notebook_jobs.of_notebook(options.name, parameters.get("profile", "smoke")) if options.done else ""
+            )
+            outcome = notebook_jobs.run_notebook(options.name, output, parameters)
             if outcome["status"] == "failed":
                 return fail(f"{notebook_jobs.story_line(outcome)}; see {output}", 1)
+            if options.done:
+                progress.write_done(options.done, made_from)
         else:
             raise InputError("give --out FILE for the executed copy, or --refresh to renew the notebook itself")
     except notebook_jobs.NotebookError as error:
@@ -69,7 +80,19 @@ def reproduce(options) -> int:
     """Run a whole profile."""
     from adlib_book import notebook_jobs
 
-    return notebook_jobs.reproduce(options.profile, options.data_root or "", options.cores)
+    names = {field: getattr(options, field) for field in notebook_jobs.SELECTORS}
+    return notebook_jobs.reproduce(
+        options.profile, options.data_root or "", options.cores, options.dry_run, options.cluster, **names
+    )
+
+
+def status(options) -> int:
+    """Print how far a batch is, from its files alone: done, older, running, failed and why, to do."""
+    from adlib_book import notebook_jobs
+
+    names = {field: getattr(options, field) for field in notebook_jobs.SELECTORS}
+    print(notebook_jobs.status(options.profile, options.data_root or "", **names))
+    return 0
 
 
 def site(options) -> int:
@@ -131,18 +154,24 @@ def add_commands(commands) -> None:
     made.add_argument("--force", action="store_true", help="run even where an up-to-date record is there")
     made.add_argument("--no-story", action="store_true", help="numbers only: leave out the cells after the record")
     made.add_argument("--keep-going", action="store_true", help="exit 0 though the story failed; story.json tells")
+    made.add_argument("--done", metavar="FILE", help="written when the record stands: how a batch knows")
     with_settings(made)
 
     made = cli.command(commands, "notebook", notebook, "adlib notebook 03_evaluation --set seed=1 --out out/03.ipynb")
     made.add_argument("name", help="notebook, for example 03_evaluation")
     made.add_argument("--out", metavar="FILE", help="executed copy")
     made.add_argument("--refresh", action="store_true", help="run with the defaults, in place")
+    made.add_argument("--done", metavar="FILE", help="written when the copy stands: how a batch knows")
     with_settings(made)
 
     made = cli.command(commands, "reproduce", reproduce, "adlib reproduce --profile laptop --data-root ~/data")
-    made.add_argument("--profile", default="smoke", help="smoke, laptop or paper")
-    made.add_argument("--data-root", metavar="DIR", help="folder that holds data sets")
+    _with_selection(made)
     made.add_argument("--cores", type=int, help="cores to use; default all")
+    made.add_argument("--dry-run", action="store_true", help="list what there is to do, and run nothing")
+    made.add_argument("--cluster", default="", help="Snakemake profile, for example slurm for profiles/slurm")
+
+    made = cli.command(commands, "status", status, "adlib status --profile paper --data-root ~/data")
+    _with_selection(made)
 
     made = cli.command(commands, "site", site, "adlib site --profile laptop --out build/site")
     made.add_argument("--profile", default="smoke", help="whose executed notebooks are taken: smoke, laptop or paper")
@@ -156,3 +185,13 @@ def add_commands(commands) -> None:
     made = cli.command(commands, "tables", tables, "adlib tables --profile laptop")
     made.add_argument("--profile", help="one profile; default all that have records")
     made.add_argument("--results", metavar="DIR", help="folder that holds runs/; default results/")
+
+
+def _with_selection(made) -> None:
+    """Let a command take a profile's batch, or a part of it."""
+    made.add_argument("--profile", default="smoke", help="smoke, laptop or paper")
+    made.add_argument("--data-root", metavar="DIR", help="folder that holds data sets")
+    for field in ("method", "dataset", "category", "seed"):
+        made.add_argument(
+            f"--{field}", default="", metavar="NAMES", help="only these, for example a,b or a*; default all"
+        )

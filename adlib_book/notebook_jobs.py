@@ -5,28 +5,34 @@ Snakemake does the scheduling (see the Snakefile); this module says what there i
 
 import contextlib
 import fcntl
+import fnmatch
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
-
-import nbformat
 
 from adlib import methods, profiles, source_files
 from adlib.errors import InputError, suggest
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import build
-from adlib_book import teaching
+from adlib_book import costs, progress
 from adlib_book.cells import notebook_path, parts
 
 # Modules that load torch are imported where they are needed: a notebook has its own kernel to load it.
 
 TABLES_NOTEBOOK = "90_tables"
+START_NOTEBOOK = "00_start_here"  # it shows the headline table, which the tables' notebook writes
 # What a study imports of these measures in it; the rest draws, claims and checks.
 MEASURING = ("adlib.evaluation", "adlib_book.learning_curves", "adlib_book.studies")
+# What a batch may be narrowed to: fields of `Job`.
+SELECTORS = ("method", "dataset", "category", "seed")
 # Profiles of long runs: their batch tells each method's story once, of its first run.
 ONE_STORY = ("paper",)
 GOES_ON = "raises-exception"  # the tag of a cell whose error does not stop a run, as nbclient understands it
@@ -89,6 +95,27 @@ def plan(profile: str, data_root: str = "") -> list[Job]:
     if profile in ONE_STORY:
         first = {job.method: job for job in reversed(jobs)}.values()
         jobs = [replace(job, story=job in first) for job in jobs]
+    return jobs
+
+
+def select(jobs: list[Job], **names: str) -> list[Job]:
+    """Keep the jobs that are named.
+
+    Args:
+        names: field of `Job` (of `SELECTORS`) -> names or globs, separated by commas, for example "glass,ul*"; "": all.
+
+    Raises:
+        InputError: a name or glob is none of the jobs'.
+    """
+    for field, text in names.items():
+        wanted = [name.strip() for name in str(text).split(",") if name.strip()]
+        known = list(dict.fromkeys(str(getattr(job, field)) for job in jobs))
+        for name in wanted:
+            if not fnmatch.filter(known, name):
+                listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+                raise InputError(f"{field} {name!r} is none of this batch{suggest(name, known)}; there are {listed}")
+        if wanted:
+            jobs = [job for job in jobs if any(fnmatch.fnmatch(str(getattr(job, field)), name) for name in wanted)]
     return jobs
 
 
@@ -166,6 +193,7 @@ def run_notebook(name: str, output, parameters: dict, story: bool = True, figure
 
 def _execute(notebook: Path, output: Path, parameters: dict, story: bool, figures) -> None:
     """Let papermill run a copy in which errors of the story stop nothing."""
+    import nbformat
     import papermill
 
     book = nbformat.read(notebook, as_version=4)
@@ -191,6 +219,7 @@ def _execute(notebook: Path, output: Path, parameters: dict, story: bool, figure
 
 def _story_failure(executed: Path) -> dict | None:
     """Return the first failure behind the record, and take papermill's marks out of the file; None: it came before."""
+    import nbformat
     from papermill.execute import remove_error_markers
 
     book = remove_error_markers(nbformat.read(executed, as_version=4))
@@ -226,6 +255,10 @@ def refresh(name: str) -> Path:
     Raises:
         NotebookError: a cell failed, in the story too; the committed copy stays.
     """
+    import nbformat
+
+    from adlib_book import teaching
+
     notebook = notebook_path(name)
     with atomic_path(notebook) as temporary:
         story = run_notebook(name, temporary, {}, figures=root() / "figures")
@@ -252,30 +285,31 @@ class NotebookError(RuntimeError):
 
 
 def run_method(
-    method, *, data_root, dataset, category, profile, seed, overrides, out, force=False, story=True
+    method, *, data_root, dataset, category, profile, seed, overrides, out, force=False, story=True, done=None
 ) -> tuple[str, dict]:
     """Run a method's notebook on one category; skip it where the record at `out` is of the same content.
 
     A record whose story failed or was left out is not up to date for a run that asks for the story.
 
+    Args:
+        done: done-file of a batch, written when the record stands (see `adlib_book.progress`).
+
     Returns:
         "done" or "up to date"; and what `story.json` holds, beside the record.
     """
-    from adlib import datasets, runs
+    from adlib import datasets
 
-    settings = profiles.method_settings(profile, method, overrides)
     table = datasets.load(dataset, data_root or None, category)
-    settings = profiles.shaped(method, settings, table.image_path[(table.split == "train") & (table.label == 0)])
-    out = Path(out)
-    if not force:
-        with contextlib.suppress(InputError):
-            values = build(methods.get(method).Settings, settings | {"seed": seed})
-            current = runs.content_hash(method, values, seed, table)
-            outcome = read_story(out)
-            if runs.read_record(out)["content_hash"] == current and (outcome["status"] == "complete" or not story):
-                for name in ("record.json", "scores.csv"):
-                    (out / name).touch()  # Snakemake compares times
-                return "up to date", outcome
+    methods.METHODS.get(method) or methods.get(method)  # the latter says which there are
+    profiles.load(profile)
+    out, job = Path(out), Job(profile, method, dataset, data_root or "", category, seed, story)
+    made_from = progress.of_run(job, out).split()[0]
+    if overrides or (not force and (out / "record.json").is_file()):  # only then: it loads torch, as the kernel does
+        settings = profiles.method_settings(profile, method, overrides)
+        outcome = None if force else _up_to_date(out, method, settings, seed, table, story)
+        if outcome:
+            _seal(done, made_from, out)
+            return "up to date", outcome
     parameters = {
         "profile": profile,
         "dataset": dataset,
@@ -285,10 +319,31 @@ def run_method(
         "settings": overrides,
         "out_dir": str(out.resolve()),
     }
-    outcome = run_notebook(methods.METHODS[method].notebook, out / "notebook.ipynb", parameters, story)
-    with atomic_path(out / "story.json") as temporary:
-        temporary.write_text(json.dumps(outcome, indent=2) + "\n")
+    with progress.reported(out):
+        for left in out.glob(".notebook-*.ipynb"):  # of a run that was killed: how far it came
+            os.replace(left, out / f"failed-{methods.METHODS[method].notebook}.ipynb")
+        outcome = run_notebook(methods.METHODS[method].notebook, out / "notebook.ipynb", parameters, story)
+        with atomic_path(out / "story.json") as temporary:
+            temporary.write_text(json.dumps(outcome, indent=2) + "\n")
+        _seal(done, made_from, out)
     return "done", outcome
+
+
+def _up_to_date(out: Path, method: str, settings: dict, seed: int, table, story: bool) -> dict | None:
+    """Return what `story.json` holds where the record at `out` is what a run would give, else None."""
+    from adlib import runs
+
+    settings = profiles.shaped(method, settings, table.image_path[(table.split == "train") & (table.label == 0)])
+    with contextlib.suppress(InputError):
+        values = build(methods.get(method).Settings, settings | {"seed": seed})
+        outcome, current = read_story(out), runs.content_hash(method, values, seed, table)
+        told = outcome["status"] == "complete" or not story
+        return outcome if told and runs.read_record(out)["content_hash"] == current else None
+
+
+def _seal(done, made_from: str, out: Path) -> None:
+    if done:
+        progress.write_done(done, f"{made_from} {progress.record_digest(out)}")
 
 
 def read_story(out) -> dict:
@@ -299,23 +354,51 @@ def read_story(out) -> dict:
         return {"status": "complete"}
 
 
-def reproduce(profile: str, data_root: str = "", cores: int | None = None) -> int:
+def to_do(jobs: list[Job], profile: str, data_root: str = "", whole: bool = True) -> list:
+    """Return the jobs, and of a whole batch the executed notebooks (paths), that are not of today's inputs."""
+    runs = [job for job in jobs if not progress.is_done(job)]
+    waiting = []
+    for path in once_outputs(profile, data_root) if whole else []:
+        name = Path(path).stem
+        current = Path(path).is_file() and progress.content(path) == of_notebook(name, profile)
+        if not current or waits_for(name, profile, runs):
+            waiting.append(path)
+    return runs + waiting
+
+
+def reproduce(
+    profile: str, data_root: str = "", cores: int | None = None, dry_run=False, cluster: str = "", **names: str
+) -> int:
     """Run a profile's batch with Snakemake and say where the results are.
+
+    Args:
+        cores: processors; default all of this machine.
+        dry_run: list what there is to do, and run nothing.
+        cluster: a Snakemake profile, for example "slurm" for `profiles/slurm`; "": this machine.
+        names: what the batch is narrowed to, as `select` takes it; then only runs, no notebooks besides.
 
     Returns:
         exit code: 0, or 1 where a notebook or a story failed (the others still ran).
     """
-    jobs = plan(profile, data_root)
     data_root = str(Path(data_root).resolve()) if data_root else ""
+    jobs, whole = select(plan(profile, data_root), **names), not any(names.values())
+    waiting = to_do(jobs, profile, data_root, whole)
+    if dry_run:
+        for task in waiting:
+            print(task if isinstance(task, str) else task.folder)
+        hours = sum(costs.read(*_entry(task)).minutes for task in waiting) / 60
+        print(f"{len(waiting)} of {len(jobs) + whole * len(once_outputs(profile, data_root))} to do, {hours:.1f} hours")
+        return 0
     with _only_batch():
-        arguments = ["--snakefile", str(root() / "Snakefile"), "--directory", str(root()), "--nolock"]
-        arguments += ["--cores", str(cores or os.cpu_count()), "--keep-going", "--rerun-incomplete", "--quiet", "rules"]
-        arguments += ["--config", f"profile={profile}", f"data_root={data_root}"]
-        before = _times(jobs, profile, data_root)
-        finished = subprocess.run([sys.executable, "-m", "snakemake", *arguments], check=False)
-        failed = sorted(results_dir().glob(f"runs/{profile}/*/*/failed-*.ipynb"))
-        failed += sorted(results_dir().glob(f"notebooks/{profile}/failed-*.ipynb"))
-        if finished.returncode and failed:
+        finished, failed = 0, []
+        if waiting:
+            with ProcessPoolExecutor(1, get_context("spawn")) as aside:  # it loads torch; this process waits for days
+                aside.submit(profiles.check, profile).result()
+            arguments = _arguments(profile, data_root, cores, cluster, names)
+            finished = _watch([sys.executable, "-m", "snakemake", *arguments], waiting)
+            failed = [file for job in jobs for file in progress.run_folder(job).glob("failed-*.ipynb")]
+            failed += sorted(results_dir().glob(f"notebooks/{profile}/failed-*.ipynb"))
+        if finished and failed and whole:
             # The tables are still worth having: they say what is missing.
             tables = {"profile": profile, "data_root": data_root}
             run_notebook(TABLES_NOTEBOOK, results_dir() / "notebooks" / profile / f"{TABLES_NOTEBOOK}.ipynb", tables)
@@ -325,15 +408,71 @@ def reproduce(profile: str, data_root: str = "", cores: int | None = None) -> in
     failures = {folder: outcome for folder in folders if (outcome := read_story(folder))["status"] == "failed"}
     for folder, outcome in failures.items():
         print(f"{story_line(outcome)} ({folder / 'notebook.ipynb'})", file=sys.stderr)
-    if finished.returncode:
+    if finished:
         return 1
-    if not failures and _times(jobs, profile, data_root) == before:
+    if not failures and not waiting:
         print(f"Nothing to do: all results of profile {profile!r} are up to date.")
     print(f"tables     {results_dir() / 'tables'}")
     print(f"figures    {os.environ.get('ADLIB_FIGURES') or results_dir() / 'figures' / profile}")
     print(f"notebooks  {results_dir() / 'notebooks' / profile}")
     print(f"records    {results_dir() / 'runs' / profile}")
     return 1 if failures else 0
+
+
+def status(profile: str, data_root: str = "", **names: str) -> str:
+    """Return the batch as a table, from its files alone; `names` as in `select`."""
+    return progress.table(select(plan(profile, str(Path(data_root).resolve()) if data_root else ""), **names))
+
+
+def _arguments(profile: str, data_root: str, cores: int | None, cluster: str, names: dict) -> list[str]:
+    """Arguments of `snakemake`."""
+    arguments = ["--snakefile", str(root() / "Snakefile"), "--directory", str(root()), "--nolock"]
+    arguments += ["--keep-going", "--rerun-incomplete", "--quiet", "all"]
+    if cluster:
+        shipped = root() / "profiles" / cluster
+        place = shipped if shipped.is_dir() else Path(cluster)
+        if not place.is_dir():
+            there = [folder.name for folder in (root() / "profiles").iterdir() if folder.is_dir()]
+            raise InputError(f"cluster {cluster!r} is no Snakemake profile{suggest(cluster, there)}; there are {there}")
+        arguments += ["--workflow-profile", str(place)]
+    else:
+        cards = len(list(Path("/dev").glob("nvidia[0-9]*"))) or 1  # without one a run takes the processors' place
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+        arguments += ["--cores", str(cores or os.cpu_count()), "--resources", f"mem_mb={memory}", f"gpu={cards}"]
+    chosen = [f"{field}={text}" for field, text in names.items() if text]
+    return [*arguments, "--config", f"profile={profile}", f"data_root={data_root}", *chosen]
+
+
+def _watch(command: list[str], waiting: list) -> int:
+    """Run Snakemake and say in a line, now and then, how far it is; return its exit code."""
+    started, live = time.time(), sys.stderr.isatty()
+    cost = {task: costs.read(*_entry(task)).minutes for task in waiting}
+    told, running = started, subprocess.Popen(command)
+    while True:
+        try:
+            return running.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            if time.time() - told < (2 if live else 60):
+                continue
+        except KeyboardInterrupt:
+            running.send_signal(signal.SIGINT)  # it cancels its jobs
+            running.wait()
+            raise
+        done, told = [task for task in waiting if _made_since(task, started)], time.time()
+        share = sum(cost[task] for task in done) / sum(cost.values())
+        left = f", about {progress.duration((told - started) * (1 - share) / share)} left" if done else ""
+        print(f"{len(done)} of {len(waiting)} done{left}", file=sys.stderr, end="  \r" if live else "\n", flush=True)
+
+
+def _entry(task) -> tuple[str, str]:
+    """Profile and entry of a task in the file of costs."""
+    return (Path(task).parent.name, costs.NOTEBOOKS) if isinstance(task, str) else (task.profile, task.method)
+
+
+def _made_since(task, start: float) -> bool:
+    with contextlib.suppress(OSError):
+        return progress.done_file(task).stat().st_mtime >= start
+    return False
 
 
 # -- notebooks that a batch runs once --------------------------------------------------------------------------------
@@ -347,9 +486,30 @@ def notebooks(kind: str) -> dict[str, dict]:
             "all"), on the demo data or on the first category that was found; or "records", which fits nothing and comes
             last. `shows` are patterns below `results`: committed numbers that stand beside the notebook's own.
     """
-    files = sorted((root() / "notebooks").glob("[!.]*.ipynb"))
-    facts = {file.stem: json.loads(file.read_text())["metadata"].get("adlib", {}) for file in files}
-    return {name: own for name, own in facts.items() if own.get("kind") == kind}
+    names = [file.stem for file in sorted((root() / "notebooks").glob("[!.]*.ipynb"))]
+    return {name: own for name in names if (own := facts(name)).get("kind") == kind}
+
+
+def facts(name: str) -> dict:
+    """Return what a notebook says of itself in its metadata, under `adlib`."""
+    return json.loads(notebook_path(name).read_text())["metadata"].get("adlib", {})
+
+
+def records_read(name: str, profile: str) -> str:
+    """Return which records of a batch a notebook reads, as a pattern below `results`; "" for none.
+
+    Study 20 puts PatchCore's records on MVTec AD beside the paper's figures.
+    """
+    if name == "20_patchcore_paper":
+        return f"runs/{profile}/patchcore/mvtec_ad-*/record.json"
+    shows_tables = name == START_NOTEBOOK or facts(name).get("kind") == "records"
+    return "runs/*/*/*/record.json" if shows_tables else ""
+
+
+def waits_for(name: str, profile: str, jobs: list[Job]) -> list[Job]:
+    """Return those of `jobs` whose records a notebook reads."""
+    pattern = records_read(name, profile)
+    return [job for job in jobs if fnmatch.fnmatch(f"runs/{job.folder}/record.json", pattern)]
 
 
 def once_outputs(profile: str, data_root: str = "") -> list[str]:
@@ -385,20 +545,42 @@ def inputs(name: str) -> list[str]:
     return list(dict.fromkeys(map(str, (*files, *shown))))
 
 
-def study_command(name: str, profile: str, jobs: list[Job], data_root: str, out: str) -> list[str]:
-    """The `adlib notebook` command line of a study: its own defaults on demo data, else on what the batch runs on.
+def once_command(name: str, profile: str, jobs: list[Job], data_root: str) -> list[str]:
+    """The `adlib notebook` command line of a notebook that a batch runs once.
 
-    A study that takes a category gets the first one; the others choose below the data root of the batch themselves.
+    A story has its own defaults; so has a study on demo data. On other data a study that takes a category gets the
+    first one of the batch; the others choose below the data root themselves, as do notebooks of records.
     """
-    parameters = {"profile": profile}
-    if profile != "smoke":
-        cells = nbformat.read(notebook_path(name), as_version=4).cells
-        declared = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    kind, parameters = facts(name).get("kind"), {"profile": profile}
+    if kind == "records":
+        parameters["data_root"] = data_root
+    elif profile != "smoke":
+        cells = json.loads(notebook_path(name).read_text())["cells"]
+        declared = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
         place = {key: getattr(jobs[0], key) for key in ("dataset", "data_root", "category")}
         parameters |= place if "\ncategory:" in declared else {"data_root": data_root}
     # JSON is YAML with quotes: a category called 01 stays text.
-    pairs = [f"{key}={json.dumps(value)}" for key, value in parameters.items()]
+    pairs = [] if kind == "story" else [f"{key}={json.dumps(value)}" for key, value in parameters.items()]
+    out = str(results_dir() / "notebooks" / profile / f"{name}.ipynb")
     return ["notebook", name, *(part for pair in pairs for part in ("--set", pair)), "--out", out]
+
+
+def of_notebook(name: str, profile: str) -> str:
+    """Return the content of the done-file of a notebook that a batch runs once."""
+    kind = facts(name).get("kind")
+    parts = [notebook_path(name)]
+    if name == START_NOTEBOOK:
+        parts.append(of_notebook(TABLES_NOTEBOOK, profile))
+    if kind in ("study", "records"):
+        # Not what this batch itself writes while the study runs; the records it waits for come below.
+        own = (str(results_dir() / "runs" / profile) + os.sep, f"_{profile}.csv")
+        files = inputs(name)
+        parts += [Path(file) for file in files if not (file.startswith(own[0]) or file.endswith(own[1]))]
+    if kind == "study":
+        parts.append(root() / "profiles" / f"{profile}.yaml")
+    read = records_read(name, profile)
+    parts += [progress.record_digest(file.parent) for file in sorted(results_dir().glob(read))] if read else []
+    return progress.digest(*parts)
 
 
 @contextlib.contextmanager
@@ -415,13 +597,9 @@ def _only_batch():
         yield
 
 
-def _times(jobs: list[Job], profile: str, data_root: str) -> dict:
-    files = [results_dir() / "runs" / job.folder / "record.json" for job in jobs]
-    files += [Path(name) for name in once_outputs(profile, data_root)]
-    return {str(file): file.stat().st_mtime_ns if file.exists() else None for file in files}
-
-
 def _last_error(notebook: Path) -> str:
+    import nbformat
+
     with contextlib.suppress(json.JSONDecodeError, OSError, nbformat.ValidationError):
         return _first_error(reversed(nbformat.read(notebook, as_version=4).cells))[1]
     return "the kernel died"

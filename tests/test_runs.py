@@ -1,9 +1,7 @@
 """Records on disk, content hashes, batches and strict notebook parameters."""
 
-import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -15,12 +13,12 @@ import pandas as pd
 import pytest
 from conftest import SMALL_SETTINGS, texture, write_image
 
-from adlib import datasets, evaluation, methods, runs, source_files
+from adlib import evaluation, methods, runs, source_files
 from adlib.errors import InputError
 from adlib.evaluation import thresholds
 from adlib.images import Resize
 from adlib.settings import parse_overrides
-from adlib_book import notebook_jobs
+from adlib_book import costs, notebook_jobs, progress
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +298,7 @@ def test_the_paper_profile_tells_one_story_a_method(small_tree):
 
 def test_a_batch_reports_failed_stories_until_they_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
-    monkeypatch.setattr(notebook_jobs.subprocess, "run", lambda *_, **__: argparse.Namespace(returncode=0))
+    monkeypatch.setattr(notebook_jobs, "to_do", lambda *_: [])
     file = tmp_path / "runs" / notebook_jobs.plan("smoke")[1].folder / "story.json"
     file.parent.mkdir(parents=True)
     for _ in range(2):
@@ -310,18 +308,6 @@ def test_a_batch_reports_failed_stories_until_they_are_told(tmp_path, monkeypatc
     file.write_text('{"status": "complete"}')
     assert notebook_jobs.reproduce("smoke") == 0
     assert f"figures    {notebook_jobs.results_dir()}" in capsys.readouterr().out
-
-
-def test_a_method_may_run_on_some_categories_only(monkeypatch):
-    profile = notebook_jobs.profiles.load("smoke") | {"only": {"patchcore": ["gear"]}}
-    monkeypatch.setattr("adlib_book.notebook_jobs.profiles.load", lambda _name: profile)
-    assert [job.category for job in notebook_jobs.plan("smoke") if job.method == "patchcore"] == ["gear"]
-
-
-def test_smoke_plan_is_the_demo_data():
-    jobs = notebook_jobs.plan("smoke")
-    assert {job.dataset for job in jobs} == {"demo"}
-    assert {job.category for job in jobs} == set(datasets.categories("demo", None))
 
 
 def test_every_notebook_is_part_of_the_batch():
@@ -357,17 +343,18 @@ def test_what_renews_a_notebook():
     } <= names
 
 
-def test_a_study_runs_on_its_own_defaults_or_on_the_first_category_found(notebook):
-    folder = notebook("1")
-    smoke = notebook_jobs.study_command("toy", "smoke", [], "", "o.ipynb")
-    assert smoke == ["notebook", "toy", "--set", 'profile="smoke"', "--out", "o.ipynb"]
+def test_a_study_runs_on_its_own_defaults_or_on_the_first_category_found(notebook, monkeypatch):
+    monkeypatch.setenv("ADLIB_RESULTS", str(folder := notebook("1")))
+    smoke = notebook_jobs.once_command("toy", "smoke", [], "")
+    out = f"{folder}/notebooks/smoke/toy.ipynb"
+    assert smoke == ["notebook", "toy", "--set", 'profile="smoke"', "--out", out]
     jobs = [notebook_jobs.Job("laptop", "patchcore", "btad", "/data/btad", "01", 0)]
 
     def chosen(declared):
         book = nbformat.read(folder / "notebooks/toy.ipynb", as_version=4)
         book.cells[0].source = declared
         nbformat.write(book, folder / "notebooks/toy.ipynb")
-        command = notebook_jobs.study_command("toy", "laptop", jobs, "/data", "o.ipynb")
+        command = notebook_jobs.once_command("toy", "laptop", jobs, "/data")
         return parse_overrides([command[i + 1] for i, part in enumerate(command) if part == "--set"])
 
     place = {"dataset": "btad", "data_root": "/data/btad", "category": "01"}
@@ -375,45 +362,130 @@ def test_a_study_runs_on_its_own_defaults_or_on_the_first_category_found(noteboo
     assert chosen("profile: str = ''\ndata_root: str = ''") == {"profile": "laptop", "data_root": "/data"}
 
 
-def _dry_run(results) -> set[str]:
-    """What a batch of the smoke profile would make, by name, without making it."""
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--nolock", "--cores", "2", "--config", "profile=smoke"]
-    command += ["--snakefile", str(notebook_jobs.root() / "Snakefile"), "--directory", str(results / "work")]
-    environment = os.environ | {"ADLIB_RESULTS": str(results)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    made = re.findall(r"^ +output: (.+)$", done.stdout + done.stderr, flags=re.MULTILINE)
-    return {Path(name).stem for line in made for name in line.split(", ")}
-
-
-def test_a_changed_record_renews_only_what_reads_records(tmp_path, monkeypatch):
+@pytest.fixture
+def whole_batch(tmp_path, monkeypatch):
+    """A results folder in which all of the smoke profile is done."""
     monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
-    (tmp_path / "work").mkdir()
-    for name in ("notebooks", "adlib", "profiles"):  # rules name their inputs by paths in the repository
-        (tmp_path / "work" / name).symlink_to(notebook_jobs.root() / name)
-    folders = [tmp_path / "runs" / job.folder for job in notebook_jobs.plan("smoke")]
-    files = [folder / name for folder in folders for name in ("record.json", "scores.csv")]
-    later = time.time() + 1000  # whatever is edited while the test runs is older
-    for file in [*files, *map(Path, notebook_jobs.once_outputs("smoke"))]:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-        os.utime(file, (later, later))
-    # The first notebook shows the headline table that the tables' notebook writes.
-    show_records = {*notebook_jobs.notebooks("records"), "00_start_here"}
-    assert _dry_run(tmp_path) == set()
-    os.utime(folders[0] / "record.json", (time.time() + 2000,) * 2)
-    assert _dry_run(tmp_path) == show_records
+    jobs = notebook_jobs.plan("smoke")
+    for job in jobs:
+        folder = progress.run_folder(job)
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(job.folder)
+        progress.write_done(progress.done_file(job), progress.of_run(job))
+    for path in notebook_jobs.once_outputs("smoke"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+        progress.write_done(progress.done_file(path), notebook_jobs.of_notebook(Path(path).stem, "smoke"))
+    return jobs
 
-    os.utime(folders[0] / "record.json", (0, 0))
+
+def test_what_is_to_do_follows_content(whole_batch, tmp_path):
+    def stems():
+        tasks = notebook_jobs.to_do(whole_batch, "smoke")
+        return {Path(task).stem if isinstance(task, str) else task.folder for task in tasks}
+
+    show_records = {*notebook_jobs.notebooks("records"), notebook_jobs.START_NOTEBOOK}
+    assert stems() == set()
+    record = progress.run_folder(whole_batch[0]) / "record.json"
+    os.utime(record, (0, 0))
+    assert stems() == set()
+    record.write_text("another record, made by hand")  # nobody knows of what
+    assert stems() == {whole_batch[0].folder, *show_records}
+    record.unlink()
+    assert stems() == {whole_batch[0].folder, *show_records}
+    record.write_text(whole_batch[0].folder)
+
     shown = {"studies/27_robustness_laptop.csv": {"27_robustness"}, "studies/ulsad_tray.csv": {"24_ulsad_ablations"},
              "runs/laptop/ulsad/screw/record.json": {"24_ulsad_ablations", *show_records}}  # fmt: skip
     for name, made in shown.items():
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-        os.utime(file, (time.time() + 2000,) * 2)
-        assert _dry_run(tmp_path) == made
+        assert stems() == made
         file.unlink()
+    executed = tmp_path / "notebooks/smoke/01_data.ipynb"
+    executed.unlink()
+    assert stems() == {"01_data"}
+
+
+def test_a_refused_job_leaves_the_record_and_the_tables_wait_for_it(whole_batch, tmp_path):
+    """Snakemake removes the outputs of a job that fails; here no job can start at all."""
+    job = next(job for job in whole_batch if job.method == "padim")
+    progress.done_file(job).write_text("older inputs")
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--cores", "1", "--config", "profile=smoke"]
+    command += [
+        "--snakefile",
+        str(notebook_jobs.root() / "Snakefile"),
+        "--directory",
+        str(tmp_path),
+        "--quiet",
+        "rules",
+    ]
+    (tmp_path / "adlib").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "adlib").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "adlib run padim" in done.stderr, done.stderr[-2000:]
+    assert (progress.run_folder(job) / "record.json").read_text() == job.folder
+    states = progress.states(whole_batch).set_index("folder").state
+    assert states[job.folder] == "older"
+    assert (states.drop(job.folder) == "done").all()
+
+
+@pytest.mark.parametrize(
+    ("state", "minutes", "expected"),
+    [
+        ({"state": "running"}, 0, ("running", "")),
+        ({"state": "running"}, 3, ("failed", "3 minutes ago: out of memory, or at its limit")),
+        ({"state": "failed", "reason": "disk full"}, 99, ("failed", "disk full (an older record is kept)")),
+    ],
+)
+def test_status_tells_a_running_job_from_a_killed_one(whole_batch, state, minutes, expected):
+    job = whole_batch[0]
+    progress.done_file(job).unlink()
+    file = progress.run_folder(job) / "job.json"
+    file.write_text(json.dumps({"host": "node1", "since": "then"} | state))
+    os.utime(file, (time.time() - 60 * minutes,) * 2)
+    row = progress.states(whole_batch[:1]).iloc[0]
+    assert row.state == expected[0]
+    assert expected[1] in row.reason
+    assert "failed: smoke/" in progress.table(whole_batch) or expected[0] == "running"
+
+
+def test_a_job_says_that_it_runs_and_why_it_failed(tmp_path):
+    with progress.reported(tmp_path):
+        assert json.loads((tmp_path / "job.json").read_text())["state"] == "running"
+    assert not (tmp_path / "job.json").exists()
+    with pytest.raises(KeyboardInterrupt), progress.reported(tmp_path):
+        raise KeyboardInterrupt
+    assert json.loads((tmp_path / "job.json").read_text())["reason"].startswith("stopped")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"method": "padim,sp*"}, {"padim/gear", "spade/gear"}),
+        ({"method": "ulsad", "category": "tr*", "seed": 0}, {"ulsad/tray"}),
+        ({"dataset": "demo", "method": "dreem"}, "did you mean 'draem'"),
+        ({"seed": "1"}, "there are 0"),
+    ],
+)
+def test_a_batch_is_narrowed_by_names(names, expected):
+    jobs = notebook_jobs.plan("smoke")
+    if isinstance(expected, set):
+        assert {f"{job.method}/{job.category}" for job in notebook_jobs.select(jobs, **names)} == expected
+    else:
+        with pytest.raises(InputError, match=expected):
+            notebook_jobs.select(jobs, **names)
+
+
+def test_every_method_has_a_cost_in_every_profile():
+    for profile in notebook_jobs.profiles.names():
+        for entry in (*notebook_jobs.profiles.load(profile)["methods"], costs.NOTEBOOKS):
+            first, second = (costs.request(profile, entry, attempt) for attempt in (1, 2))
+            assert second["runtime"] == 2 * first["runtime"] >= 6 * costs.read(profile, entry).minutes
+            assert costs.read(profile, entry).basis in ("measured", "estimated")
 
 
 @pytest.mark.parametrize("name", [*notebook_jobs.notebooks("study"), *notebook_jobs.notebooks("records")])

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 
 from adlib.errors import InputError
@@ -328,11 +327,13 @@ def _place(pixels: np.ndarray, offset, size, border: int, value: float = 0) -> n
     return np.ascontiguousarray(pixels)
 
 
-def to_tensor(images) -> torch.Tensor:
+def to_tensor(images):
     """Stack uint8 images (H, W, 3) into one float32 tensor (B, 3, H, W) in [0, 1].
 
     There is no normalisation here: it belongs to the weights, so the backbone applies it.
     """
+    import torch  # what lists and reads files alone, as a batch, does without
+
     stacked = np.stack([np.asarray(image) for image in images])  # (B, H, W, 3)
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous().float().div_(255)
 
@@ -341,7 +342,7 @@ def to_tensor(images) -> torch.Tensor:
 class Batch:
     """A batch of network inputs: `images` (B, 3, H, W) float32 in [0, 1], and where each came from."""
 
-    images: torch.Tensor
+    images: "torch.Tensor"  # noqa: F821 - loaded by those who make one
     paths: tuple[str, ...]
     geometries: tuple[Geometry, ...]
 
