@@ -4,6 +4,7 @@
 # make fake-device  every notebook on a stand-in for a GPU, which refuses what a GPU refuses
 # make matrix       every method on data of every shape, through its notebook
 # make sabotage     break each method on purpose: its notebook must lose a claim
+# make slurm-test   the batch on a real Slurm of one node: needs root and Debian's packages, else it is skipped
 # make bench        side-by-side speed ratios in an environment of their own
 # make notebooks    run the notebooks in place, as they are committed
 # make site         the static book in build/site, from results where there are any, else from the committed copies
@@ -30,7 +31,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 FAISS_OPT_LEVEL=avx2
 FAKE_DEVICE := PYTHONPATH=$(CURDIR)/tests/fake_device ADLIB_DEVICE=fake
 NBVAL := --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: install reproduce test test-elsewhere test-oldest fake-device matrix sabotage lint notebooks bench site site-test student clean
+.PHONY: install reproduce test test-elsewhere test-oldest fake-device matrix sabotage lint notebooks bench slurm-test site site-test student clean
 
 install: $(INSTALLED)
 
@@ -100,6 +101,9 @@ student: install
 
 matrix: install
 	@$(BIN)/python benchmarks/matrix.py --jobs $(JOBS)
+
+slurm-test: install
+	@benchmarks/slurm_test.sh
 
 bench:
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench

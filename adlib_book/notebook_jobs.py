@@ -21,7 +21,7 @@ from pathlib import Path
 from adlib import methods, profiles, source_files
 from adlib.errors import InputError, suggest
 from adlib.paths import atomic_path, results_dir, root
-from adlib.settings import build
+from adlib.settings import build, choice
 from adlib_book import costs, progress
 from adlib_book.cells import notebook_path, parts
 
@@ -299,9 +299,9 @@ def run_method(
     """
     from adlib import datasets
 
-    table = datasets.load(dataset, data_root or None, category)
-    methods.METHODS.get(method) or methods.get(method)  # the latter says which there are
+    choice("method", method, methods.METHODS)
     profiles.load(profile)
+    table = datasets.load(dataset, data_root or None, category)
     out, job = Path(out), Job(profile, method, dataset, data_root or "", category, seed, story)
     made_from = progress.of_run(job, out).split()[0]
     if overrides or (not force and (out / "record.json").is_file()):  # only then: it loads torch, as the kernel does
@@ -427,7 +427,7 @@ def status(profile: str, data_root: str = "", **names: str) -> str:
 def _arguments(profile: str, data_root: str, cores: int | None, cluster: str, names: dict) -> list[str]:
     """Arguments of `snakemake`."""
     arguments = ["--snakefile", str(root() / "Snakefile"), "--directory", str(root()), "--nolock"]
-    arguments += ["--keep-going", "--rerun-incomplete", "--quiet", "all"]
+    arguments += ["--keep-going", "--rerun-incomplete", "--quiet", "rules", "progress", "host", "reason"]
     if cluster:
         shipped = root() / "profiles" / cluster
         place = shipped if shipped.is_dir() else Path(cluster)

@@ -7,6 +7,8 @@ column: records of another backbone, image size, resize, evaluation resolution o
 was chosen on the test set, get a column of their own.
 """
 
+import csv
+import functools
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -276,11 +278,15 @@ def _interval(records: Records, group: pd.DataFrame) -> tuple[float, float]:
         if not _known(stored):
             return np.nan, np.nan
         try:
-            table = pd.read_csv(records.folder / "runs" / run / "scores.csv").sort_values("image_path")
-            labels, pairs = table.label.to_numpy(), pair_wins(table.label.to_numpy(), table.score.to_numpy(np.float64))
+            with open(records.folder / "runs" / run / "scores.csv", newline="", encoding="utf-8") as file:
+                rows = sorted(
+                    (row["image_path"], int(row["label"]), float(row["score"])) for row in csv.DictReader(file)
+                )
+            labels = np.array([label for _, label, _ in rows], np.int64)
+            pairs = pair_wins(labels, np.array([score for *_, score in rows], np.float64))
             if not abs(pairs.mean() - stored) < 1e-4:  # scores are stored with six digits
                 raise ValueError("they do not give the image AUROC of the record")
-        except (OSError, ValueError, KeyError, AttributeError, pd.errors.ParserError) as error:
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             reason = "it is missing" if isinstance(error, OSError) else str(error).splitlines()[0]
             records.left_out.append(f"no interval from runs/{run}/scores.csv: {reason}")
             return np.nan, np.nan
@@ -288,15 +294,18 @@ def _interval(records: Records, group: pd.DataFrame) -> tuple[float, float]:
     if len({pairs.shape for pairs in wins}) > 1:
         return np.nan, np.nan
     pairs = np.mean(wins, axis=0)  # the mean over seeds of AUROC is the AUROC of the mean wins
-    bad, good = labels == 1, labels == 0
-
-    def resampled(index: np.ndarray) -> float:
-        times = np.bincount(index, minlength=len(labels))
-        return times[bad] @ pairs @ times[good] / pairs.size
-
-    rng = np.random.default_rng(0)
-    low, high = metrics.bootstrap_interval(resampled, np.arange(len(labels)), labels=labels, rng=rng)
+    times = _resamples(labels.tobytes())
+    values = ((times[:, labels == 1] @ pairs) * times[:, labels == 0]).sum(1) / pairs.size
+    low, high = metrics.percentiles(values)
     return 100 * low, 100 * high
+
+
+@functools.lru_cache(maxsize=4)  # all methods see the same test images of a category, and the same resamples of them
+def _resamples(labels: bytes) -> np.ndarray:
+    """How often each image is drawn in each resample: float64 (n_resamples, n_images)."""
+    labels = np.frombuffer(labels, np.int64)
+    rows = metrics.resampled_rows(labels, np.random.default_rng(0))
+    return np.stack([np.bincount(index, minlength=len(labels)) for index in rows]).astype(np.float64)
 
 
 def pair_wins(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -390,17 +399,14 @@ def overview(records: Records, cells: pd.DataFrame, profile: str) -> Table:
 
 def _rows_by_run(records, cells, name, title, wanted, memory) -> Table:
     lines, data = [], []
+    groups = dict(iter(records.table.groupby(["dataset", "category", "column"])))
     for (dataset, category), part in cells.groupby(["dataset", "category"], sort=False):
         columns = _ordered(set(part.column), METHODS)
         cell_at = {(row.column, row.metric): row for row in part.itertuples()}
         value = pd.DataFrame({m: [cell_at[c, m].mean for c in columns] for m in wanted}, index=columns)
         order = rank(value.T).T
         for column in columns:
-            group = records.table[
-                (records.table.dataset == dataset)
-                & (records.table.category == category)
-                & (records.table.column == column)
-            ]
+            group = groups[dataset, category, column]
             first = cell_at[column, "image_auroc"]
             costs = {"seeds": str(len(group)), "fit s": _whole(group.fit_s.mean())}
             costs["ms / image"] = _whole(group.score_ms_per_image.mean())

@@ -371,6 +371,7 @@ def test_a_record_is_up_to_date_when_the_story_that_was_asked_for_is_told(
     monkeypatch.setattr("adlib_book.notebook_jobs.run_notebook", lambda *_, **__: fate(told))
     monkeypatch.setattr("adlib.runs.content_hash", lambda *_: "same")
     monkeypatch.setattr("adlib.runs.read_record", lambda _: {"content_hash": "same"})
+    (tmp_path / "record.json").touch()
     if stored:
         (tmp_path / "story.json").write_text(json.dumps(fate(stored)))
     assert adlib("run", "padim", "--category", "tray", "--out", tmp_path, *options) == code
