@@ -104,6 +104,18 @@ class Run:
         self.timing, self.weights = {}, {}
         self._started = time.perf_counter()
 
+    @property
+    def checkpoint(self) -> Path | None:
+        """Where `fit` resumes the training of a job that was stopped; None in the smoke profile, whose runs are short.
+
+        It is named by all that a result depends on, so that other settings, images or code start anew; `write` removes
+        it.
+        """
+        if self.profile == "smoke":
+            return None
+        settings = build(methods.get(self.method).Settings, self.settings)
+        return self.out_dir / f"checkpoint-{content_hash(self.method, settings, self.seed, self.table)}.pt"
+
     @contextlib.contextmanager
     def timed(self, name: str):
         """Add the seconds of a block to `timing[name + "_s"]`."""
@@ -175,6 +187,8 @@ class Run:
             scores.to_csv(temporary, index=False, float_format="%.6g")
         write_maps(self.out_dir, evaluation)
         write_record(self.out_dir, record)
+        for checkpoint in self.out_dir.glob("checkpoint-*"):
+            checkpoint.unlink()
         return record
 
 

@@ -102,7 +102,12 @@ def test_a_run_takes_the_shape_of_its_training_images_and_is_then_up_to_date(tmp
         def score(self, batch):
             return methods.Scores(np.zeros(len(batch), np.float32), np.zeros((len(batch), 64, 160), np.float32))
 
+    run.checkpoint.touch()  # a job that was stopped
+    (left := run.out_dir / "checkpoint-of-other-settings.pt").touch()
     record = run.write(evaluation.evaluate(Blind(), run.test))
+    assert not run.checkpoint.exists()
+    assert not left.exists()
+    assert record["content_hash"] in run.checkpoint.name
     assert record["protocol"]["side"] == 64
     assert record["protocol"]["image_size"] == record["parameters"]["image_size"] == [64, 160]
     assert record["parameters"]["resize"] == "stretch"
