@@ -2,6 +2,7 @@
 # make test         install, then lint, pytest and nbval
 # make test-elsewhere   golden tests and notebooks as other processors compute, with one, two and four threads
 # make fake-device  every notebook on a stand-in for a GPU, which refuses what a GPU refuses
+# make gpu-check    steps of every method on a GPU with the paper's settings, held against the CPU; needs no network
 # make matrix       every method on data of every shape, through its notebook
 # make sabotage     break each method on purpose: its notebook must lose a claim
 # make slurm-test   the batch on a real Slurm of one node: needs root and Debian's packages, else it is skipped
@@ -31,7 +32,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 FAISS_OPT_LEVEL=avx2
 FAKE_DEVICE := PYTHONPATH=$(CURDIR)/tests/fake_device ADLIB_DEVICE=fake
 NBVAL := --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: install reproduce test test-elsewhere test-oldest fake-device matrix sabotage lint notebooks bench slurm-test site site-test student clean
+.PHONY: install reproduce test test-elsewhere test-oldest fake-device gpu-check matrix sabotage lint notebooks bench slurm-test site site-test student clean
 
 install: $(INSTALLED)
 
@@ -74,6 +75,9 @@ fake-device: export OMP_NUM_THREADS = 1
 fake-device: install
 	@for file in notebooks/*.ipynb; do name="$$(basename "$$file" .ipynb)"; \
 		env $(FAKE_DEVICE) adlib notebook "$$name" --out "build/fake-device/$$name.ipynb" || failed=1; done; exit $${failed:-0}
+
+gpu-check: install
+	@$(BIN)/python -m adlib_book.gpu_check
 
 sabotage: export OMP_NUM_THREADS = 1
 sabotage: install

@@ -566,5 +566,8 @@ def test_textures_are_found_by_name_below_the_data_folder(tmp_path, monkeypatch)
     assert glass.texture_folder(str(tmp_path)) == tmp_path
     assert glass.texture_folder("no such") == Path("no such")  # refused by Sources
     assert glass.texture_folder("") is None
+    (tmp_path / "root/beside").mkdir(parents=True)
+    image = tmp_path / "root/mvtec_ad/wood/train/good/000.png"
+    assert glass.texture_folder("beside", image) == tmp_path / "root/beside"
     assert glass.texture_folder("dtd?") == tmp_path / "dtd"
     assert glass.texture_folder("no such?") is None  # textures are made on the spot then

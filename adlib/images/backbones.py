@@ -121,9 +121,7 @@ def _create_model(name: str, stages: tuple, weights: str, image_size) -> tuple[n
     import timm
 
     indices = _stage_indices(name, stages)
-    source = weights
-    if weights == "auto":
-        source = "package" if name in PACKAGED_WEIGHTS else "hub"
+    source = _source(name, weights)
     options = _size_options(name, image_size)
 
     if source == "hub":
@@ -149,8 +147,7 @@ def weights_facts(backbone: Backbone, weights: str) -> dict[str, str]:
     import timm
 
     config = timm.get_pretrained_cfg(backbone.name)
-    if weights == "auto":
-        weights = "package" if backbone.name in PACKAGED_WEIGHTS else "hub"
+    weights = _source(backbone.name, weights)
     if weights == "package":
         source = f"package {PACKAGED_WEIGHTS[backbone.name][0]}"
     elif weights == "hub":
@@ -159,6 +156,26 @@ def weights_facts(backbone: Backbone, weights: str) -> dict[str, str]:
         source = "random" if weights == "random" else f"file {Path(weights).name}"  # no folder of this machine
     tag = config.tag if weights == "hub" else ""  # packages and files have none of the hub's
     return {"name": backbone.name.split(".")[0], "tag": tag, "hash": backbone.fingerprint, "source": source}
+
+
+def lacking(name: str, weights: str) -> str:
+    """Say in one line what has to be fetched or given before a backbone can be made; "" where its weights are there."""
+    source = _source(name, weights)
+    try:
+        if source == "package":
+            _package_file(name)
+        elif source == "hub" and not _cached(name):
+            _require_hub(name)
+            return f"weights of backbone {name!r}: fetched from the hub by the first job"
+        elif source not in ("hub", "random") and not Path(source).is_file():
+            return f"weights file {source} does not exist"
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _source(name: str, weights: str) -> str:
+    return ("package" if name in PACKAGED_WEIGHTS else "hub") if weights == "auto" else weights
 
 
 def read_state_dict(path) -> dict[str, torch.Tensor]:
@@ -192,18 +209,22 @@ def rename_to_timm(state: dict[str, torch.Tensor], name: str) -> dict[str, torch
     return dict(zip(timm.create_model(name, pretrained=False).state_dict(), state.values(), strict=False))
 
 
-def _require_hub(name: str) -> None:
-    """Fail at once where the hub's name does not resolve: its client would retry for most of a minute."""
+def _cached(name: str) -> bool:
+    """Whether the hub's weights of a timm model were fetched before."""
     import huggingface_hub
     import timm
 
     config = timm.get_pretrained_cfg(name)
     repository = config.hf_hub_id if config else None
     files = ("model.safetensors", "pytorch_model.bin")
-    cached = repository and any(
+    return bool(repository) and any(
         isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in files
     )
-    if cached or any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+
+
+def _require_hub(name: str) -> None:
+    """Fail at once where the hub's name does not resolve: its client would retry for most of a minute."""
+    if _cached(name) or any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return
     host = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     try:

@@ -1,6 +1,7 @@
 """Where foreign pixels come from: folders of textures, of objects, of other normal images, or made on the spot."""
 
 import functools
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -77,15 +78,18 @@ class Sources:
         return fit_to(image, shape, "stretch"), {"source": name}
 
 
-def texture_folder(name: str) -> Path | None:
-    """Return the folder of source images of this name: as given, or below `data/`.
+def texture_folder(name: str, image_path=None) -> Path | None:
+    """Return the folder of source images of this name: as given, below `data/`, or beside an image's data set.
 
     None for "", and for a name with a question mark ("dtd?") whose folder is not there.
     """
     name, optional = name.removesuffix("?"), name.endswith("?")
     if not name:
         return None
-    folder = next((place for place in (Path(name), data_dir() / name) if place.is_dir()), Path(name))
+    # <data root>/<data set>/<category>/train/good/000.png and <data root>/<name>; some layouts are a folder deeper.
+    above = [] if image_path is None else Path(os.path.abspath(image_path)).parents[:7]
+    places = (Path(name), data_dir() / name, *(folder / name for folder in above))
+    folder = next((place for place in places if place.is_dir()), Path(name))
     return None if optional and not folder.is_dir() else folder
 
 

@@ -171,7 +171,7 @@ class Glass:
         self.dataset = str(table.attrs.get("dataset", ""))
         self.paths, self.categories = list(table.image_path), list(table.category)
         self._resize_like_the_paper(self.dataset, self.categories)
-        self.sources = synthesis.Sources(textures=texture_folder(s.textures), normals=self.paths)
+        self.sources = synthesis.Sources(textures=texture_folder(s.textures, self.paths[0]), normals=self.paths)
         self.bank, self.foregrounds = {}, self._read_foregrounds()
         self.feature_factor = 1.0
         features, self.images = frozen_features(self.paths, self.resize, self.embed, s.batch_size, images=True)

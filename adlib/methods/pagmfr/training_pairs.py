@@ -74,7 +74,8 @@ class Pairs:
         self.kind = s.kind if s.kind != "auto" else category_kind(dataset, category)
         if self.kind == "auto":
             self.kind = judge_kind(self.images[:: max(1, len(self.images) // 24)])
-        self.sources = synthesis.Sources(texture_folder(s.textures), texture_folder(s.objects), list(table.image_path))
+        folders = (texture_folder(name, table.image_path.iloc[0]) for name in (s.textures, s.objects))
+        self.sources = synthesis.Sources(*folders, list(table.image_path))
         made = [role for role in ("textures", "objects") if not getattr(s, role)]
         self.note = f"kind {self.kind}" + (f"; {' and '.join(made)} are made on the spot" if made else "")
         self.rule = None if s.foreground == "none" else synthesis.rule_for(dataset, category)
