@@ -86,6 +86,15 @@ def reproduce(options) -> int:
     )
 
 
+def plan(options) -> int:
+    """Say what a batch takes and what it lacks, before anything runs: hours, memory, weights, folders."""
+    from adlib_book import batch_plan, notebook_jobs
+
+    names = {field: getattr(options, field) for field in notebook_jobs.SELECTORS}
+    print(batch_plan.text(options.profile, options.data_root or "", **names))
+    return 0
+
+
 def status(options) -> int:
     """Print how far a batch is, from its files alone: done, older, running, failed and why, to do."""
     from adlib_book import notebook_jobs
@@ -163,6 +172,9 @@ def add_commands(commands) -> None:
     made.add_argument("--refresh", action="store_true", help="run with the defaults, in place")
     made.add_argument("--done", metavar="FILE", help="written when the copy stands: how a batch knows")
     with_settings(made)
+
+    made = cli.command(commands, "plan", plan, "adlib plan --profile paper --data-root ~/data")
+    _with_selection(made)
 
     made = cli.command(commands, "reproduce", reproduce, "adlib reproduce --profile laptop --data-root ~/data")
     _with_selection(made)
