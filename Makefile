@@ -10,7 +10,8 @@
 # make notebooks    run the notebooks in place, as they are committed
 # make site         the static book in build/site, from results where there are any, else from the committed copies
 # make site-test    check every page of it in a headless Chromium
-# make student      copies of the notebooks for students in build/student: solutions taken out, self-checks kept
+# make student      copies of the notebooks for students in build/student: solutions taken out, self-checks kept;
+#                   a copy that is there is left alone, for it may hold answers
 
 PYTHON ?= python3
 PROFILE ?= smoke
@@ -101,7 +102,7 @@ site-test: site
 	@ADLIB_SITE=build/site $(BIN)/python -m pytest tests/test_site.py
 
 student: install
-	@adlib student build/student --force
+	@adlib student build/student
 
 matrix: install
 	@$(BIN)/python benchmarks/matrix.py --jobs $(JOBS)

@@ -34,6 +34,7 @@ from adlib_book import teaching
 
 # One plain object, one texture, one set with defects that no patch shows.
 THRESHOLD_CATEGORIES = ("gear", "brick", "tray")
+REPOSITORY = ""  # "https://github.com/OWNER/NAME": set it, and every notebook's page offers Colab and Binder
 MARKER = ".adlib-site"  # says that a folder may be cleared and written again
 STEPS = 255  # of the quantised maps: one byte per pixel
 SHOWN_METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro_30": "AUPRO@0.3"}
@@ -91,11 +92,12 @@ def write_notebooks(profile: str, folder: Path, records=()) -> list[str]:
     """Copy every notebook: the executed copy of the profile, or else the committed one.
 
     Solutions of exercises are folded in both, and links to `records` (runs that have a page) lead to their pages.
+    Below its title each offers the committed file.
 
     Returns:
         lines that say which committed copies were taken, and why.
     """
-    folder.mkdir(parents=True)
+    (folder / "files").mkdir(parents=True)
     lines, not_run = [], []
     for file in sorted((root() / "notebooks").glob("[!.]*.ipynb")):
         book = nbformat.read(file, as_version=4)
@@ -105,8 +107,13 @@ def write_notebooks(profile: str, folder: Path, records=()) -> list[str]:
             lines.append(f"{file.stem}: the committed copy ({copy.relative_to(results_dir())} {reason})")
         elif executed is None:
             not_run.append(file.stem)
+        shutil.copy(file, folder / "files")
         book = executed or book
+        title, _, rest = book.cells[0].source.partition("\n")
+        book.cells[0].source = f"{title}\n\n{offers(file.name)}\n{rest}"
         for cell in book.cells:
+            if cell.cell_type == "markdown":
+                cell.source = cell.source.replace("](../site/", "](../")  # as the pages lie here
             if teaching.is_solution(cell):
                 cell.metadata["tags"] = [*cell.metadata.tags, "hide-input"]
                 cell.metadata["mystnb"] = {"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide"}
@@ -117,6 +124,15 @@ def write_notebooks(profile: str, folder: Path, records=()) -> list[str]:
     if not_run:
         lines.append(f"the committed copy of what was not run in profile {profile!r}: {', '.join(not_run)}")
     return lines
+
+
+def offers(name: str) -> str:
+    """Return the line below a notebook's title: its file, and where it runs without an installation."""
+    links = [f"{{download}}`this notebook <files/{name}>`"]
+    if place := REPOSITORY.removeprefix("https://github.com/"):
+        links += [f"[Colab](https://colab.research.google.com/github/{place}/blob/main/notebooks/{name})"]
+        links += [f"[Binder](https://mybinder.org/v2/gh/{place}/main?labpath=notebooks/{name})"]
+    return "To run it yourself: " + ", ".join(links) + "."
 
 
 def executed_file(profile: str, notebook: Path) -> Path:

@@ -18,7 +18,9 @@ from adlib_book.cells import notebook_path
 STUB = "# your code here"
 
 
-def check(name: str, answer, expected, tolerance: float = 1e-6) -> None:
+def check(
+    name: str, answer, expected, tolerance: float = 1e-6, hint: str = "have another look at the text above"
+) -> None:
     """Print "name: right" if an answer is a number or array near the expected one, and stop the notebook if it is not.
 
     Args:
@@ -26,6 +28,7 @@ def check(name: str, answer, expected, tolerance: float = 1e-6) -> None:
         answer: a number, or an array or list of numbers; None where the student has not written anything yet.
         expected: the same kind and shape.
         tolerance: largest absolute difference.
+        hint: what to think of where the answer is wrong.
     """
     if answer is None:
         raise AssertionError(f"{name}: not answered yet; complete the cell marked {STUB!r}, run it, then run this one")
@@ -38,7 +41,7 @@ def check(name: str, answer, expected, tolerance: float = 1e-6) -> None:
         raise AssertionError(f"{name}: expected an answer of shape {expected.shape}, got {got.shape}")
     if not np.allclose(got, expected, rtol=0, atol=tolerance):
         shown = f", got {answer!r}" if got.size <= 9 else f" in {np.sum(np.abs(got - expected) > tolerance)} places"
-        raise AssertionError(f"{name}: not yet right{shown}; have another look at the text above")
+        raise AssertionError(f"{name}: not yet right{shown}; {hint}")
     print(f"{name}: right")
 
 

@@ -1,19 +1,16 @@
 """Sphinx configuration of the book. `adlib site` prepares the pages and calls Sphinx with this folder as `-c`.
 
-Everything must work from disk and without a network: no web fonts, no script of another host, formulas as MathML.
+Everything must work from disk and without a network: no web fonts, no script of another host.
+`vendor.sh` renews what is shipped of other projects.
 """
 
-import html
-import re
-
 from docutils import nodes
-from docutils.utils.math import MathError, latex2mathml
-from sphinx.util import logging
 
 project = "adlib"
 author = "the adlib contributors"
 copyright = "the adlib contributors, MIT licence"
 extensions = ["myst_nb"]
+exclude_patterns = ["notebooks/files"]  # to download, no pages
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 nb_execution_mode = "off"  # the notebooks come executed
@@ -28,44 +25,28 @@ suppress_warnings = ["toc.empty_glob"]  # a part of the book may have no page ye
 html_theme = "furo"
 html_title = "adlib"
 html_static_path = ["_static"]
-html_css_files = ["site.css"]
-html_js_files = ["sort.js"]
+html_css_files = ["katex/katex.min.css", "site.css"]
+html_js_files = ["katex/katex.min.js", "formulas.js", "sort.js"]
 html_copy_source = False
 html_show_sphinx = False
 html_show_search_summary = False  # summaries are fetched, which browsers refuse on pages from disk
-html_math_renderer = "mathml"  # every browser of today shows it, and it needs no script and no fonts
+html_math_renderer = "katex"
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 
-logger = logging.getLogger(__name__)
-
-
-def mathml(tex: str, block: bool, where) -> str:
-    """Return a formula as MathML, or its TeX source in a code element, with a warning, where it is not understood."""
-    tex = re.sub(r"\\dots(?![a-zA-Z])", r"\\ldots", tex)  # docutils knows the dots by where they stand
-    for size in ("big", "Big"):  # docutils knows \bigl and \bigr, which only differ in spacing
-        for fence in ("(", "[", r"\{", "|", ")", "]", r"\}"):
-            side = "l" if fence in ("(", "[", r"\{") else "r"
-            tex = tex.replace(f"\\{size}{fence}", f"\\{size}{side}{fence}")
-    try:
-        return latex2mathml.tex2mathml(tex, as_block=block)
-    except MathError as error:
-        logger.warning("formula %r is shown as source: %s", tex, error, location=where)
-        return f"<code>{html.escape(tex)}</code>"
-
 
 def visit_inline(self, node):
-    """Write an inline formula."""
-    self.body.append(mathml(node.astext(), False, node))
+    """Write an inline formula as its source; `formulas.js` has KaTeX set it."""
+    self.body.append(f'<span class="math">{self.encode(node.astext())}</span>')
     raise nodes.SkipNode
 
 
 def visit_block(self, node):
     """Write a displayed formula; wide ones scroll on a narrow screen."""
-    self.body.append(f'<div class="formula">{mathml(node.astext(), True, node)}</div>')
+    self.body.append(f'<div class="math">{self.encode(node.astext())}</div>')
     raise nodes.SkipNode
 
 
 def setup(app):
     """Register the renderer of formulas."""
-    app.add_html_math_renderer("mathml", inline_renderers=(visit_inline, None), block_renderers=(visit_block, None))
+    app.add_html_math_renderer("katex", inline_renderers=(visit_inline, None), block_renderers=(visit_block, None))
