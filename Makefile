@@ -10,6 +10,7 @@
 # make notebooks    run the notebooks in place, as they are committed
 # make site         the static book in build/site, from results where there are any, else from the committed copies
 # make site-test    check every page of it in a headless Chromium
+# make slides       slides of the story and method notebooks in build/slides; they open without a network
 # make student      copies of the notebooks for students in build/student: solutions taken out, self-checks kept;
 #                   a copy that is there is left alone, for it may hold answers
 
@@ -33,7 +34,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 FAISS_OPT_LEVEL=avx2
 FAKE_DEVICE := PYTHONPATH=$(CURDIR)/tests/fake_device ADLIB_DEVICE=fake
 NBVAL := --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: install reproduce test test-elsewhere test-oldest fake-device gpu-check matrix sabotage lint notebooks bench slurm-test site site-test student clean
+.PHONY: install reproduce test test-elsewhere test-oldest fake-device gpu-check matrix sabotage lint notebooks bench slurm-test site site-test slides student clean
 
 install: $(INSTALLED)
 
@@ -100,6 +101,13 @@ site: $(VENV)/.site
 
 site-test: site
 	@ADLIB_SITE=build/site $(BIN)/python -m pytest tests/test_site.py
+
+slides: install
+	@mkdir -p build/slides && cp -r site/_static/reveal site/_static/katex build/slides
+	@$(BIN)/jupyter nbconvert --log-level WARN --to slides --no-input --output-dir build/slides \
+		--TemplateExporter.extra_template_basedirs=site --template slides --SlidesExporter.reveal_theme=adlib \
+		--SlidesExporter.reveal_url_prefix=reveal notebooks/0*.ipynb notebooks/1*.ipynb
+	@echo "slides: build/slides"
 
 student: install
 	@adlib student build/student

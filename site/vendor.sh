@@ -1,6 +1,6 @@
 #!/bin/sh
 # Renew what the site ships of other projects, from their npm packages. Run by hand; neither building nor reading needs it.
-#   KaTeX (MIT): formulas
+#   KaTeX (MIT): formulas       reveal.js (MIT): slides
 set -eu
 cd "$(dirname "$0")/_static"
 work=$(mktemp -d)
@@ -19,3 +19,9 @@ mkdir -p katex/fonts
 cp "$work/package/LICENSE" "$work/package/dist/katex.min.js" "$work/package/dist/katex.min.css" katex
 cp "$work"/package/dist/fonts/*.woff2 katex/fonts
 
+cp "$work/package/dist/contrib/auto-render.min.js" katex
+
+fetch reveal.js 6.0.2 2f0c20bfb02447a198a1ebe8a8c097a5437d035caa38f2820bf4ba887a3eac91
+mkdir -p reveal/dist  # dist/theme is ours
+cp "$work/package/LICENSE" reveal
+cp "$work/package/dist/reveal.js" "$work/package/dist/reveal.css" reveal/dist

@@ -38,10 +38,10 @@ def small_root(folder: Path) -> Path:
     for name in ("notebooks", "figures"):
         (folder / name).mkdir()
     shutil.copy(HERE / "figures/00_start_here.png", folder / "figures")
-    for name in NOTEBOOKS:  # links to the others would lead nowhere
-        text = (HERE / f"notebooks/{name}.ipynb").read_text()
-        others = rf"\[([\w ]+)\]\((?!(?:{'|'.join(NOTEBOOKS)})\.)\w+\.ipynb\)"
-        (folder / f"notebooks/{name}.ipynb").write_text(re.sub(others, r"\1", text))
+    others = rf"\[([\w -]+)\]\((?:notebooks/)?(?!(?:{'|'.join(NOTEBOOKS)})\.)\w+\.ipynb\)"
+    files = [f"notebooks/{name}.ipynb" for name in NOTEBOOKS] + [f"site/{file.name}" for file in HERE.glob("site/*.md")]
+    for file in files:  # links to the other notebooks would lead nowhere
+        (folder / file).write_text(re.sub(others, r"\1", (HERE / file).read_text()))
     return folder
 
 
