@@ -23,11 +23,17 @@ def find() -> str | None:
 class Browser:
     """One browser with one tab and no network; a context manager.
 
+    Args:
+        path: of the browser; None looks for one.
+        timeout: how long it may be silent, in seconds.
+        server: an address of this machine that it may talk to, "127.0.0.1:8888"; none: files only.
+
     Attributes:
         errors: console errors, uncaught exceptions, failed and foreign requests since the last `open`.
     """
 
-    def __init__(self, path: str | None = None, timeout: float = 60):
+    def __init__(self, path: str | None = None, timeout: float = 60, server: str = ""):
+        self._own = f"http://{server}/" if server else "file:"
         self.timeout, self.errors, self._buffer, self._number = timeout, [], b"", 0
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         read, self._write = os.pipe()
@@ -41,7 +47,8 @@ class Browser:
 
         command = [path or find(), "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={self._profile.name}"]
         command += ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run"]
-        command += ["--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND", "about:blank"]
+        rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+        command += ["--disable-background-networking", rules, "about:blank"]
         self._process = subprocess.Popen(
             command, close_fds=False, preexec_fn=pipes, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -137,5 +144,5 @@ class Browser:
             self.errors.append(f"{values['entry']['text']} {values['entry'].get('url', '')}")
         elif event == "Network.requestWillBeSent":
             url = values["request"]["url"]
-            if url.split(":", 1)[0] not in ("file", "data", "blob", "about"):
+            if not url.startswith((self._own, "data:", "blob:", "about:")):
                 self.errors.append(f"request to the network: {url}")
