@@ -38,8 +38,11 @@ def test_the_first_notebook_runs_in_jupyterlab(address, tmp_path):
         tab.open(f"http://{address}/lab/tree/{file.name}")
         tab.wait_for("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
         tab.run("jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
-        tab.run("jupyterapp.commands.execute('notebook:run-all-cells')")
+        tab.run("jupyterapp.commands.execute('notebook:run-all-cells').then(String)")
         tab.run("jupyterapp.commands.execute('docmanager:save')")
+        tab.run(
+            "jupyterapp.shell.currentWidget.content.scrollToItem(9).then(String)"
+        )  # what is not in sight is no element
         tab.wait_for("document.querySelector('.jp-RenderedImage img')?.naturalWidth > 300")
         assert not [error for error in tab.errors if "request to the network" in error]
     cells = [cell for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
