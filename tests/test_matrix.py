@@ -57,11 +57,10 @@ SHAPES = {
 }
 WHOLE = ("one kind", "no masks", "eight training images")  # shapes on which the stories run, too
 # What a method cannot do, in a line that comes before its fit; all other cells are records.
+ONE = "1 normal training image; {}: give at least 2"
 REFUSED = {
-    ("ulsad", "one training image"): "1 normal training image; ulsad normalises over the images of a batch: give at "
-    "least 2",
-    ("contrastive", "one training image"): "1 normal training image; contrastive learns from pairs of images: give at "
-    "least 2",
+    ("ulsad", "one training image"): ONE.format("ulsad normalises over the images of a batch"),
+    ("contrastive", "one training image"): ONE.format("contrastive learns from pairs of images"),
 }
 # What `data check` says of a shape, before anything is fitted.
 NO_GOOD, FEW, NO_MASK = "no good test image", "fewer than 4 normal training images", "defective image without mask"
@@ -132,27 +131,17 @@ def written(folder: Path, shape: str) -> dict:
     return {"dataset": name, "data_root": str(root), "category": PLACES[dataset][0]}
 
 
-def expected(method: str, shape: str) -> tuple[dict, dict]:
-    """What a record must hold: numbers of images, and whether the named values are numbers or missing."""
-    what = SHAPES[shape]
-    kinds = what.get("kinds", {"hole": 3})
-    n_train, good, bad = what.get("train", 6), what.get("good", 3), sum(kinds.values())
-    has_threshold = n_train > 3 if method in TRAINED else n_train > 1
-    return {"train": n_train, "test_normal": good, "test_anomalous": bad}, {
-        "threshold": has_threshold,
-        "image_auroc": bool(good and bad),
-        "pixel_auroc": bool(bad and what.get("masked", 1)),
-        "false_alarm_rate": bool(good and has_threshold),
-        "detection_rate": bool(bad and has_threshold),
-    }
-
-
 def check_record(record: dict, method: str, shape: str) -> None:
-    """Compare a record with what the shape of the data allows."""
-    n_images, there = expected(method, shape)
+    """Compare a record with what the shape of the data allows: numbers of images, and which values are missing."""
+    what = SHAPES[shape]
+    n_train, good, bad = what.get("train", 6), what.get("good", 3), sum(what.get("kinds", {"hole": 3}).values())
+    threshold = n_train > 3 if method in TRAINED else n_train > 1
+    there = {"threshold": threshold, "image_auroc": good and bad, "pixel_auroc": bad and what.get("masked", 1)}
+    there |= {"false_alarm_rate": good and threshold, "detection_rate": bad and threshold}
+    n_images = {"train": n_train, "test_normal": good, "test_anomalous": bad}
     assert {key: record["n_images"][key] for key in n_images} == n_images
     values = record["metrics"] | (record["at_threshold"] or {}) | {"threshold": record["threshold"]}
-    assert {key: values.get(key) is not None for key in there} == there
+    assert {key: values.get(key) is not None for key in there} == {key: bool(there[key]) for key in there}
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +174,8 @@ def run_cells(monkeypatch, data, tmp_path, method, shape, story):
     if where["dataset"] == "folder":
         root = Path(where["data_root"])
         table = datasets.load_folder(root / "good", root / "bad", root / "masks", root / "fine", category="plate")
-        monkeypatch.setattr(datasets, "load", folder_or_demo(table))
+        load = datasets.load  # plain folders have no layout, the demo data that some stories show have
+        monkeypatch.setattr(datasets, "load", lambda at, *rest: table.copy() if at == "folder" else load(at, *rest))
     out = tmp_path / "run"
     settings = tiny(method, SHAPES[shape].get("settings"))
     _, printed = cells.run(METHODS[method].notebook, {**where, "settings": settings, "out_dir": str(out)}, story)
@@ -193,12 +183,6 @@ def run_cells(monkeypatch, data, tmp_path, method, shape, story):
     assert len(pd.read_csv(out / "scores.csv")) == sum(record["n_images"].values()) - record["n_images"]["train"]
     check_record(record, method, shape)
     return printed
-
-
-def folder_or_demo(table):
-    """`datasets.load` for a notebook on plain folders: they have no layout, the demo data some stories show have."""
-    load = datasets.load
-    return lambda layout, *rest: table.copy() if layout == "folder" else load(layout, *rest)
 
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "folder"])
