@@ -134,7 +134,8 @@ def check_parameters(notebook: Path, parameters: dict) -> None:
         wrong = expected and not isinstance(value, expected)
         if wrong or (isinstance(value, bool) and expected in (int, (float, int))):
             kind = declared[name]["inferred_type_name"]
-            raise InputError(f"parameter {name!r} of {notebook.name} must be {kind}, got {value!r}")
+            quote = f"; quote it: --set {name}='\"{value}\"'" if expected is str else ""
+            raise InputError(f"parameter {name!r} of {notebook.name} must be {kind}, got {value!r}{quote}")
 
 
 def run_notebook(name: str, output, parameters: dict, story: bool = True, figures=None) -> dict:

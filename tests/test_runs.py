@@ -207,7 +207,7 @@ WHERE = "from adlib.paths import figures_dir\nprint(figures_dir())"
         ({"nmae": "b"}, "did you mean 'name'"),
         ({"n": "2"}, "must be int"),
         ({"n": True}, "must be int"),
-        ({"name": 3}, "must be str"),
+        ({"name": 3}, "must be str, got 3; quote it: --set name='\"3\"'"),
         ({"flag": 1}, "must be bool"),
     ],
 )
