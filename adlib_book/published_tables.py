@@ -38,9 +38,12 @@ def beside_published(records: Records, cells: pd.DataFrame, profile: str) -> Tab
     numbers = numbers[~numbers.evidence.isin(published.UNPRINTED)]
     lines, data, without = [], [], {}
     single = cells[cells.metric.isin(MAIN_METRICS) & cells["mean"].notna()]
+    record_of = {row.run: row for row in records.table.itertuples()}
+    first = numbers.drop_duplicates(["dataset", "category", "metric", "method"])
+    row_of = {(row.dataset, row.category, row.metric, row.method): row for row in first.itertuples()}
     for cell in [*single.itertuples(), *_full_means(cells)]:
-        record = records.table[records.table.run == cell.runs[0]].iloc[0]
-        reference = _reference(numbers, cell, record)
+        record = record_of[cell.runs[0]]
+        reference = _reference(row_of, cell, record)
         if reference is None:
             without.setdefault(f"{cell.dataset} / {cell.category}, {cell.column}", []).append(METRICS[cell.metric])
             continue
@@ -85,22 +88,15 @@ def _full_means(cells: pd.DataFrame) -> list:
     return means
 
 
-def _reference(numbers: pd.DataFrame, cell, record):
-    """Return the published row to compare a cell with, or None."""
+def _reference(row_of: dict, cell, record):
+    """Return the published row to compare a cell with, or None; `row_of`: data set, category, metric, method -> row."""
     if record.method not in methods.METHODS:
         return None
     entry = methods.METHODS[record.method]
     shots = f"{record.parameters.get(entry.shots)}-shot"
-    same = numbers[
-        (numbers.dataset == cell.dataset)
-        & (numbers.category == cell.category)
-        & (numbers.metric == PUBLISHED_NAMES[cell.metric])
-    ]
-    for name in entry.published:
-        rows = same[same.method == name.format(shots=shots)]
-        if len(rows):
-            return next(rows.itertuples())
-    return None
+    place = (cell.dataset, cell.category, PUBLISHED_NAMES[cell.metric])
+    names = (name.format(shots=shots) for name in entry.published)
+    return next((row_of[*place, name] for name in names if (*place, name) in row_of), None)
 
 
 def known_differences(reference, record, whole: bool = False) -> list[str]:

@@ -48,6 +48,7 @@ def test_every_profile_is_valid():
     assert {"smoke", "laptop", "paper"} <= set(profiles.names())
     for name in profiles.names():
         assert profiles.load(name)["name"] == name
+        profiles.check(name)
 
 
 @pytest.mark.parametrize("name", [entry.notebook for entry in METHODS.values()])
