@@ -16,6 +16,7 @@ from adlib.datasets.table import COLUMNS, make_table, sample
 from adlib.errors import InputError
 
 RNG = np.random.default_rng(0)
+GOOD = [(split, "good", 0, "000.png", None) for split in ("train", "validation", "test")]
 
 
 def image(path, size=8, mask=None):
@@ -237,8 +238,7 @@ def test_mvtec_3d(tmp_path):
     for kind in ("good", "hole"):
         image(tmp_path / f"bagel/test/{kind}/rgb/000.png")
         image(tmp_path / f"bagel/test/{kind}/gt/000.png", mask=255 * (kind == "hole"))
-    good = [(split, "good", 0, "000.png", None) for split in ("train", "validation", "test")]
-    assert summary(datasets.load("mvtec_3d", tmp_path)) == [*good, ("test", "hole", 1, "000.png", "000.png")]
+    assert summary(datasets.load("mvtec_3d", tmp_path)) == [*GOOD, ("test", "hole", 1, "000.png", "000.png")]
     (found,) = datasets.check("mvtec_3d", tmp_path)  # the black masks of good images are no problem
     assert found.kind == "fewer than 4 normal training images"
     assert datasets.discover(tmp_path)[0][1] == "mvtec3d"
@@ -270,9 +270,8 @@ def loco_tree(tmp_path):
 
 def test_loco(loco_tree):
     table = datasets.load("mvtec_loco", loco_tree, "pushpins")
-    good = [(split, "good", 0, "000.png", None) for split in ("train", "validation", "test")]
     kinds = ("logical_anomalies", "structural_anomalies")
-    assert summary(table) == good + [("test", kind, 1, "000.png", "000") for kind in kinds]
+    assert summary(table) == GOOD + [("test", kind, 1, "000.png", "000") for kind in kinds]
     assert table.mask_threshold.unique().tolist() == [0]
     assert list(datasets.masks(table))[3].sum() == 18
     assert datasets.discover(loco_tree)[0][1:] == ("loco", loco_tree, ["pushpins"])
@@ -300,8 +299,7 @@ def test_loco_regions_stay_apart(loco_tree):
 def test_loco_entries_that_mean_nothing_are_named(tmp_path, field, value, message):
     file = tmp_path / "defects_config.json"
     file.write_text(json.dumps([LOCO_CONFIG[0], LOCO_CONFIG[1] | {field: value}]))
-    with pytest.raises(InputError, match=rf"defects_config\.json: {message}"):
-        loco.read_config(file)
+    refused(rf"defects_config\.json: {message}", file, call=loco.read_config)
 
 
 def test_loco_configs_that_do_not_fit_are_named(loco_tree):
@@ -319,8 +317,7 @@ def test_loco_configs_that_do_not_fit_are_named(loco_tree):
 def test_loco_masks_that_do_not_fit_are_named(loco_tree):
     mask = loco_tree / "pushpins/ground_truth/structural_anomalies/000"
     image(mask / "001.png", mask=0)
-    with pytest.raises(InputError, match=r"001\.png: expected one grey value"):
-        loco.regions(mask, loco_tree / "pushpins/defects_config.json")
+    refused(r"001\.png: expected one grey value", mask, loco_tree / "pushpins/defects_config.json", call=loco.regions)
     mask.rename(mask.with_name("00"))
     refused(r"structural_anomalies/000\.png: no mask", "loco", loco_tree, "pushpins")
 
@@ -438,8 +435,7 @@ def test_hold_out_divides_the_training_normals(count, share, seed):
 def test_hold_out_errors():
     table = make_table([sample("/x/0.png", None, "good", "train", "c")], "x")
     for share, said in ((0.15, "at least 2"), (0, "share")):
-        with pytest.raises(InputError, match=said):
-            datasets.hold_out(table, share)
+        refused(said, table, share, call=datasets.hold_out)
 
 
 def test_a_table_survives_what_tables_go_through(visa_tree, mvtec_tree, tmp_path):
@@ -477,8 +473,7 @@ def test_table_hash_follows_content_not_place(mvtec_tree):
     image(moved / "bolt/train/good/001.png")
     assert datasets.table_hash(table) != masked
     (moved / "bolt/train/good/001.png").unlink()
-    with pytest.raises(InputError, match=r"001\.png: cannot be read"):
-        datasets.table_hash(table)
+    refused(r"001\.png: cannot be read", table, call=datasets.table_hash)
 
 
 def test_discover_and_guess(mvtec_tree, visa_tree):
@@ -489,7 +484,5 @@ def test_discover_and_guess(mvtec_tree, visa_tree):
     ]
     assert datasets.discover(mvtec_tree / "bolt") == [("parts", "mvtec", mvtec_tree, ["bolt"])]
     assert datasets.guess_dataset(mvtec_tree) == "parts"
-    with pytest.raises(InputError, match="several data sets"):
-        datasets.guess_dataset(root)
-    with pytest.raises(InputError, match="no known layout"):
-        datasets.guess_dataset(mvtec_tree / "bolt/train/good")
+    refused("several data sets", root, call=datasets.guess_dataset)
+    refused("no known layout", mvtec_tree / "bolt/train/good", call=datasets.guess_dataset)
