@@ -6,6 +6,7 @@
 # The output of a job is a file that says what its result was made from, never the result: Snakemake deletes the outputs
 # of a job that fails, is refused or cancelled, and the record of an earlier run must outlive that.
 
+import shlex
 from pathlib import Path
 
 from adlib.paths import results_dir
@@ -35,6 +36,10 @@ def asked(resource):
     """A resource of profiles/costs.yaml, as a function of a job."""
     entry = lambda w: JOBS[w.run].method if "run" in w.keys() else costs.NOTEBOOKS
     return lambda w, attempt: costs.request(PROFILE, entry(w), attempt)[resource]
+
+
+def once(name):
+    return notebook_jobs.once_commands(name, PROFILE, PLAN, DATA_ROOT)
 
 
 rule all:
@@ -68,11 +73,13 @@ rule notebook:
     wildcard_constraints:
         name="|".join([*STORIES, *STUDIES, *READERS]),
     params:
-        command=lambda w: notebook_jobs.once_command(w.name, PROFILE, PLAN, DATA_ROOT),
+        # A study of several categories: one after the other, each adds its rows to the study's table.
+        before=lambda w: "".join(f"{shlex.join(['adlib', *command])} && " for command in once(w.name)[:-1]),
+        command=lambda w: once(w.name)[-1],
     threads: costs.read(PROFILE, costs.NOTEBOOKS).threads
     resources:
         mem_mb=asked("mem_mb"),
         runtime=asked("runtime"),
         gpu=asked("gpu"),
     shell:
-        "adlib {params.command:q} --done {output:q}"
+        "{params.before}adlib {params.command:q} --done {output:q}"

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 
 from adlib.errors import InputError
 
@@ -11,6 +12,7 @@ from adlib.errors import InputError
 
 def main(arguments: list[str] | None = None, parser=None) -> int:
     """Run one command and return its exit code; the book's parser knows more commands than this file."""
+    warnings.formatwarning = lambda message, *_, **__: f"adlib: {message}\n"
     parser = parser or build_parser()
     options = parser.parse_args(arguments)
     if not hasattr(options, "run"):
@@ -22,6 +24,10 @@ def main(arguments: list[str] | None = None, parser=None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
+        if getattr(options, "profile", None):
+            from adlib import profiles
+
+            options.profile = profiles.use(options.profile)
         return options.run(options) or 0
     except InputError as error:
         return fail(str(error), 2)
@@ -49,7 +55,9 @@ def train(options) -> int:
 
     settings = profiles.method_settings(options.profile, options.method, parse_overrides(options.set))
     try:
-        fitted, skipped = own_parts.train(options.input, options.output, options.method, settings, options.roi)
+        fitted, skipped = own_parts.train(
+            options.input, options.output, options.method, settings, options.roi, options.products, options.checkpoint
+        )
     except training.TrainingError as error:
         return fail(str(error), 1)
     header = storage.read_header(options.output)
@@ -59,6 +67,12 @@ def train(options) -> int:
         if key in header:
             print(_threshold_line(key, header[key]))
     return _report_skipped(skipped)
+
+
+def import_glass(options) -> int:
+    """Make a model of weights that GLASS's authors released, with thresholds from good images."""
+    options.method, options.products, options.roi = "glass", None, []
+    return train(options)
 
 
 def threshold(options) -> int:
@@ -93,6 +107,21 @@ def predict(options) -> int:
     if scores.anomalous.notna().any():
         print(f"{int(scores.anomalous.sum())} of them above the threshold {scores.threshold.iloc[0]:.4g}")
     return _report_skipped(skipped)
+
+
+def evaluate(options) -> int:
+    """Test a model on a data set with masks, the one it was fitted on or another, and write the record."""
+    from adlib import datasets, runs
+
+    dataset = options.dataset or (datasets.guess_dataset(options.data_root) if options.data_root else "demo")
+    where = {"dataset": dataset, "data_root": options.data_root or "", "category": options.category}
+    record = runs.evaluate_model(options.model, out_dir=options.out, **where)
+    rows = {f"{dataset}/{options.category}": record["metrics"]} | record["by_defect"] | record.get("by_kind", {})
+    for name, values in rows.items():
+        numbers = {key: values.get(key) for key in ("image_auroc", "pixel_auroc", "aupro_30", "spro_05")}
+        print(f"{name:24s}", *(f"{key} {100 * value:5.1f}" for key, value in numbers.items() if value is not None))
+    print(f"record     {os.path.join(options.out, 'record.json')}")
+    return 0
 
 
 def data_list(options) -> int:
@@ -180,9 +209,20 @@ def build_parser(add_commands=lambda commands: None) -> argparse.ArgumentParser:
     sub.add_argument("-i", "--input", required=True, metavar="GOOD_DIR", help="folder of good images, nested or not")
     sub.add_argument("-o", "--output", required=True, metavar="MODEL", help="folder of the model")
     sub.add_argument("--method", default="patchcore", help="method")
-    sub.add_argument("--profile", default="laptop", help="profile whose settings are used")
+    sub.set_defaults(checkpoint=None)
+    sub.add_argument("--products", metavar="DIR", help="folders of other products that few_shot or unified learn from")
+    sub.add_argument("--profile", default="laptop", help="profile whose settings are used; a name or FILE.yaml")
     roi = "white where to look; once for each camera pose, by name"
     sub.add_argument("--roi", action="append", default=[], metavar="[PATTERN=]MASK", help=roi)
+    with_settings(sub)
+
+    imports = commands.add_parser("import", help="make a model of released weights", description="Import weights.")
+    kinds = imports.add_subparsers(title="whose", metavar="METHOD", required=True, parser_class=_Parser)
+    sub = command(kinds, "glass", import_glass, "adlib import glass ckpt_best_42.pth -i parts/good -o model/")
+    sub.add_argument("checkpoint", help="ckpt*.pth of the authors' code")
+    sub.add_argument("-i", "--input", required=True, metavar="GOOD_DIR", help="good images the weights have not seen")
+    sub.add_argument("-o", "--output", required=True, metavar="MODEL", help="folder of the model")
+    sub.add_argument("--profile", default="paper", help="profile whose settings are used; a name or FILE.yaml")
     with_settings(sub)
 
     sub = command(commands, "threshold", threshold, "adlib threshold -m model/ -i parts/more_good")
@@ -204,6 +244,15 @@ def build_parser(add_commands=lambda commands: None) -> argparse.ArgumentParser:
     sub.add_argument("--threshold", type=float, help="image threshold; default the model's")
     sub.add_argument("--pixel-threshold", type=float, help="threshold of regions; default the model's")
     sub.add_argument("--min-area", type=float, default=0.0005, help="smallest region, share of the image")
+
+    sub = command(
+        commands, "evaluate", evaluate, "adlib evaluate -m model/ --data-root ~/MAD-man --category tile --out out/"
+    )
+    sub.add_argument("-m", "--model", required=True, metavar="MODEL", help="folder of the model")
+    sub.add_argument("--data-root", metavar="DIR", help="folder that holds the category folders; none: demo data")
+    sub.add_argument("--dataset", help="layout or data set; default: by the name of the data root, else mvtec")
+    sub.add_argument("--category", required=True, help="category, for example bottle")
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder of record and scores")
 
     data = commands.add_parser("data", help="list, get and check data sets", description="List, get, check data sets.")
     actions = data.add_subparsers(title="actions", metavar="ACTION", required=True, parser_class=_Parser)

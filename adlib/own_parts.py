@@ -27,7 +27,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from adlib import methods, profiles
-from adlib.datasets.table import file_hash
+from adlib.datasets.table import existing_folder, file_hash, subfolders
 from adlib.errors import InputError
 from adlib.evaluation import thresholds
 from adlib.images import IMAGE_SUFFIXES, RESULTS_MARK, Batch, list_images, read_image, read_mask, to_tensor
@@ -48,23 +48,50 @@ def normal_table(folder) -> tuple[pd.DataFrame, list[str]]:
     return table.assign(split="train", category=Path(folder).resolve().name), unreadable
 
 
-def train(folder, out, method: str = "patchcore", settings: dict | None = None, roi=()) -> tuple[object, list[str]]:
+def product_tables(folder) -> dict[str, pd.DataFrame]:
+    """Return a table of normal images for each product below `folder`: of its `train/good`, or of all its images."""
+    places = {place.name: place for place in subfolders(existing_folder(folder))}
+    good = {name: place / "train" / "good" for name, place in places.items()}
+    if not places:
+        raise InputError(f"{folder} holds no folder; give one with a folder of good images for each other product")
+    return {name: normal_table(good[name] if good[name].is_dir() else place)[0] for name, place in places.items()}
+
+
+def train(
+    folder, out, method: str = "patchcore", settings: dict | None = None, roi=(), products=None, checkpoint=None
+) -> tuple[object, list[str]]:
     """Fit a method on a folder of good images, set its thresholds from held-out scores and save it to `out`.
 
     Args:
         roi: masks of the region of interest, see `read_roi`; the model keeps them, and `predict` uses them.
+        products: folder of other products, each a folder of good images or in the MVTec layout; `few_shot` and
+            `unified` are trained on them first.
+        checkpoint: weights that GLASS's authors released (`ckpt*.pth`), in place of training; the settings are those
+            they were trained with, and the images only set the thresholds.
 
     Returns:
         the fitted method and one line for each file that was skipped.
     """
     _keep_apart(out, folder)
+    if products is not None:
+        _keep_apart(out, products)
     table, unreadable = normal_table(folder)
     facts = {"trained_on": sorted({file_hash(path) for path in table.image_path}), "roi": read_roi(roi)}
     settings = profiles.shaped(method, settings or {}, table.image_path, report=print)
     if os.path.isfile(settings.get("weights", "")):
         settings = settings | {"weights": os.path.abspath(settings["weights"])}  # the model is used from other folders
+    fitted = methods.create(method, **settings)
+    if products is not None:
+        if not hasattr(fitted, "train_episodes"):
+            raise InputError(f"method {method!r} is not trained on other products; few_shot and unified are")
+        fitted.train_episodes(product_tables(products))
+        print(f"trained on {', '.join(fitted.trained_on)}: step {fitted.history.selected_step} is kept")
     with _inside(table, facts["roi"]) as seen:
-        fitted = methods.create(method, **settings).fit(seen)
+        if checkpoint is None:
+            fitted.fit(seen)
+        else:
+            fitted.use_original(checkpoint, normals=seen)
+            facts["trained_on"] = []
     if len(fitted.normal_scores) >= 2:
         facts |= _thresholds(fitted.normal_scores, fitted.normal_map_maxima)
     fitted.save(out, **facts)  # one write: never a new model beside the thresholds of the one before

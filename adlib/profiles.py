@@ -1,15 +1,21 @@
 """Profiles: parameters only. `smoke` is the embedded demo data, `laptop` real data on a CPU, `paper` the papers' own.
 
-A profile is a YAML file in `profiles/` with one schema:
+A profile is a YAML file in `profiles/` with one schema; one of your own, `--profile FILE.yaml`, says `based_on:` and
+nothing but what it changes. Its `methods` and `studies` change single settings, any other key takes the place of the
+whole.
 
     description: one line
     datasets:           # what a batch runs without a data root: data set -> {categories: [...]}
     discover: false     # with a data root: run every data set that is found below it
+    keep_models: false  # leave each run's model in its folder
     seeds: [0]
     only: {}            # method -> the categories it runs on, where not all
     methods:            # method -> changes to its default settings
     studies:            # notebook of a study -> its settings; every profile knows the same ones
 """
+
+import os
+from pathlib import Path
 
 import yaml
 
@@ -22,6 +28,7 @@ KEYS = {
     "description": str,
     "datasets": dict,
     "discover": bool,
+    "keep_models": bool,
     "seeds": list,
     "only": dict,
     "methods": dict,
@@ -29,10 +36,33 @@ KEYS = {
 }
 
 
+def files() -> dict[str, Path]:
+    """Return the profiles by name: those of the repository's `profiles/` folder, and your own one, `$ADLIB_PROFILE`."""
+    own = [Path(os.environ["ADLIB_PROFILE"])] if os.environ.get("ADLIB_PROFILE") else []
+    files = sorted((root() / "profiles").glob("*.yaml"))
+    return {file.stem: file for file in (*own, *files) if file.stem != "costs"}  # what they cost, see adlib_book.costs
+
+
 def names() -> list[str]:
-    """Return the names of the profiles, those of the repository's `profiles/` folder."""
-    files = (root() / "profiles").glob("*.yaml")
-    return sorted(file.stem for file in files if file.name != "costs.yaml")  # what they cost, see adlib_book.costs
+    """Return the names of the profiles."""
+    return sorted(files())
+
+
+def use(profile: str) -> str:
+    """Return the name of a profile; a YAML file of your own is known by its stem from now on, to notebooks as well."""
+    if not profile.endswith((".yaml", ".yml")):
+        return profile
+    file = Path(profile).resolve()
+    if not file.is_file():
+        raise InputError(f"profile {profile} does not exist; give a YAML file with based_on, or a name")
+    if file.stem in names() and files()[file.stem] != file:
+        raise InputError(f"profile {profile} is called like one of the repository's, {file.stem!r}; rename the file")
+    os.environ["ADLIB_PROFILE"] = str(file)  # a batch and its kernels are processes of their own
+    try:
+        check(file.stem)
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith(str(file)) else f"{file}: {error}") from None
+    return file.stem
 
 
 def load(name: str) -> dict:
@@ -42,11 +72,10 @@ def load(name: str) -> dict:
         InputError: unknown profile, unknown or wrongly typed key, unknown method.
     """
     choice("profile", name, names())
-    file = root() / "profiles" / f"{name}.yaml"
-    try:
-        profile = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{file} is not valid YAML: {str(error).splitlines()[0]}") from None
+    file = files()[name]
+    profile, base = _read(file), name
+    if file.parent != root() / "profiles":
+        base, profile = _changed(file, profile)
     for key, kind in KEYS.items():
         if not isinstance(profile.get(key), kind):
             raise InputError(f"{file}: key {key!r} must be there and be a {kind.__name__}")
@@ -56,7 +85,42 @@ def load(name: str) -> dict:
         choice(f"{file}: method under 'only'", method, profile["methods"])
     for method in profile["methods"]:
         choice(f"{file}: method", method, methods.METHODS)
-    return {"name": name, **profile}
+    return {"name": name, "based_on": base, **profile}
+
+
+def _read(file: Path) -> dict:
+    try:
+        profile = yaml.safe_load(file.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(profile, dict):
+        raise InputError(f"{file} must hold keys and values, such as seeds: [0]")
+    return profile
+
+
+def _changed(file: Path, changes: dict) -> tuple[str, dict]:
+    """Return the name of the profile that an own one is based on, and its keys with the changes."""
+    for key in changes:
+        choice(f"{file}: key", key, ("based_on", *KEYS))
+    bases = [name for name in names() if name != file.stem]
+    if "based_on" not in changes:
+        raise InputError(f"{file} is based on nothing; add a line such as based_on: laptop ({', '.join(bases)})")
+    choice(f"{file}: based_on", changes["based_on"], bases)
+    base = load(changes["based_on"])
+    profile = {key: base[key] for key in KEYS}
+    for key, value in changes.items():
+        if key in ("methods", "studies") and isinstance(value, dict):
+            for name, own in value.items():
+                choice(f"{file}: {key}", name, methods.METHODS if key == "methods" else profile[key])
+                if not isinstance(own, dict):
+                    raise InputError(f"{file}: {key} {name!r} must hold settings and values")
+                if key == "studies":
+                    for setting in own:
+                        choice(f"{file}: setting of {name}", setting, profile[key][name])
+            value = profile[key] | {name: profile[key].get(name, {}) | own for name, own in value.items()}
+        if key != "based_on":
+            profile[key] = value
+    return base["based_on"], profile
 
 
 def check(name: str) -> None:

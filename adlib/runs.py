@@ -2,6 +2,7 @@
 
     results/runs/<profile>/<method>/<dataset>-<category>-seed<k>/{record.json, scores.csv, maps.npz, notebook.ipynb}
 
+and `model/`, where the profile says `keep_models`; `evaluate_model` tests it on other data.
 Tables and figures read records and nothing else.
 """
 
@@ -26,9 +27,10 @@ import torch
 
 from adlib import datasets, methods, profiles, source_files
 from adlib.errors import InputError
-from adlib.evaluation import Evaluation, at_threshold, evaluate, thresholds
+from adlib.evaluation import Evaluation, at_threshold, by_defect_kind, evaluate, thresholds
 from adlib.images import backbones
 from adlib.images.features import peak_memory_mib
+from adlib.methods import storage
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import as_dict, build
 
@@ -73,30 +75,38 @@ class Run:
         method, profile, dataset, data_root, category, seed: as on the command line; `data_root` "" for the demo data.
         settings: changes to the profile's settings of the method.
         out_dir: where the record goes; "" for its place below `results/runs`.
-        notebook: file name of the notebook, for the record.
+        notebook: file name of the notebook, for the record; "" where there is none.
+        fitted: `settings` are those of a fitted model: no profile changes them, and no training image is needed.
 
     Attributes:
         table, train, test: the sample table and its normal training and its test rows.
         settings: the settings to make the method with.
     """
 
-    def __init__(self, method, *, notebook, profile, dataset, data_root, category, seed, settings=None, out_dir=""):
+    def __init__(
+        self, method, *, notebook, profile, dataset, data_root, category, seed, settings=None, out_dir="", fitted=False
+    ):
         self.method, self.notebook, self.profile = method, notebook, profile
         self.dataset, self.category, self.seed = dataset, category, seed
-        self.settings = profiles.method_settings(profile, method, {**(settings or {}), "seed": seed})
+        self.keep_model = not fitted and profiles.load(profile)["keep_models"]
+        self.settings = settings
+        if not fitted:
+            self.settings = profiles.method_settings(profile, method, {**(settings or {}), "seed": seed})
         self.table = datasets.load(dataset, data_root or None, category)
         self.train = self.table[(self.table.split == "train") & (self.table.label == 0)]
         self.test = self.table[self.table.split == "test"]
+        self.n_train = len(self.train)
         if self.test.empty:
             raise InputError(f"{dataset}/{category} has no test image; expected some in {category}/test/good")
-        if self.train.empty:
+        if self.train.empty and not fitted:
             of_mvtec = "mvtec_ad/" if dataset in ("mad_man", "mad_sys") else ""  # these hold test images only
             where = f"{of_mvtec}{category}/train/good{' beside the data set' if of_mvtec else ''}"
             raise InputError(f"{dataset}/{category} has no normal training image; expected some in {where}")
         for line in datasets.missing_for_evaluation(self.table):
             print(f"{dataset}/{category}: {line}")
         side = self.settings.get("image_size")
-        self.settings = profiles.shaped(method, self.settings, self.train.image_path, report=print)
+        if not fitted:
+            self.settings = profiles.shaped(method, self.settings, self.train.image_path, report=print)
         # Where the input took the images' shape: the side of the square that has its pixels, by which tables compare.
         self.side = {"side": side} if isinstance(side, int) and side != self.settings["image_size"] else {}
         place = results_dir() / "runs" / profile / method / f"{dataset}-{category}-seed{seed}"
@@ -139,15 +149,18 @@ class Run:
             return None
         return thresholds.from_normals(method.normal_scores, "quantile", false_alarm_rate=0.05)
 
-    def write(self, evaluation: Evaluation, threshold: thresholds.Threshold | None = None, **extra) -> dict:
-        """Write scores.csv, then record.json, and return the record.
+    def write(
+        self, evaluation: Evaluation, threshold: thresholds.Threshold | None = None, variant: str = "", **extra
+    ) -> dict:
+        """Write the model where the profile keeps it, scores.csv, then record.json, and return the record.
 
         Args:
             evaluation: what `evaluate` returned for the test rows.
             threshold: from held-out normal images.
+            variant: of the method, such as "trained"; its record and model lie in a folder of this name.
             extra: further keys (JSON types): `selection`, learning curves, ...
         """
-        settings = build(methods.get(self.method).Settings, self.settings)
+        settings, out_dir = build(methods.get(self.method).Settings, self.settings), self.out_dir / variant
         per_image = {f"{k}_ms_per_image": round(1e3 * v, 2) for k, v in evaluation.seconds_per_image.items()}
         total = round(time.perf_counter() - self._started, 2)
         protocol = {"resolution": "input", "image_size": as_dict(settings).get("image_size"), "selection": "none"}
@@ -163,7 +176,7 @@ class Run:
             "threshold": threshold.to_dict() if threshold else None,
             "at_threshold": at_threshold(evaluation.scores, threshold.value) if threshold else None,
             "n_images": {
-                "train": len(self.train),
+                "train": self.n_train,
                 "test_normal": int((self.test.label == 0).sum()),
                 "test_anomalous": int((self.test.label == 1).sum()),
             },
@@ -178,18 +191,57 @@ class Run:
             **({"metric_bounds": evaluation.bounds} if evaluation.bounds else {}),
             **({"left_out": evaluation.left_out} if evaluation.left_out else {}),  # of the pixel metrics
             **({"vanished": evaluation.vanished} if evaluation.vanished else {}),  # at the input size
-            "notebook": f"notebooks/{self.notebook}",
+            **({"by_kind": self._by_kind(evaluation)} if by_defect_kind.has_both(self.test) else {}),
+            "by_defect": by_defect_kind.by_defect(evaluation),
+            "notebook": f"notebooks/{self.notebook}" if self.notebook else "",
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **({"variant": variant} if variant else {}),
             **extra,
         }
+        if self.keep_model:
+            keys = ("profile", "dataset", "category", "n_images")
+            facts = {"run": {key: record[key] for key in keys}, "threshold": record["threshold"]}
+            evaluation.method.save(out_dir / "model", **facts)
         scores = evaluation.scores.assign(image_path=[_relative(p) for p in evaluation.scores.image_path])
-        with atomic_path(self.out_dir / "scores.csv") as temporary:
+        with atomic_path(out_dir / "scores.csv") as temporary:
             scores.to_csv(temporary, index=False, float_format="%.6g")
-        write_maps(self.out_dir, evaluation)
-        write_record(self.out_dir, record)
+        write_maps(out_dir, evaluation)
+        write_record(out_dir, record)
         for checkpoint in self.out_dir.glob("checkpoint-*"):
             checkpoint.unlink()
         return record
+
+    def _by_kind(self, evaluation: Evaluation) -> dict:
+        resize = evaluation.method.resize
+        return by_defect_kind.by_kind(self.test, evaluation.scores.score, evaluation.anomaly_maps, resize)
+
+
+def evaluate_model(model, *, dataset, data_root, category, out_dir) -> dict:
+    """Test a fitted model on a category, of the data set it was fitted on or of another, and write the record.
+
+    Args:
+        model: folder of a model, of a run or of `adlib train`; its threshold, where it has one, is looked at.
+        dataset, data_root, category: as for `Run`; of these data only the test images are looked at.
+        out_dir: folder of the record.
+
+    Returns:
+        the record; `model` in it says what the model was fitted on, where a run made it.
+    """
+    header, out = storage.read_header(model), Path(out_dir)
+    if (out / "record.json").is_file() and "model" not in read_record(out):
+        raise InputError(f"{out} holds the record of a run; give another folder for what its model does elsewhere")
+    origin = header.get("run") or {"profile": "own", "n_images": {"train": 0}}
+    where = {"dataset": dataset, "data_root": data_root, "category": category, "out_dir": out_dir}
+    settings = header["settings"]
+    run = Run(
+        header["method"], notebook="", profile=origin["profile"], seed=settings["seed"], settings=settings,
+        fitted=True, **where,
+    )  # fmt: skip
+    run.n_train = origin["n_images"]["train"]
+    evaluation = run.evaluate(methods.load(model))
+    limit = header.get("threshold")
+    extra = {"model": {"digest": header["tensors_digest"]} | origin, "content_hash": header["tensors_digest"]}
+    return run.write(evaluation, thresholds.Threshold(**limit) if limit else None, **extra)
 
 
 def write_record(directory, record: dict) -> None:
@@ -278,10 +330,10 @@ def collect(folder=None) -> tuple[pd.DataFrame, list[str]]:
         if re.search(r"-seed\d+$", place) and place != own:
             damaged.append(f"{file} is damaged: it is the record of {own}; put it there or run again")
             continue
-        if who in files:
-            damaged.append(f"{file} repeats {files[who]}; keep one of them")
+        if (*who, record.get("variant")) in files:
+            damaged.append(f"{file} repeats {files[*who, record.get('variant')]}; keep one of them")
             continue
-        files[who] = file
+        files[*who, record.get("variant")] = file
         rows.append(
             {key: record[key] for key in keys}
             | record["metrics"]

@@ -157,7 +157,7 @@ def add_commands(commands) -> None:
     made.add_argument("--data-root", metavar="DIR", help="folder that holds the category folders; none: demo data")
     made.add_argument("--category", required=True, help="category, for example bottle")
     made.add_argument("--dataset", help="layout or data set; default: by the name of the data root, else mvtec")
-    made.add_argument("--profile", default="smoke", help="smoke, laptop or paper")
+    made.add_argument("--profile", default="smoke", help="smoke, laptop, paper or FILE.yaml")
     made.add_argument("--seed", type=int, default=0, help="seed of everything random")
     made.add_argument("--out", required=True, metavar="DIR", help="where record, scores and executed notebook go")
     made.add_argument("--force", action="store_true", help="run even where an up-to-date record is there")
@@ -201,7 +201,7 @@ def add_commands(commands) -> None:
 
 def _with_selection(made) -> None:
     """Let a command take a profile's batch, or a part of it."""
-    made.add_argument("--profile", default="smoke", help="smoke, laptop or paper")
+    made.add_argument("--profile", default="smoke", help="smoke, laptop, paper or FILE.yaml")
     made.add_argument("--data-root", metavar="DIR", help="folder that holds data sets")
     for field in ("method", "dataset", "category", "seed"):
         made.add_argument(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import yaml
 
+from adlib import profiles
 from adlib.errors import InputError
 from adlib.paths import root
 from adlib.settings import choice
@@ -39,6 +40,8 @@ def read(profile: str, entry: str) -> Cost:
     """
     file = root() / "profiles" / "costs.yaml"
     costs = _costs(file)
+    if profile not in costs:  # one of your own
+        profile = profiles.load(profile)["based_on"]
     choice(f"{file}: profile", profile, costs)
     choice(f"{file}: entry of {profile}", entry, costs[profile])
     values = costs[profile][entry]

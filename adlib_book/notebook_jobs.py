@@ -92,7 +92,7 @@ def plan(profile: str, data_root: str = "") -> list[Job]:
         if category in settings["only"].get(method, categories)
         for seed in settings["seeds"]
     ]
-    if profile in ONE_STORY:
+    if settings["based_on"] in ONE_STORY:
         first = {job.method: job for job in reversed(jobs)}.values()
         jobs = [replace(job, story=job in first) for job in jobs]
     return jobs
@@ -484,7 +484,7 @@ def notebooks(kind: str) -> dict[str, dict]:
 
     Args:
         kind: "story", told on the demo data, by a batch of the smoke profile; "study", which fits `methods` (names, or
-            "all"), on the demo data or on the first category that was found; or "records", which fits nothing and comes
+            "all"), on the demo data or on what the profile names; or "records", which fits nothing and comes
             last. `shows` are patterns below `results`: committed numbers that stand beside the notebook's own.
     """
     names = [file.stem for file in sorted((root() / "notebooks").glob("[!.]*.ipynb"))]
@@ -546,24 +546,34 @@ def inputs(name: str) -> list[str]:
     return list(dict.fromkeys(map(str, (*files, *shown))))
 
 
-def once_command(name: str, profile: str, jobs: list[Job], data_root: str) -> list[str]:
-    """The `adlib notebook` command line of a notebook that a batch runs once.
+def once_commands(name: str, profile: str, jobs: list[Job], data_root: str) -> list[list[str]]:
+    """The `adlib notebook` command lines of a notebook that a batch runs once, one after the other.
 
-    A story has its own defaults; so has a study on demo data. On other data a study that takes a category gets the
-    first one of the batch; the others choose below the data root themselves, as do notebooks of records.
+    A story has its own defaults; so has a study on demo data. On other data a study runs on every category of the batch
+    that the profile names for it; the last one shows the mean over all, the others stand in a folder beside it. Where
+    the batch has none of them it runs on the first category. A study without `data` and notebooks of records choose
+    below the data root themselves.
     """
-    kind, parameters = facts(name).get("kind"), {"profile": profile}
-    if kind == "records":
-        parameters["data_root"] = data_root
-    elif profile != "smoke":
-        cells = json.loads(notebook_path(name).read_text())["cells"]
-        declared = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-        place = {key: getattr(jobs[0], key) for key in ("dataset", "data_root", "category")}
-        parameters |= place if "\ncategory:" in declared else {"data_root": data_root}
-    # JSON is YAML with quotes: a category called 01 stays text.
-    pairs = [] if kind == "story" else [f"{key}={json.dumps(value)}" for key, value in parameters.items()]
-    out = str(results_dir() / "notebooks" / profile / f"{name}.ipynb")
-    return ["notebook", name, *(part for pair in pairs for part in ("--set", pair)), "--out", out]
+    kind, places = facts(name).get("kind"), [{"profile": profile}]
+    data = profiles.load(profile)["studies"].get(name, {}).get("data")
+    if kind == "records" or (kind == "study" and profile != "smoke" and data is None):
+        places[0]["data_root"] = data_root
+    elif kind == "study" and profile != "smoke":
+        roots = {(job.dataset, job.category): job.data_root for job in jobs}
+        named = [(d, c) for d, c in roots if data.get(d) == "all" or c in data.get(d, ())] or list(roots)[:1]
+        places = [
+            {"profile": profile, "dataset": dataset, "data_root": roots[dataset, category], "category": category}
+            for dataset, category in named
+        ]
+    folder, commands = results_dir() / "notebooks" / profile, []
+    for place in places:
+        # JSON is YAML with quotes: a category called 01 stays text.
+        pairs = [] if kind == "story" else [f"{key}={json.dumps(value)}" for key, value in place.items()]
+        own = folder / f"{name}.ipynb"
+        if place is not places[-1]:
+            own = folder / name / f"{place['dataset']}-{place['category']}.ipynb"
+        commands.append(["notebook", name, *(part for pair in pairs for part in ("--set", pair)), "--out", str(own)])
+    return commands
 
 
 def of_notebook(name: str, profile: str) -> str:
@@ -578,7 +588,7 @@ def of_notebook(name: str, profile: str) -> str:
         files = inputs(name)
         parts += [Path(file) for file in files if not (file.startswith(own[0]) or file.endswith(own[1]))]
     if kind == "study":
-        parts.append(root() / "profiles" / f"{profile}.yaml")
+        parts.append(profiles.files()[profile])
     read = records_read(name, profile)
     parts += [progress.record_digest(file.parent) for file in sorted(results_dir().glob(read))] if read else []
     return progress.digest(*parts)

@@ -206,13 +206,13 @@ def _columns(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         weights.setdefault(method, Counter()).update([fact["weights"]] if fact["weights"] else [])
     columns = []
     for method, fact in zip(table.method, facts, strict=True):
-        parts = [fact["shots"]] if fact["shots"] else []
+        parts = [fact[name] for name in ("shots", "training") if fact[name]]
         parts += [fact[name] for name, usual in common.items() if fact[name] and fact[name] != usual]
         if fact["weights"] and fact["weights"] != weights[method].most_common(1)[0][0]:
             parts.append(f"weights {fact['weights']}")
         if fact["selection"] not in HONEST:
             parts.append("oracle: step chosen on the test set")
-        elif len(selections[method]) > 1:
+        elif len(selections[method]) > 1 and fact["training"] != "untrained":
             parts.append(f"step: {fact['selection']}")
         columns.append(f"{method} ({', '.join(parts)})" if parts else method)
     where = "network input size" if common["resolution"] == "input" else f"{common['resolution']} size"
@@ -235,7 +235,16 @@ def _protocol(row) -> dict[str, str]:
         "selection": str(row.protocol.get("selection", "?")),
         "shots": f"{shots} shots" if shots else "",
         "weights": (getattr(row, "weights", None) or {}).get("hash", "")[:8],
+        "training": _training(row.protocol),
     }
+
+
+def _training(protocol: dict) -> str:
+    """Say whether a model that can be trained on other products was, and whether that changed it."""
+    if "trained_on" not in protocol:
+        return ""
+    trained = "step 0 kept" if protocol.get("step") == 0 else "trained elsewhere"
+    return trained if protocol["trained_on"] else "untrained"
 
 
 def make_cells(records: Records) -> pd.DataFrame:
@@ -451,7 +460,7 @@ def coverage(records: Records, profile: str) -> Table:
             own = table[(table.dataset == dataset) & (table.method == method)] if len(table) else table
             have = set(own.category) if len(own) else set()
             wanted = [c for c in names if c in settings["only"].get(method, names)] or sorted(have)
-            seeds = sorted({len(group) for _, group in own.groupby("category")}) if len(own) else []
+            seeds = sorted(set(own.groupby("category").seed.nunique())) if len(own) else []
             some = f", {'-'.join(map(str, seeds))} seeds" if seeds not in ([], [1]) else ""
             broken = sum(place[::2] == (dataset, method) for place in records.damaged)
             marked = f" {DAMAGED}" + (f" {broken}" if broken > 1 else "") if broken else ""

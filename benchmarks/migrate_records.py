@@ -18,10 +18,16 @@ WHY = "before inputs kept their aspect ratio and one judge chose for all methods
 
 
 def migrate(record: dict, why: str) -> dict:
-    """Return the record with today's names in `parameters`, marked as older."""
+    """Return the record with today's names, marked as older; its protocol says whether its model was trained."""
     names = {old: new for old, new in RENAMED.items() if old not in MERGED} | {"target_dim": "embedding_dim"}
     parameters = {names.get(name, name): value for name, value in record["parameters"].items()}
-    return record | {"parameters": parameters, "older": record.get("older") or why}
+    protocol = dict(record["protocol"])
+    if record["method"] == "few_shot":  # `trained_on` was that of a second model beside it
+        protocol["trained_on"] = []
+        record = {key: value for key, value in record.items() if key != "trained_on"}
+    if "trained_on" in protocol and "selected_step" in record:
+        protocol["step"] = record["selected_step"]
+    return record | {"protocol": protocol, "parameters": parameters, "older": record.get("older") or why}
 
 
 def main() -> None:

@@ -381,8 +381,10 @@ def test_a_record_is_up_to_date_when_the_story_that_was_asked_for_is_told(
     assert ("adlib: story failed: cell 9 of 11a_padim.ipynb: IndexError: 2" in errors) == (told == "failed")
 
 
-@pytest.mark.parametrize("command", ["run", "notebook", "reproduce", "plan", "train", "threshold", "update", "predict",
-                                     "data list", "data get", "data check"])  # fmt: skip
+COMMANDS = ["run", "notebook", "reproduce", "plan", "train", "import glass", "threshold", "update", "predict"]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "evaluate", "data list", "data get", "data check"])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         adlib(*command.split(), "--help")

@@ -118,7 +118,8 @@ def test_a_batch_is_its_images_one_by_one(fit, test_batch, name):
 
 @every_method
 def test_saved_and_loaded_is_the_same(fit, test_batch, name, tmp_path):
-    fit(name).save(tmp_path / "model")
+    fit(name).save(tmp_path / "model", threshold={"value": 1.0})
+    assert storage.read_header(tmp_path / "model")["threshold"] == {"value": 1.0}
     again = methods.load(tmp_path / "model")
     assert type(again) is type(fit(name))
     assert again.settings == fit(name).settings

@@ -114,7 +114,11 @@ def test_mad_takes_the_training_images_of_mvtec_ad_beside_it(mad_tree):
         assert summary(datasets.load("mad_man", root, "bottle")) == together
     assert datasets.categories("mad_man", mad_tree) == ["bottle", "wood"]
     assert [datasets.guess_dataset(root) for root in (mad_tree, mad_tree / "Person_2")] == ["mad_man", "mad_man"]
-    assert datasets.guess_dataset(mad_tree.parent) == "mvtec_ad"
+    assert datasets.discover(mad_tree.parent) == [
+        ("mad_man", "mvtec", mad_tree, ["bottle"]),
+        ("mvtec_ad", "mvtec", mad_tree.parent / "mvtec_ad", ["bottle"]),
+    ]
+    assert datasets.discover(mad_tree) == [("mad_man", "mvtec", mad_tree, ["bottle"])]
     refused(r"'botle' is not in .* \(did you mean 'bottle'\?\)", "mad_man", mad_tree, "botle")
     kinds = [problem.kind for problem in datasets.check("mad_man", mad_tree, "bottle")]
     assert kinds == ["fewer than 4 normal training images"]
@@ -124,6 +128,10 @@ def test_mad_under_its_released_name(mad_tree):
     image(mad_tree.parent / "MAD-sys/Beta_0.1/wood/test/faint/1.png")
     assert datasets.guess_dataset(mad_tree.parent / "MAD-sys") == "mad_sys"
     assert datasets.load("mad_sys", mad_tree.parent / "MAD-sys").category.tolist() == ["wood"]
+    image(mad_tree.parent / "MAD-sys/Beta_0.9/wood/test/faint/1.png")  # no part of the paper's
+    own = mad_tree.parent / "MAD-sys/Beta_0.9"
+    assert [datasets.guess_dataset(own), len(datasets.load("mad_sys", own, "wood"))] == ["mad_sys", 1]
+    assert len(datasets.load("mad_sys", own.parent, "wood")) == 1
 
 
 def test_a_category_without_defects_and_one_without_masks(mvtec_tree):

@@ -80,6 +80,20 @@ def test_notebook_keeps_the_rules(path):
     assert prose > 800, "a notebook is prose first"
 
 
+def test_committed_studies_have_a_producer():
+    """Two files of earlier code have none; no third may join them."""
+    code = [*(root() / "benchmarks").glob("*.py"), root() / "adlib_book/studies/audit.py"]
+    text, notebooks = "".join(file.read_text() for file in code), {file.stem for file in NOTEBOOKS}
+    stems = {
+        file.stem.removesuffix("_laptop")
+        for file in (root() / "results/studies").glob("*.csv")
+        if "_smoke" not in file.stem
+    }
+    stems -= {"glass_one_head", "pagmfr_remedies"}
+    assert {"23_scorers", "audit", "ulsad_tray"} <= stems
+    assert not [stem for stem in stems - notebooks if not re.search(rf"\b{stem}", text)]
+
+
 def test_no_tracked_file_points_at_one_machine():
     files = subprocess.run(["git", "ls-files"], cwd=root(), capture_output=True, text=True, check=False)
     if files.returncode:

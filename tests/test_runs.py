@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 from conftest import SMALL_SETTINGS, texture, write_image
 
-from adlib import evaluation, methods, runs, source_files
+from adlib import evaluation, methods, profiles, runs, source_files
 from adlib.errors import InputError
 from adlib.evaluation import thresholds
 from adlib.images import Resize
@@ -34,6 +35,7 @@ def record(run):
     with run.timed("fit"):
         method = methods.create("patchcore", **run.settings).fit(run.train)
     result = evaluation.evaluate(method, run.test)
+    run.keep_model = True
     return run.write(result, thresholds.from_normals(method.normal_scores))
 
 
@@ -47,6 +49,43 @@ def test_record_has_every_field_and_reads_back(run, record):
     assert record["threshold"]["n_normals"] == 6
     assert record["timing"]["fit_s"] > 0
     assert record["peak_memory_mib"] > 10
+
+
+def test_the_model_of_a_run_is_tested_again(run, record, small_tree, tmp_path):
+    where = {"dataset": "mvtec", "data_root": str(small_tree), "category": "plate"}
+    again = runs.evaluate_model(run.out_dir / "model", out_dir=tmp_path, **where)
+    same = ("metrics", "by_defect", "threshold", "at_threshold", "n_images", "seed")
+    assert {key: again[key] for key in same} == {key: record[key] for key in same}
+    assert again["by_defect"]["hole"] == {key: again["metrics"][key] for key in ("image_auroc", "aupro_30")} | {"n": 4}
+    assert (again["model"]["category"], again["parameters"]) == ("plate", record["parameters"])
+    with pytest.raises(InputError, match="holds the record of a run"):
+        runs.evaluate_model(run.out_dir / "model", out_dir=run.out_dir, **where)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds: [1]", "is based on nothing"),
+        ("based_on: laptp", "did you mean 'laptop'"),
+        ("based_on: laptop\nsedes: [1]", "did you mean 'seeds'"),
+        ("based_on: laptop\nmethods: {patchcore: {corest: 1}}", "did you mean 'coreset'"),
+        ("based_on: laptop\nstudies: {23_scorers: {n_trian: 1}}", "did you mean 'n_train'"),
+        ("- 1", "must hold keys and values"),
+    ],
+)
+def test_a_profile_of_ones_own_says_what_it_changes(tmp_path, monkeypatch, text, message):
+    monkeypatch.setenv("ADLIB_PROFILE", "")  # so that it is as before when the test ends
+    file = tmp_path / "mine.yaml"
+    file.write_text("based_on: paper\nseeds: [7]\nmethods: {patchcore: {k: 3}}")
+    assert profiles.use(str(file)) == "mine"
+    mine, paper = profiles.load("mine"), profiles.load("paper")
+    assert mine["methods"] == paper["methods"] | {"patchcore": paper["methods"]["patchcore"] | {"k": 3}}
+    assert (mine["seeds"], mine["based_on"], mine["studies"]) == ([7], "paper", paper["studies"])
+    file.write_text(text)
+    with pytest.raises(InputError, match=message):
+        profiles.use(str(file))
+    with pytest.raises(InputError, match="rename the file"):
+        profiles.use(str(file.rename(tmp_path / "laptop.yaml")))
 
 
 def test_scores_csv_lets_the_image_metrics_be_computed_again(run, record):
@@ -105,6 +144,7 @@ def test_a_run_takes_the_shape_of_its_training_images_and_is_then_up_to_date(tmp
     run.out_dir.mkdir()
     run.checkpoint.touch()  # a job that was stopped
     (left := run.out_dir / "checkpoint-of-other-settings.pt").touch()
+    run.keep_model = False
     record = run.write(evaluation.evaluate(Blind(), run.test))
     assert not run.checkpoint.exists()
     assert not left.exists()
@@ -349,23 +389,27 @@ def test_what_renews_a_notebook():
     } <= names
 
 
-def test_a_study_runs_on_its_own_defaults_or_on_the_first_category_found(notebook, monkeypatch):
-    monkeypatch.setenv("ADLIB_RESULTS", str(folder := notebook("1")))
-    smoke = notebook_jobs.once_command("toy", "smoke", [], "")
-    out = f"{folder}/notebooks/smoke/toy.ipynb"
-    assert smoke == ["notebook", "toy", "--set", 'profile="smoke"', "--out", out]
-    jobs = [notebook_jobs.Job("laptop", "patchcore", "btad", "/data/btad", "01", 0)]
+def test_a_study_runs_on_its_own_defaults_or_on_what_the_profile_names(monkeypatch):
+    monkeypatch.setenv("ADLIB_RESULTS", "/r")
+    out = "/r/notebooks/smoke/23_scorers.ipynb"
+    smoke = notebook_jobs.once_commands("23_scorers", "smoke", [], "")
+    assert smoke == [["notebook", "23_scorers", "--set", 'profile="smoke"', "--out", out]]
+    places = [("btad", "01"), ("mvtec_ad", "screw"), ("mvtec_ad", "tile"), ("magnetic_tile", "magnetic_tile")]
+    jobs = [notebook_jobs.Job("laptop", "dfr", name, f"/data/{name}", category, 0) for name, category in places]
 
-    def chosen(declared):
-        book = nbformat.read(folder / "notebooks/toy.ipynb", as_version=4)
-        book.cells[0].source = declared
-        nbformat.write(book, folder / "notebooks/toy.ipynb")
-        command = notebook_jobs.once_command("toy", "laptop", jobs, "/data")
-        return parse_overrides([command[i + 1] for i, part in enumerate(command) if part == "--set"])
+    def chosen(name, jobs=jobs):
+        commands = notebook_jobs.once_commands(name, "laptop", jobs, "/data")
+        given = [[part for before, part in pairwise(command) if before == "--set"] for command in commands]
+        return [parse_overrides(values) for values in given], [command[-1] for command in commands]
 
-    place = {"dataset": "btad", "data_root": "/data/btad", "category": "01"}
-    assert chosen("profile: str = ''\ncategory: str = 'gear'") == {"profile": "laptop"} | place
-    assert chosen("profile: str = ''\ndata_root: str = ''") == {"profile": "laptop", "data_root": "/data"}
+    def parameters(*places):
+        names = ("dataset", "data_root", "category")
+        return [{"profile": "laptop"} | dict(zip(names, (d, f"/data/{d}", c), strict=True)) for d, c in places]
+
+    files = [f"/r/notebooks/laptop/23_scorers{end}.ipynb" for end in ("/mvtec_ad-screw", "")]
+    assert chosen("23_scorers") == (parameters(places[1], places[3]), files)
+    assert chosen("23_scorers", jobs[:1])[0] == parameters(places[0])  # none of the named ones is there
+    assert chosen("92_protocol_audit")[0] == [{"profile": "laptop", "data_root": "/data"}]
 
 
 @pytest.fixture

@@ -62,6 +62,8 @@ def test_what_a_study_names_exists(profile):
         for place in places:
             dataset, _, category = place.partition("/")
             assert category in DATASETS[dataset].categories
+    for name, categories in (pair for study in known.values() for pair in study.get("data", {}).items()):
+        assert categories == "all" or set(categories) <= set(DATASETS[name].categories)
     sizes = {**known["21_backbones"]["backbones"], **known["21_backbones"]["time_only"]}
     sizes |= {backbone: stages for backbone, stages, _ in known["22_pretrainings"]["pretrainings"].values()}
     for backbone, stages in sizes.items():

@@ -85,11 +85,15 @@ def discover(root) -> list[tuple[str, str, Path, list[str]]]:
         catalogue, the data set is called by its folder.
     """
     root = existing_folder(root)
-    name = _recognise(root)
+    name, own = _recognise(root), mad.name_of(root)
     if name is not None and LAYOUTS[name].is_category(root):
         return [(root.parent.name, name, root.parent, [root.name])]
     entries = []
-    for folder in [root] if name is not None else subfolders(root):
+    for folder in [root] if name is not None or own is not None else subfolders(root):
+        # MAD-man and MAD-sys have test images only; they count where MVTec AD lies beside them.
+        if (own := mad.name_of(folder)) and (names := mad.trainable(folder)):
+            entries.append((own, "mvtec", folder, names))
+            continue
         name = _recognise(folder)
         # A category needs its data set's folder around it.
         if name is not None and not LAYOUTS[name].is_category(folder):

@@ -18,7 +18,8 @@ from adlib.paths import data_dir
 
 NAMES = ("mad_man", "mad_sys")
 TRAINED_ON = "mvtec_ad"
-PART = re.compile(r"Person_[1-5]|Beta_0\.[1357]")  # Beta_0.9 is released too, but not in the paper
+# Beta_0.9 is released too, but not in the paper: it is read as a root of its own.
+PART = re.compile(r"Person_[1-5]|Beta_0\.[1357]")
 
 
 def name_of(root: Path) -> str | None:
@@ -30,6 +31,11 @@ def name_of(root: Path) -> str | None:
 def categories(root: Path) -> list[str]:
     """Return the names of the categories of all parts, sorted."""
     return sorted({name for part in _parts(root) for name in MVTEC.categories(part)})
+
+
+def trainable(root: Path) -> list[str]:
+    """Return the categories that have training images, their own or MVTec AD's."""
+    return [name for name in categories(root) if any(row[4] == "train" for row in rows(root, name))]
 
 
 def rows(root: Path, category: str) -> list[tuple]:

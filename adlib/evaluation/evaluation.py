@@ -41,6 +41,7 @@ class Evaluation:
             `black_mask`; empty where there is none.
         vanished: number of `masks` and of `regions` of which no pixel is left at the input size, so that pixel metrics
             do not see them, and `of_masks`, `of_regions`, how many there are; empty where none vanishes.
+        method: the fitted method whose scores these are.
     """
 
     scores: pd.DataFrame
@@ -52,6 +53,7 @@ class Evaluation:
     measured: list = field(default_factory=list, repr=False)
     left_out: dict = field(default_factory=dict)
     vanished: dict = field(default_factory=dict)
+    method: object = field(default=None, repr=False)
 
     def __post_init__(self):
         self.measured = self.measured or [True] * len(self.anomaly_maps)
@@ -123,7 +125,9 @@ def evaluate(method, table: pd.DataFrame, resolution: str = "input", batch_size:
         warnings.warn(f"pixel metrics do not see defects too small for the input size: {counts}", stacklevel=1)
     scores = table[["image_path", "category", "defect", "label"]].reset_index(drop=True).assign(score=image_scores)
     seconds = {"score": scoring / len(table), "read_and_score": elapsed / len(table)}
-    return Evaluation(scores, values, seconds, anomaly_maps, masks, bounds, measured.tolist(), left_out, vanished)
+    return Evaluation(
+        scores, values, seconds, anomaly_maps, masks, bounds, measured.tolist(), left_out, vanished, method
+    )
 
 
 def regions_left(mask: np.ndarray, small: np.ndarray, geometry) -> tuple[int, int]:

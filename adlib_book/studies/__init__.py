@@ -82,6 +82,12 @@ class Study:
         """What was measured, one row per measurement; metrics as fractions."""
         return pd.DataFrame(self.rows)
 
+    def average(self, keys: list[str]) -> pd.DataFrame:
+        """Return the mean in percent over the categories that this profile has written, a row a group of `keys`."""
+        table = read(self.name, self.profile)
+        places = table.groupby(keys, sort=False).category.nunique().rename("categories")
+        return percent(table.groupby(keys, sort=False)[list(METRICS)].mean(), 1).join(places)
+
     def write(self) -> Path:
         """Write the rows to `results/studies/<name>_<profile>.csv`; rows of other data and seeds there stay."""
         place = {"dataset": self.dataset, "category": self.category, "seed": self.seed}
@@ -115,9 +121,10 @@ def write_rows(name: str, rows: pd.DataFrame, keys=(), order=None, float_format:
 
 
 def read(name: str, profile: str) -> pd.DataFrame:
-    """Return the committed rows of a study for a profile; an empty table where it has not been run."""
-    file = root() / "results" / "studies" / f"{name}_{profile}.csv"  # not below $ADLIB_RESULTS: nothing is there
-    return pd.read_csv(file) if file.is_file() else pd.DataFrame()
+    """Return the rows of a study for a profile, else the committed ones; an empty table where it has not been run."""
+    places = (results_dir(), root() / "results")  # below $ADLIB_RESULTS a smoke run finds nothing of other profiles
+    files = [place / "studies" / f"{name}_{profile}.csv" for place in places]
+    return next((pd.read_csv(file) for file in files if file.is_file()), pd.DataFrame())
 
 
 def percent(table: pd.DataFrame, digits: int = 0) -> pd.DataFrame:

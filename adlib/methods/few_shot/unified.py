@@ -20,6 +20,7 @@ category is pasted as a defect into another. *Context swaps*: the same defective
 contains its kind of defect; then the target is empty.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -35,6 +36,7 @@ from adlib.images import clustering
 from adlib.images.clustering import ALGORITHMS
 from adlib.images.maps import enlarge, smooth, top_mean
 from adlib.images.patches import to_rows
+from adlib.methods import storage
 from adlib.methods.few_shot import episodic_training, losses
 from adlib.methods.few_shot.few_shot import FewShot, Projection, SupportSettings, stage_contrast
 from adlib.methods.few_shot.support_images import check_support, distinct, jittered
@@ -326,6 +328,13 @@ class Unified(FewShot):
     def load(cls, path):
         """Read a fitted method; its context is made anew from the images of its support."""
         return super().load(path)._count_normals()
+
+    def save(self, path, **facts):
+        """Write the fitted model; an untrained head, whose last layer is zero, is warned of."""
+        if not self.modules["head"].layers[-1].weight.any():
+            hint = "train_episodes trains it on other products (adlib train --products DIR)"
+            warnings.warn(f"unified: the head is untrained, step 0 of its training; {hint}", stacklevel=2)
+        return storage.save(self, path, **facts)
 
     def _count_normals(self):
         """Count p-values among the normal scores of `fit`; without any, among those of the support by `condition`."""

@@ -313,11 +313,11 @@ class PAGMFR:
         maps = output.maps | {f"whitened {stride}": white for stride, white in whitened}
         return shown | {name: upsample_and_smooth(one, size, 0) for name, one in maps.items()}
 
-    def save(self, path):
-        """Write the fitted method to the folder `path`."""
+    def save(self, path, **facts):
+        """Write the fitted method to the folder `path`, with `facts` in its description."""
         if callable(self.fusion):
             raise InputError("fusion is a function, which cannot be stored; save with fusion mlp, sum or product")
-        return storage.save(self, path)
+        return storage.save(self, path, **facts)
 
 
 def _spread_out(images: np.ndarray, n: int) -> np.ndarray:
