@@ -13,6 +13,8 @@ from adlib.errors import InputError
 def main(arguments: list[str] | None = None, parser=None) -> int:
     """Run one command and return its exit code; the book's parser knows more commands than this file."""
     warnings.formatwarning = lambda message, *_, **__: f"adlib: {message}\n"
+    if hasattr(sys.stdout, "reconfigure"):  # a name may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = parser or build_parser()
     options = parser.parse_args(arguments)
     if not hasattr(options, "run"):
@@ -53,7 +55,10 @@ def train(options) -> int:
     from adlib.methods import storage, training
     from adlib.settings import parse_overrides
 
-    settings = profiles.method_settings(options.profile, options.method, parse_overrides(options.set))
+    overrides = parse_overrides(options.set)
+    if getattr(options, "bit_depth", None) is not None:
+        overrides["bit_depth"] = options.bit_depth
+    settings = profiles.method_settings(options.profile, options.method, overrides)
     try:
         fitted, skipped = own_parts.train(
             options.input, options.output, options.method, settings, options.roi, options.products, options.checkpoint
@@ -214,6 +219,7 @@ def build_parser(add_commands=lambda commands: None) -> argparse.ArgumentParser:
     sub.add_argument("--profile", default="laptop", help="profile whose settings are used; a name or FILE.yaml")
     roi = "white where to look; once for each camera pose, by name"
     sub.add_argument("--roi", action="append", default=[], metavar="[PATTERN=]MASK", help=roi)
+    sub.add_argument("--bit-depth", type=int, help="of images of more than 8 bits, for example 12; default: found")
     with_settings(sub)
 
     imports = commands.add_parser("import", help="make a model of released weights", description="Import weights.")

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from adlib import images as image_files
 from adlib.paths import atomic_path, figures_dir
 
 PALETTE = "colorblind"
@@ -137,7 +136,7 @@ def strongest(scores: pd.DataFrame, kinds: int = 5) -> list[int]:
 
 def pictures(method, paths) -> list[np.ndarray]:
     """Image files as a fitted method sees them: uint8 (H, W, 3) each, at its input size."""
-    return [method.resize.image(image_files.read_image(path))[0] for path in paths]
+    return [method.resize.read(path)[0] for path in paths]
 
 
 def gallery(result, method, title: str = "", kinds: int = 5, size: float = 1.8):

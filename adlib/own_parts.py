@@ -86,7 +86,7 @@ def train(
             raise InputError(f"method {method!r} is not trained on other products; few_shot and unified are")
         fitted.train_episodes(product_tables(products))
         print(f"trained on {', '.join(fitted.trained_on)}: step {fitted.history.selected_step} is kept")
-    with _inside(table, facts["roi"]) as seen:
+    with _inside(table, facts["roi"], settings.get("bit_depth")) as seen:
         if checkpoint is None:
             fitted.fit(seen)
         else:
@@ -118,7 +118,7 @@ def update(model, folder) -> tuple[int, list[str]]:
     digests = pd.Series([file_hash(path) for path in table.image_path], table.index)
     new = ~digests.isin(header.get("trained_on", ())) & ~digests.duplicated()
     if new.any():
-        with _inside(table[new].reset_index(drop=True), header.get("roi")) as seen:
+        with _inside(table[new].reset_index(drop=True), header.get("roi"), fitted.settings.bit_depth) as seen:
             fitted.add(seen)
         kept = {key: header[key] for key in ("threshold", "pixel_threshold", "roi") if key in header}
         fitted.save(model, trained_on=sorted({*header.get("trained_on", ()), *digests}), **kept)
@@ -279,7 +279,7 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
     for file, name in tqdm(drawn, desc="draw", disable=None, leave=False):
         anomaly_map = np.load(out / "maps" / f"{name}.npy", allow_pickle=False)
         try:
-            image = read_image(file)
+            image = read_image(file, fitted.settings.bit_depth)
             if image.shape[:2] != anomaly_map.shape:
                 raise InputError(f"{file}: changed while it was scored; its row is that of the earlier image")
         except InputError as error:
@@ -438,20 +438,20 @@ def _write_facts(out: Path, facts: dict) -> None:
 
 
 @contextlib.contextmanager
-def _inside(table: pd.DataFrame, roi):
+def _inside(table: pd.DataFrame, roi, bit_depth: int | None):
     """Yield a table of copies in which nothing is seen outside of the region of interest: methods read files."""
     with tempfile.TemporaryDirectory() as folder:
         if roi:
             files = [Path(folder, f"{i:06d}.png") for i in range(len(table))]
             for file, path in zip(files, table.image_path, strict=True):
-                write_image(file, only_inside(path, read_image(path), roi)[0])
+                write_image(file, only_inside(path, read_image(path, bit_depth), roi)[0])
             table = table.assign(image_path=list(map(str, files)))
         yield table
 
 
 def _score_one(fitted, file, roi) -> tuple[float, np.ndarray, np.ndarray]:
     """Return the score of an image, its map on the original canvas, NaN where nothing was looked at, and the image."""
-    image = read_image(file)
+    image = read_image(file, fitted.settings.bit_depth)
     inside, mask = only_inside(file, image, roi)
     prepared, geometry = fitted.resize.image(inside)
     scores = fitted.score(Batch(to_tensor([prepared]), ("",), (geometry,)))
@@ -482,7 +482,7 @@ def _readable_images(folder) -> tuple[list[Path], list[str]]:
     readable, unreadable = [], []
     for file in _image_files(folder):
         try:
-            read_image(file)
+            read_image(file, 32)  # its range is not yet known
             readable.append(file)
         except InputError as error:
             unreadable.append(str(error))

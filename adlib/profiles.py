@@ -139,7 +139,7 @@ def method_settings(profile: str, method: str, overrides: dict | None = None) ->
 
 
 def shaped(method: str, values: dict, image_paths, report=None) -> dict:
-    """Return settings of a method with `resize: aspect` resolved to a size, by its normal training images alone.
+    """Return settings of a method with what its normal training images alone say: `resize: aspect`, and `bit_depth`.
 
     Args:
         values: changes to the method's defaults, as `method_settings` returns them.
@@ -147,13 +147,18 @@ def shaped(method: str, values: dict, image_paths, report=None) -> dict:
         report: called with one line where the input is not square, or is although the images are not.
 
     Returns:
-        `resize: stretch` with an `image_size` that keeps the images' shape; a height and width that were given stay.
-        Unchanged where `resize` asks for something else.
+        `bit_depth` where the images hold more than 8 bits and it was not given (`images.bit_depth_of`), and in place of
+        `aspect`, `resize: stretch` with an `image_size` that keeps the images' shape; a height and width that were
+        given stay.
     """
+    from adlib.images import aspect_size, bit_depth_of  # they load torch
+
+    if values.get("bit_depth") is None and (depth := bit_depth_of(image_paths)):
+        values = values | {"bit_depth": depth}
+        if report:
+            report(f"{depth} bits, from {len(image_paths)} training images (bit_depth sets another range)")
     if values.get("resize") != "aspect":
         return values
-    from adlib.images import aspect_size  # it loads torch
-
     side = values.get("image_size", methods.get(method).Settings().image_size)
     if not isinstance(side, int):
         return values | {"resize": "stretch"}

@@ -16,7 +16,6 @@ import random
 import re
 import subprocess
 import time
-import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -57,6 +56,7 @@ SCHEMA = {
     "notebook": (str,),
     "created": (str,),
 }
+KINDS = ("logical", "structural", "mean")  # of `by_kind`, where a record has it
 MAPS_SIDE, MAPS_IMAGES = 128, 200  # pixels, images
 VERSIONED = ("adlib", "torch", "torchvision", "timm", "faiss-cpu", "numpy", "scipy", "pandas", "scikit-learn")
 
@@ -275,7 +275,7 @@ def write_maps(directory, evaluation: Evaluation) -> None:
 
 
 def read_maps(directory) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Read what `write_maps` wrote; None where a run has left no maps (they are not committed).
+    """Read what `write_maps` wrote; None where a run has left no maps (they are not committed), or damaged ones.
 
     Returns:
         maps float32 (n, h, w); masks bool (n, h, w); rows int (n,), their rows in `scores.csv`.
@@ -286,9 +286,14 @@ def read_maps(directory) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     try:
         with np.load(file, allow_pickle=False) as stored:
             low, high = float(stored["low"]), float(stored["high"])
-            return (low + stored["levels"].astype(np.float32) * ((high - low) / 65535), stored["masks"], stored["rows"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        raise InputError(f"{file} is damaged; delete it and run again") from None
+            maps = low + stored["levels"].astype(np.float32) * ((high - low) / 65535)
+            masks, rows = stored["masks"], stored["rows"]
+        if maps.ndim != 3 or (maps.shape, maps.shape[:1]) != (masks.shape, rows.shape) or not np.isfinite(maps).all():
+            raise ValueError("arrays that do not belong together")
+        return maps, masks, rows
+    except Exception:  # numpy, zipfile and zlib each raise their own; to the user they mean one thing
+        print(f"left out: {file} is damaged; delete it and run again")
+        return None
 
 
 def read_record(directory) -> dict:
@@ -298,7 +303,7 @@ def read_record(directory) -> dict:
         record = json.loads(file.read_text())
     except FileNotFoundError:
         raise InputError(f"{file} does not exist; expected the record of a run") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):  # no JSON, a number of 5,000 digits, a list in a list in a list ...
         raise InputError(f"{file} is damaged: not valid JSON; delete the folder and run again") from None
     problems = _problems(record)
     if problems:
@@ -406,14 +411,30 @@ def _problems(record) -> list[str]:
     ]
     if missing or wrong:
         return missing + wrong
-    number = lambda value: type(value) in (int, float)  # noqa: E731 - a bool is no number
+    number = lambda value: type(value) in (int, float) and abs(value) < 2**53  # noqa: E731 - no bool, NaN or infinity
+    name = lambda value: not {"/", "\\", "\0"} & set(value) and value.strip(".")  # noqa: E731 - of a file or folder
+    bad = [f"{key} is {record[key]!r}" for key in ("method", "dataset", "category", "profile") if not name(record[key])]
+    bad += [f"{key} is {record[key]!r}" for key in ("seed", "peak_memory_mib") if not number(record[key])]
+    if not isinstance(record.get("older"), str | None):
+        bad.append(f"older is {record['older']!r}")
+    kinds = record.get("by_kind")
+    try:
+        values = [] if kinds is None else [kinds[kind][key] for kind in KINDS for key in ("image_auroc", "spro_05")]
+    except (LookupError, TypeError):
+        values = [kinds]
+    if not all(value is None or number(value) for value in values):
+        bad.append(f"by_kind is {str(kinds)[:60]!r}")
     inner = [
         *(("n_images", key, number) for key in ("train", "test_normal", "test_anomalous")),
         *(("timing", key, number) for key in ("fit_s", "score_ms_per_image") if key in record["timing"]),
         *(("protocol", key, lambda value: isinstance(value, str)) for key in ("resolution", "selection")),
-        ("protocol", "image_size", lambda value: value is None or isinstance(value, int | list)),
+        (
+            "protocol",
+            "image_size",
+            lambda value: value is None or all(map(number, value if isinstance(value, list) else [value])),
+        ),
     ]
-    bad = [
+    bad += [
         f"{group}.{key} is {record[group].get(key, 'missing')!r}"
         for group, key, right in inner
         if key not in record[group] or not right(record[group][key])

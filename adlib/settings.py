@@ -68,11 +68,16 @@ _WORDS = {bool: "be true or false", int: "be a whole number", float: "be a numbe
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What all settings inherit. However they are made, values that the types rule out are refused; lists are tuples.
+    """What the settings of all methods inherit.
+
+    However they are made, values that the types rule out are refused; lists are tuples.
 
     Raises:
         InputError: names the field, its value and what is allowed.
     """
+
+    # Of images that hold more than 8 bits a channel; None: 16, or what `profiles.shaped` finds in the training images.
+    bit_depth: Count | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():

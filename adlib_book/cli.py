@@ -80,6 +80,8 @@ def reproduce(options) -> int:
     """Run a whole profile."""
     from adlib_book import notebook_jobs
 
+    if options.cores is not None and options.cores < 1:
+        raise InputError(f"cores {options.cores} must be at least 1; leave it out to use all")
     names = {field: getattr(options, field) for field in notebook_jobs.SELECTORS}
     return notebook_jobs.reproduce(
         options.profile, options.data_root or "", options.cores, options.dry_run, options.cluster, **names

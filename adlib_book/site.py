@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import papermill
 
-from adlib import datasets, evaluation, images, methods, profiles, runs
+from adlib import datasets, evaluation, methods, profiles, runs
 from adlib.errors import InputError
 from adlib.evaluation import thresholds
 from adlib.paths import atomic_path, results_dir, root
@@ -333,7 +333,7 @@ def _threshold_maps(table: pd.DataFrame, settings: dict) -> dict:
     maps = np.stack(result.anomaly_maps)  # (n, H, W)
     quantised, levels = quantise(maps)
     step = int(np.clip(np.searchsorted(levels, threshold.value, side="right"), 1, STEPS))
-    photos = [method.resize.image(images.read_image(path))[0] for path in test.image_path]
+    photos = [method.resize.read(path)[0] for path in test.image_path]
     rows = zip(test.image_path, test.defect, test.label, photos, strict=True)
     return {
         "size": maps.shape[1],

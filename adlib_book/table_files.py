@@ -290,4 +290,6 @@ def _latex_link(run: str) -> str:
 
 def _write_text(file: Path, text: str) -> None:
     with atomic_path(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(
+            text, encoding="utf-8", errors="backslashreplace"
+        )  # a name may hold bytes that are no text

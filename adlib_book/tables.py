@@ -295,8 +295,8 @@ def _interval(records: Records, group: pd.DataFrame) -> tuple[float, float]:
             pairs = pair_wins(labels, np.array([score for *_, score in rows], np.float64))
             if not abs(pairs.mean() - stored) < 1e-4:  # scores are stored with six digits
                 raise ValueError("they do not give the image AUROC of the record")
-        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-            reason = "it is missing" if isinstance(error, OSError) else str(error).splitlines()[0]
+        except Exception as error:  # pandas and numpy each raise their own; the table is worth having without it
+            reason = "it is missing" if isinstance(error, OSError) else f"{error} ".splitlines()[0].strip()
             records.left_out.append(f"no interval from runs/{run}/scores.csv: {reason}")
             return np.nan, np.nan
         wins.append(pairs)
@@ -484,7 +484,7 @@ def logical_structural(records: Records, profile: str) -> Table:
 
     Where a method has every category of a data set of several, further rows hold the means over the categories.
     """
-    kinds = ("logical", "structural", "mean")
+    kinds = runs.KINDS
     labels = {"image_auroc": "image AUROC", "spro_05": "sPRO@0.05"}
     measures = {(key, kind): f"{label}, {kind}" for key, label in labels.items() for kind in kinds}
     both = records.table[records.table.by_kind.notna()] if len(records.table) else records.table

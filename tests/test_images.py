@@ -1,13 +1,17 @@
 """Reading, resizing and the way back to the original pixels."""
 
 import os
+import struct
+import zlib
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from adlib import methods, profiles
 from adlib.errors import InputError
@@ -17,6 +21,8 @@ from adlib.images import (
     Resize,
     aspect_size,
     batches,
+    bit_depth_of,
+    image_shape,
     list_images,
     read_image,
     read_mask,
@@ -54,7 +60,59 @@ def test_any_channel_count_and_depth_reads_as_rgb(tmp_path, mode):
     assert pixels[0, 2].tolist() == [255, 255, 255]
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_one_range_for_the_images_of_a_data_set(tmp_path, suffix):
+    dark, bright = (np.linspace(0, top, 300).astype(np.uint16).reshape(10, 30) for top in (250, 4000))
+    files = [tmp_path / f"{name}.{suffix}" for name in ("dark", "bright", "colour")]
+    for file, values in zip(files, (dark, bright, np.dstack([dark, bright, bright])), strict=True):
+        cv2.imwrite(str(file), values)
+    assert bit_depth_of(files) == 12
+    assert bit_depth_of([write_image(tmp_path / "usual.png", np.zeros((4, 4), np.uint8))]) is None
+    for file, values in zip(files, (dark, bright, bright), strict=True):
+        assert np.abs(read_image(file, 12)[..., 0] - values / (4095 / 255)).max() <= 0.5
+        assert read_image(file).max() <= 16  # 12 of 16 bits
+    with pytest.raises(InputError, match=r"bright\..* highest value 4000 is above the 10 bits"):
+        read_image(files[1], 10)
+    assert profiles.shaped("padim", {}, files) == {"bit_depth": 12}
+    assert profiles.shaped("padim", {"bit_depth": 14}, files) == {"bit_depth": 14}
+    assert Resize(8, bit_depth=12).read(files[1])[0].max() == 243
+
+
+def test_floating_images_have_a_range_that_is_asked_for_and_no_nan(tmp_path):
+    values = np.linspace(0, 1, 40, dtype=np.float32).reshape(4, 10)
+    Image.fromarray(values).save(tmp_path / "float.tif")
+    assert bit_depth_of([tmp_path / "float.tif"]) == 1
+    np.testing.assert_array_equal(read_image(tmp_path / "float.tif", 1)[..., 0], np.rint(values * 255))
+    with pytest.raises(InputError, match=r"float\.tif: its values do not say their range; set bit_depth"):
+        read_image(tmp_path / "float.tif")
+    for wrong in (np.nan, np.inf, -1):
+        values[2, 3] = wrong
+        Image.fromarray(values).save(tmp_path / "wrong.tif")
+        for read in (lambda: read_image(tmp_path / "wrong.tif", 1), lambda: bit_depth_of([tmp_path / "wrong.tif"])):
+            with pytest.raises(InputError, match=r"wrong\.tif: holds NaN, infinity or values below 0"):
+                read()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_photographs_are_read_upright(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the camera was turned to the right
+    picture = np.zeros((20, 30), np.uint8)
+    picture[:, :10] = 255
+    Image.fromarray(picture).save(tmp_path / f"turned.{suffix}", exif=exif)
+    pixels = read_image(tmp_path / f"turned.{suffix}")
+    assert image_shape(tmp_path / f"turned.{suffix}") == pixels.shape[:2] == (30, 20)
+    assert pixels[:9].min() > 200
+    assert pixels[11:].max() < 55
+    assert read_mask(tmp_path / f"turned.{suffix}").sum(axis=1)[0] == 20
+
+
 def test_unreadable_images_are_named(tmp_path):
+    bomb = bytearray(Path(write_image(tmp_path / "bomb.png", np.zeros((4, 4), np.uint8))).read_bytes())
+    bomb[16:24] = struct.pack(">II", 60000, 60000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    (tmp_path / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
     (tmp_path / "broken.png").write_bytes(b"not an image")
     (tmp_path / "empty.jpg").write_bytes(b"")
     path = tmp_path / "cut.png"
@@ -63,7 +121,16 @@ def test_unreadable_images_are_named(tmp_path):
     page = Image.fromarray(np.zeros((8, 8), np.uint8))
     for name in ("pages.tif", "frames.gif"):
         page.save(tmp_path / name, save_all=True, append_images=[Image.fromarray(np.eye(8, dtype=np.uint8) * 255)])
-    for name in ("broken.png", "empty.jpg", "absent.png", "cut.png", "pages.tif: holds 2", "frames.gif: holds 2"):
+    for name in (
+        "broken.png",
+        "empty.jpg",
+        "absent.png",
+        "cut.png",
+        "bomb.png",
+        "program.png",
+        "pages.tif: holds 2",
+        "frames.gif: holds 2",
+    ):
         with pytest.raises(InputError, match=name):
             read_image(tmp_path / name.split(":")[0])
 

@@ -121,8 +121,7 @@ def test_maps_for_figures_come_back_smaller_and_nearly_the_same(run, record, tmp
     assert runs.read_maps(tmp_path)[0].shape == (3, 20, 10)
 
     (tmp_path / "maps.npz").write_bytes(b"PK broken")
-    with pytest.raises(InputError, match=r"maps\.npz is damaged"):
-        runs.read_maps(tmp_path)
+    assert runs.read_maps(tmp_path) is None
     (tmp_path / "maps.npz").unlink()
     assert runs.read_maps(tmp_path) is None  # maps are not committed
 
@@ -187,7 +186,7 @@ def test_a_full_disk_leaves_the_old_record(record, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"method": "patchcore"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"method": "patchcore"}', "9" * 5000, "[" * 99999])
 def test_a_damaged_record_is_named_and_left_out(record, tmp_path, text):
     runs.write_record(tmp_path / "good", record)
     (tmp_path / "bad").mkdir()

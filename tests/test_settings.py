@@ -44,7 +44,8 @@ def test_known_changes_pass_and_lists_become_tuples():
     [
         (
             {"shere": 0.2},
-            "parameter 'shere' is unknown to toy (did you mean 'share'?); known: share, size, name, limit, flag",
+            "parameter 'shere' is unknown to toy (did you mean 'share'?); known: bit_depth, share, size, name, limit, "
+            "flag",
         ),
         ({"share": "0.2"}, "toy: share '0.2' must be a number"),
         ({"share": True}, "toy: share True must be a number"),

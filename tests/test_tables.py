@@ -278,6 +278,10 @@ def test_kinds_are_ranked_linked_and_averaged_over_categories(write, tmp_path):
         ({"timing": {"fit_s": "abc"}}, "timing.fit_s is 'abc'"),
         ({"protocol": {"image_size": "big"}}, "protocol.image_size is 'big'"),
         ({"protocol": {"selection": 3}}, "protocol.selection is 3"),
+        ({"by_kind": {"logical": 3}}, "by_kind is "),
+        ({"timing": {"fit_s": 10**400}}, "timing.fit_s is 1000"),
+        ({"category": "x/../../../../escaped"}, "category is 'x/../../../../escaped'"),
+        ({"older": ["x"]}, "older is ['x']"),
     ],
 )
 def test_a_record_damaged_inside_is_named_and_left_out(write, tmp_path, changes, said):

@@ -145,7 +145,7 @@ def table_hash(table: pd.DataFrame) -> str:
     for row in table[list(COLUMNS)].itertuples(index=False):
         mask = row.mask_path if isinstance(row.mask_path, str) else None
         for part in ("/".join(Path(row.image_path).parts[-2:]), row.label, row.defect, row.split, row.category):
-            digest.update(f"{part}\0".encode())
+            digest.update(f"{part}\0".encode(errors="surrogateescape"))
         digest.update(file_hash(row.image_path).encode())
         digest.update(file_hash(mask).encode() if mask else b"-")
     return digest.hexdigest()

@@ -154,7 +154,7 @@ def _check_files(table: pd.DataFrame, category: str, problems) -> None:
     rows = zip(table.image_path, table.mask_path, table.mask_threshold, strict=True)
     for image, mask_path, threshold in tqdm(rows, f"check {category}", len(table), disable=None, leave=False):
         try:
-            size = read_image(image).shape[:2]
+            size = read_image(image, 32).shape[:2]  # whatever its depth: NaN is named
         except InputError as error:
             problems["unreadable image"].append(str(error))
             size = None

@@ -9,10 +9,12 @@ from adlib.images.files import (
     Resize,
     aspect_size,
     batches,
+    bit_depth_of,
     image_shape,
     list_images,
     read_image,
     read_mask,
     resample,
+    stored_values,
     to_tensor,
 )

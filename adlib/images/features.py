@@ -48,8 +48,8 @@ def resize_of(settings) -> Resize:
     size = settings.image_size if isinstance(settings.image_size, int) else tuple(settings.image_size)
     way = getattr(settings, "interpolation", "area")
     if isinstance(settings.resize, int):
-        return Resize(size, "short_side", settings.resize, way)
-    return Resize(size, settings.resize, None, way)
+        return Resize(size, "short_side", settings.resize, way, settings.bit_depth)
+    return Resize(size, settings.resize, None, way, settings.bit_depth)
 
 
 def check_finite(features, owner) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from adlib.errors import InputError
 from adlib.settings import choice
@@ -25,33 +25,93 @@ PILLOW = {
     "nearest": Image.Resampling.NEAREST,
     "bicubic": Image.Resampling.BICUBIC,
 }
+# What these files hold, whatever they are called: pillow also knows PostScript, which is a program.
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+BIT_DEPTHS = (1, 8, 10, 12, 14, 16, 24, 32)
 RESIZE_MODES = ("stretch", "short_side", "letterbox")
 
 
-def read_image(path) -> np.ndarray:
-    """Read an image of any channel count and depth as RGB.
+def read_image(path, bit_depth: int | None = None) -> np.ndarray:
+    """Read an image of any channel count and depth as RGB, upright: as its EXIF orientation says.
 
-    Grey images are repeated over three channels, an alpha channel is dropped, 16-bit images are scaled to 8 bits.
+    Grey images are repeated over three channels, an alpha channel is dropped.
+
+    Args:
+        path: an image file.
+        bit_depth: of images that hold more than 8 bits a channel: 2^bit_depth - 1 becomes 255, the same for all images
+            of a data set (`bit_depth_of`). Default 16 for 16-bit images; 32-bit and floating ones do not say theirs.
 
     Returns:
         uint8 array (H, W, 3).
 
     Raises:
-        InputError: the file is missing, empty or not an image.
+        InputError: the file is missing, no image, or holds NaN, infinity, values below 0 or above its bit depth.
     """
+    values = stored_values(path)
+    return values if values.dtype == np.uint8 else _eight_bits(values, bit_depth, path)
+
+
+def bit_depth_of(image_paths) -> int | None:
+    """Return the bit depth that holds the values of all images of more than 8 bits; None where there are none.
+
+    It is one that cameras have: 8, 10, 12, 14, 16, 24 or 32; 1 for floating images from 0 to 1. Errors as `read_image`.
+    """
+    deep = [path for path in image_paths if _is_deep(path)]
+    highest = max((_checked(stored_values(path), path).max(initial=0) for path in deep), default=0)
+    return next((depth for depth in BIT_DEPTHS if highest < 2**depth), BIT_DEPTHS[-1]) if deep else None
+
+
+def stored_values(path) -> np.ndarray:
+    """Return the values of an image as stored, upright: (H, W, 3), uint8 unless it holds more than 8 bits a channel."""
     with _opened(path) as image:
+        mode = _deep_mode(image)
+        if mode == "RGB":  # pillow would keep the upper eight bits alone
+            values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+            return values[..., ::-1]
         image.load()
-        if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-            pixels = np.asarray(image, dtype=np.float64)
-            pixels = (pixels / 257.0 if pixels.max(initial=0) > 255 else pixels).round().clip(0, 255)
-            return np.repeat(pixels.astype(np.uint8)[..., None], 3, axis=2)
-        return np.array(image.convert("RGB"))
+        ImageOps.exif_transpose(image, in_place=True)
+        if not mode:
+            return np.array(image.convert("RGB"))
+        values = np.asarray(image)
+        return np.repeat((values.astype(np.uint16) if mode == "I;16" else values)[..., None], 3, axis=2)
+
+
+def _deep_mode(image) -> str:
+    """Say how an opened image holds more than 8 bits a channel: "RGB", "I;16", "I" or "F"; "" where it does not."""
+    sixteen = ";16" in str(image.tile[:1])
+    if image.mode[0] in "IF":
+        return "I;16" if sixteen else image.mode[:4]
+    return "RGB" if sixteen else ""
+
+
+def _is_deep(path) -> bool:
+    with _opened(path) as image:
+        return bool(_deep_mode(image))
+
+
+def _checked(values: np.ndarray, path) -> np.ndarray:
+    if not np.isfinite(values).all() or values.min(initial=0) < 0:
+        raise InputError(f"{path}: holds NaN, infinity or values below 0, which no image has; replace or remove it")
+    return values
+
+
+def _eight_bits(values: np.ndarray, bit_depth: int | None, path) -> np.ndarray:
+    if bit_depth is None and values.dtype != np.uint16:
+        raise InputError(f"{path}: its values do not say their range; set bit_depth (12 for 0 to 4095, 1 for 0 to 1)")
+    bit_depth = bit_depth or 16
+    if (highest := _checked(values, path).max(initial=0)) >= 2**bit_depth:
+        raise InputError(
+            f"{path}: its highest value {highest:g} is above the {bit_depth} bits of the other images; "
+            "train with a higher bit_depth, or remove it"
+        )
+    return (values.astype(np.float64) / ((2**bit_depth - 1) / 255)).round().clip(0, 255).astype(np.uint8)
 
 
 @contextlib.contextmanager
 def _opened(path):
     try:
-        with Image.open(path) as image:
+        # As an opened file: pillow maps a plain TIFF that it knows the name of, and mixes up its rows if it is turned.
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
             # The second picture of an MPO file, as telephones write it, is a preview or the other eye.
             if image.format != "MPO" and (pages := getattr(image, "n_frames", 1)) > 1:
                 raise InputError(f"{path}: holds {pages} pages or frames; save each of them as a file of its own")
@@ -60,14 +120,17 @@ def _opened(path):
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such image file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path}: not a readable image ({error}); replace or remove the file") from None
+    except Exception as error:  # each decoder raises its own, and a header that promises too many pixels another
+        reason = "its content is of no known format" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = " ".join(reason.split()) or type(error).__name__
+        raise InputError(f"{path}: not a readable image ({reason}); replace or remove the file") from None
 
 
 def image_shape(path) -> tuple[int, int]:
-    """Return height and width of an image file from its header; errors as in `read_image`."""
+    """Return height and width of an image file, upright, from its header; errors as in `read_image`."""
     with _opened(path) as image:
-        return image.size[::-1]
+        turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # of TIFF it is done
+        return image.size if turned else image.size[::-1]
 
 
 def read_mask(path, threshold: int = 127) -> np.ndarray:
@@ -91,7 +154,10 @@ def read_mask(path, threshold: int = 127) -> np.ndarray:
         if any(region.shape != regions[0].shape for region in regions):
             raise InputError(f"{path}: the mask files of one image differ in size")
         return np.logical_or.reduce(regions)
-    red, green, blue = np.moveaxis(read_image(path), 2, 0)
+    values = stored_values(path)
+    if values.dtype != np.uint8:  # a mask's depth is its own
+        values = _eight_bits(values, 16 if values.max(initial=0) > 255 else 8, path)
+    red, green, blue = np.moveaxis(values, 2, 0)
     grey = np.maximum(np.maximum(red, green), blue)  # .max(axis=2) takes fifteen times as long
     if 0 < (highest := grey.max()) <= threshold:
         raise InputError(
@@ -196,12 +262,14 @@ class Resize:
             `size`: PatchCore's protocol), or `letterbox` (aspect kept, rest padded by repeating the border).
         scale: for `short_side`, the length of the shorter side before the crop; default `size`.
         interpolation: of images, see `resample`; masks are always area averages.
+        bit_depth: of images that hold more than 8 bits, see `read_image`.
     """
 
     size: int | tuple[int, int] = 256
     mode: str = "stretch"
     scale: int | None = None
     interpolation: str = "area"
+    bit_depth: int | None = None
 
     def __post_init__(self):
         if self.mode == "aspect":
@@ -233,6 +301,10 @@ class Resize:
         resized = (max(1, round(height * factor)), max(1, round(width * factor)))
         offset = tuple((outside - inside) // 2 for outside, inside in zip(self.hw, resized, strict=True))
         return Geometry((height, width), resized, offset, self.hw)
+
+    def read(self, path) -> tuple[np.ndarray, Geometry]:
+        """Read an image file and apply to it; returns as `image`, errors as `read_image`."""
+        return self.image(read_image(path, self.bit_depth))
 
     def image(self, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
         """Apply to a uint8 image (H, W, 3).
@@ -277,8 +349,8 @@ def aspect_size(image_paths, side: int, multiple: int = 32) -> tuple[int | tuple
         return side, ""
     ratios = []
     for i in np.linspace(0, len(paths) - 1, min(len(paths), 200)).round().astype(int):
-        with _opened(paths[i]) as image:
-            ratios.append(image.height / image.width)
+        height, width = image_shape(paths[i])
+        ratios.append(height / width)
     logs = np.log(ratios)
     middle = np.median(logs)
     stretched = np.abs(logs).mean()
@@ -365,5 +437,5 @@ def batches(image_paths, resize: Resize, batch_size: int = 16, progress: str | N
     starts = range(0, len(image_paths), batch_size)
     for start in tqdm(starts, desc=progress, disable=None if progress else True, unit="batch", leave=False):
         paths = image_paths[start : start + batch_size]
-        prepared = [resize.image(read_image(path)) for path in paths]
+        prepared = [resize.read(path) for path in paths]
         yield Batch(to_tensor([p for p, _ in prepared]), tuple(paths), tuple(g for _, g in prepared))

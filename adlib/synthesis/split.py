@@ -8,7 +8,7 @@ import pandas as pd
 
 from adlib.datasets import check_training_table
 from adlib.errors import InputError
-from adlib.images import Batch, Geometry, Resize, read_image, to_tensor
+from adlib.images import Batch, Geometry, Resize, to_tensor
 from adlib.settings import choice
 from adlib.synthesis.foregrounds import Rule
 from adlib.synthesis.foregrounds import foreground as product_mask
@@ -114,7 +114,7 @@ class SyntheticSplit:
         label = int(labels[index])
         turn = int((labels[:index] == label).sum())  # how many items of this label came before
         path = self.paths[turn % len(self.paths)]
-        image, geometry = self.resize.image(read_image(path))
+        image, geometry = self.resize.read(path)
         if not label:
             return SyntheticItem(image, np.zeros(image.shape[:2], bool), 0, "", path, {}, geometry)
         # The families shift by one each round over the images, or an image would always meet the same family.

@@ -228,7 +228,7 @@ def brightness_auroc(test: pd.DataFrame, resize) -> float:
     A control: where it is far from a half, normal and defective test images were taken in different light, and a
     detector can score well, or change its score under a corruption, for a reason that is not the defect.
     """
-    grey = [float(np.median(resize.image(read_image(path))[0])) for path in test.image_path]
+    grey = [float(np.median(resize.read(path)[0])) for path in test.image_path]
     auroc = image_metrics(np.array(grey), test.label.to_numpy())["image_auroc"]
     return max(auroc, 1 - auroc)
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from adlib import datasets
 from adlib.errors import InputError
 from adlib.evaluation import metrics
-from adlib.images import Resize, read_image, to_tensor
+from adlib.images import Resize, to_tensor
 from adlib.methods import training
 from adlib.methods.pagmfr.network import PAGMFRModel, losses
 from adlib.methods.pagmfr.training_pairs import Pairs, PairSettings
@@ -52,7 +52,7 @@ class TestImages(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         row = self.table.iloc[index]
-        image, _ = self.resize.image(read_image(row.image_path))
+        image, _ = self.resize.read(row.image_path)
         (mask,) = datasets.masks(self.table.iloc[[index]])
         mask = np.zeros(image.shape[:2], bool) if mask is None else self.resize.mask(mask)
         name = f"{row.defect}_{Path(row.image_path).stem}"

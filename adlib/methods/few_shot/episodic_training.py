@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 from adlib import settings as S
 from adlib.datasets import check_training_table, table_hash
 from adlib.errors import InputError
-from adlib.images import Resize, read_image, to_tensor
+from adlib.images import Resize, to_tensor
 from adlib.methods.few_shot.support_images import choose_support, jittered, read_images
 from adlib.methods.normals import split_normals
 from adlib.synthesis import Sources, foreground, synthesise
@@ -126,7 +126,7 @@ def build_pool(
     hosts_table = table.iloc[np.sort(rng.permutation(len(table))[:n_normals])]
     if len(hosts_table) < 2:
         raise InputError(f"category {table.category.iloc[0]!r} has one normal image; an episode needs at least 2")
-    hosts_uint8 = [resize.image(read_image(path))[0] for path in hosts_table.image_path]  # (H, W, 3)
+    hosts_uint8 = [resize.read(path)[0] for path in hosts_table.image_path]  # (H, W, 3)
     images = to_tensor(hosts_uint8)
     normal = _describe(images, describe)
     augmented = _describe(jittered(images, rng), describe)
@@ -191,7 +191,7 @@ def _draw_style(number: int, rng, resize: Resize, foreign, own, families=()):
         return family, lambda image, product, rng: synthesise(family, image, rng, product, sources)
     if number % 3 == 0 and len(foreign):
         path = str(rng.choice(np.asarray(foreign)))
-        sources = Sources(normals=[resize.image(read_image(path))[0]])
+        sources = Sources(normals=[resize.read(path)[0]])
         area = (0.004, 0.06)
         return "foreign normal", lambda image, product, rng: synthesise(
             "splice", image, rng, product, sources, area=area, shape=str(rng.choice(["perlin", "polygon"]))

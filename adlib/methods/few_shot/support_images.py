@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from adlib.datasets import check_training_table
 from adlib.errors import InputError
-from adlib.images import Resize, batches, read_image, to_tensor
+from adlib.images import Resize, batches, stored_values, to_tensor
 from adlib.methods.normals import collect, split_normals
 
 # Categories whose defects include a wrong orientation (MVTec AD): a turned support would declare it normal.
@@ -40,7 +40,7 @@ def choose_support(table, k: int, seed: int, n_held_out: int = N_NORMALS) -> tup
     for i in np.random.default_rng(seed).permutation(len(table)):
         if len(rows) == k + n_held_out:
             break
-        key = pixel_hash(read_image(table.image_path.iloc[i]))
+        key = pixel_hash(stored_values(table.image_path.iloc[i]))
         if key not in seen:
             seen.add(key)
             rows.append(i)
@@ -86,7 +86,7 @@ def support_ids(table: pd.DataFrame) -> list[str]:
 
 def read_images(paths, resize: Resize) -> torch.Tensor:
     """Read image files as one tensor (k, 3, H, W) in [0, 1]."""
-    return to_tensor([resize.image(read_image(path))[0] for path in paths])
+    return to_tensor([resize.read(path)[0] for path in paths])
 
 
 def jittered(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

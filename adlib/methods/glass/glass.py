@@ -165,7 +165,7 @@ class Glass:
     def prepare(self, table):
         """Everything before the first step: hypothesis, cached features and images, untrained network."""
         s = self.settings
-        self.verdict = decide(table, s.hypothesis)
+        self.verdict = decide(table, s.hypothesis, s.bit_depth)
         print(f"GLASS, {self.verdict}", flush=True)
         self.step_settings = replace(s, hypothesis=self.verdict.hypothesis)
         self.dataset = str(table.attrs.get("dataset", ""))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from adlib.errors import InputError
-from adlib.images import Resize, read_image
+from adlib.images import Resize
 from adlib.settings import choice
 
 # The five modes of the original by name (0 to 4 there). What mode 1 does apart from deciding is to stop; ours trains.
@@ -49,7 +49,7 @@ class Verdict(NamedTuple):
         return f"{self.hypothesis} hypothesis: {self.why}"
 
 
-def decide(table: pd.DataFrame, mode: str = "stored") -> Verdict:
+def decide(table: pd.DataFrame, mode: str = "stored", bit_depth: int | None = None) -> Verdict:
     """Decide for a category by one of the five modes.
 
     Args:
@@ -61,13 +61,13 @@ def decide(table: pd.DataFrame, mode: str = "stored") -> Verdict:
     if mode in HYPOTHESES:
         return Verdict(mode, "asked for")
     if mode == "analyse":
-        return judge(average_image(table.image_path))
+        return judge(average_image(table.image_path, bit_depth=bit_depth))
     dataset, categories = str(table.attrs.get("dataset", "")), table.category.unique()
     decision = stored(dataset, categories[0]) if len(categories) == 1 else None
     if decision:
         verdict = Verdict(decision, f"stored decision for {dataset} / {categories[0]}")
     else:
-        verdict = judge(average_image(table.image_path))
+        verdict = judge(average_image(table.image_path, bit_depth=bit_depth))
     if mode == "opposite":
         other = HYPOTHESES[int(verdict.hypothesis == "manifold")]
         return Verdict(other, f"the opposite was asked for; {verdict.why} says {verdict.hypothesis}")
@@ -94,7 +94,7 @@ def _decisions() -> dict:
     return {(row.dataset, row.category): row.hypothesis for row in table.itertuples()}
 
 
-def average_image(image_paths, size: int = 288) -> np.ndarray:
+def average_image(image_paths, size: int = 288, bit_depth: int | None = None) -> np.ndarray:
     """Mean of all images, each resized to a square without a crop.
 
     Returns:
@@ -103,9 +103,9 @@ def average_image(image_paths, size: int = 288) -> np.ndarray:
     paths = list(image_paths)
     if not paths:
         raise InputError("no training image to average; expected at least one normal image")
-    total, resize = np.zeros((size, size, 3)), Resize(size)
+    total, resize = np.zeros((size, size, 3)), Resize(size, bit_depth=bit_depth)
     for path in paths:
-        total += resize.image(read_image(path))[0]
+        total += resize.read(path)[0]
     return (total / len(paths)).astype(np.uint8)
 
 

@@ -14,7 +14,7 @@ import torch
 from adlib import settings as S
 from adlib import synthesis
 from adlib.errors import InputError
-from adlib.images import read_image, to_tensor
+from adlib.images import to_tensor
 from adlib.methods import training
 from adlib.synthesis.pagmfr import category_kind, judge_kind
 from adlib.synthesis.registry import SomeFamilies
@@ -69,7 +69,7 @@ class Pairs:
     ):
         self.settings, self.jitter, self.corners = settings, jitter, corners
         s = settings
-        self.images = np.stack([resize.image(read_image(path))[0] for path in table.image_path])
+        self.images = np.stack([resize.read(path)[0] for path in table.image_path])
         dataset, category = str(table.attrs.get("dataset", "")), str(table.category.iloc[0])
         self.kind = s.kind if s.kind != "auto" else category_kind(dataset, category)
         if self.kind == "auto":
