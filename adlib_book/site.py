@@ -18,6 +18,7 @@ import sys
 import tempfile
 import zlib
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import cv2
 import nbformat
@@ -182,7 +183,7 @@ def write_tables(folder: Path, records=()) -> list[str]:
         if not body:
             left_out.append(f"{file} holds no table")
             continue
-        lines = [f"# {title or file.stem.replace('_', ' ')}", ""]
+        lines = [f"# {plain(title or file.stem.replace('_', ' '))}", ""]
         lines += ["```{raw} html", link_records(body, records), "```", ""]
         links = []
         for suffix, name in (("csv", "CSV"), ("tex", "LaTeX"), ("md", "Markdown")):
@@ -208,12 +209,17 @@ def table_of(page: str) -> tuple[str, str]:
     return (html.unescape(caption[1].strip()) if caption else ""), body
 
 
+def plain(text: str) -> str:
+    """Mask in a line of Markdown what would be read as more than text: names are data."""
+    return re.sub(r"([^\w\s])", r"\\\1", " ".join(text.split()), flags=re.ASCII)
+
+
 def link_records(table: str, records) -> str:
     """Let links to record.json files lead to the pages of `records`; a link to any other is taken out."""
 
     def page(link: re.Match) -> str:
         run, text = link[1], link[2]
-        return f'<a href="../records/{run}.html">{text}</a>' if html.unescape(run) in records else text
+        return f'<a href="../records/{run}.html">{text}</a>' if unquote(run) in records else text
 
     return re.sub(r'<a href="[^"]*?runs/([^"]+)/record\.json">(.*?)</a>', page, table, flags=re.DOTALL)
 
@@ -240,12 +246,12 @@ def write_records(folder: Path) -> tuple[list[str], list[str]]:
         place.with_name(f"{place.name}.md").write_text(record_page(record, files, "../" * (run.count("/") + 1)))
         cells = {key: html.escape(str(row[key])) for key in ("profile", "method", "dataset", "category", "seed")}
         cells |= {name: _percent(row.get(key)) for key, name in SHOWN_METRICS.items()}
-        rows.append(cells | {"record": f'<a href="{html.escape(run)}.html">record</a>'})
+        rows.append(cells | {"record": f'<a href="{quote(run)}.html">record</a>'})
     lines = ["# Run records", ""]
     lines += ["One row per run: what was run, what came out (in percent), and the record with everything else.", ""]
     if damaged:
         lines += [":::{warning}", "Damaged records, left out of every table:", ""]
-        lines += [f"- `{Path(line.split()[0]).parent.name}`: {line.split(':', 1)[1].strip()}" for line in damaged]
+        lines += [f"- `{Path(line.split()[0]).parent.name}`: {plain(line.split(':', 1)[1])}" for line in damaged]
         lines += [":::", ""]
     if rows:
         head = "".join(f"<th>{name}</th>" for name in rows[0])
@@ -268,7 +274,7 @@ def record_page(record: dict, files: dict[str, str], up: str) -> str:
         up: way from the page to the top of the site, "../../../".
     """
     place = f"{record['dataset']} / {record['category']}"
-    title = f"# {record['method']} on {place}, {record['profile']}, seed {record['seed']}"
+    title = "# " + plain(f"{record['method']} on {place}, {record['profile']}, seed {record['seed']}")
     lines = ["---", "orphan: true", "---", title, ""]
     lines += ["Files: " + ", ".join(f"{{download}}`{name} <{path}>`" for name, path in files.items()) + ".", ""]
     metrics = {name.replace("_", " "): _percent(value) for name, value in record["metrics"].items()}

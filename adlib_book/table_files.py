@@ -7,6 +7,7 @@ bytes.
 
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -44,6 +45,18 @@ td a { color: inherit; text-decoration: inherit; }
 td a:hover { background: #eee; }
 li { color: #555; font-size: small; }
 """
+# Names are data: what the forms read as their own signs is shown as it stands.
+MARKDOWN_SIGNS = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "[": "&#91;", "`": "&#96;"})
+LATEX_SIGNS = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "×": r"$\times$",
+        "±": r"$\pm$",
+    }
+)
 START, END = "<!-- results -->", "<!-- /results -->"
 
 
@@ -151,7 +164,7 @@ def markdown(table: Table, runs: str = "../runs") -> str:
     """A Markdown table; `runs` is the way from the file to the folder of runs."""
 
     def link(run: str, text: str) -> str:
-        return f"[{text}]({runs}/{run}/record.json)"
+        return f"[{text}]({runs}/{quote(run, errors='surrogateescape')}/record.json)"
 
     def style(text: str, rank: int) -> str:
         return MARKDOWN_STYLES.get(rank, "{}").format(text)
@@ -177,7 +190,7 @@ def html_table(table: Table, runs: str = "../runs") -> str:
     """The table alone, for a page or a notebook; without links where `runs` is ""."""
 
     def link(run: str, text: str) -> str:
-        return f'<a href="{runs}/{escape(run)}/record.json">{text}</a>' if runs else text
+        return f'<a href="{runs}/{quote(run, errors="surrogateescape")}/record.json">{text}</a>' if runs else text
 
     text = _printed(table, escape, link, lambda run, seed: f" {link(run, seed)}" if runs else "")
     styler = _styler(table, text, HTML_STYLES).set_caption(escape(table.title))
@@ -272,24 +285,20 @@ def _numeric(column: pd.Series) -> bool:
 
 
 def _markdown_text(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(cell.splitlines()).translate(MARKDOWN_SIGNS)
 
 
 def _latex_text(text: str) -> str:
-    for character in "&%$#_{}":
-        text = text.replace(character, f"\\{character}")
-    return text.replace("~", r"\textasciitilde{}").replace("×", r"$\times$").replace("±", r"$\pm$")
+    return " ".join(text.splitlines()).translate(LATEX_SIGNS)
 
 
 def _latex_link(run: str) -> str:
-    """Mask the signs that would end a command; the others may stand in an address as they are."""
-    for character in "#%":
-        run = run.replace(character, f"\\{character}")
-    return run
+    """Mask the signs that would end a command; what LaTeX cannot mask in an address is written as in one."""
+    run = "".join(quote(sign) if sign in "\\{}^\n" else sign for sign in run)
+    return run.replace("#", "\\#").replace("%", "\\%")
 
 
 def _write_text(file: Path, text: str) -> None:
     with atomic_path(file) as temporary:
-        temporary.write_text(
-            text, encoding="utf-8", errors="backslashreplace"
-        )  # a name may hold bytes that are no text
+        # A name may hold bytes that are no text.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

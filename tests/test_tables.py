@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from adlib.errors import InputError
 from adlib.paths import root
-from adlib_book import cli, published, published_tables, ranks, table_files, tables
+from adlib_book import cli, published, published_tables, ranks, site, table_files, tables
 
 RECORD = {
     "parameters": {"resize": "stretch", "image_size": 256, "backbone": "tf_efficientnet_lite0"},
@@ -430,6 +430,10 @@ def test_latex_cells_link_to_every_seed_and_mask_odd_names(write, tmp_path):
     text = table_files.latex(table_of(tmp_path, "laptop_folder_pixel_auroc"))
     run = r"laptop/patchcore/folder-a\#b_\%-seed"
     assert rf"\adlibrun{{{run}0}}{{90.00 $\pm$ 0.00}}\adlibseed{{{run}1}}{{seed1}} \\" in text
+    odd = "<script>|\\^[x](javascript:y)"
+    assert table_files._latex_text(odd) == r"<script>|\textbackslash{}\textasciicircum{}[x](javascript:y)"
+    assert table_files._markdown_text(odd) == r"&lt;script>\|\\^&#91;x](javascript:y)"
+    assert site.plain("# a\n<b> [x](y)") == r"\# a \<b\> \[x\]\(y\)"
     assert "adlib" not in table_files.latex(published_tables.means(few_shot=True))  # no records, no links
 
 
