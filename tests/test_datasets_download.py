@@ -29,14 +29,22 @@ def tar_bytes(names, links=()):
     return buffer.getvalue()
 
 
-def zip_bytes(names, mode=0):
+def zip_bytes(names, mode=0, content="x"):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as zipped:
         for name in names:
             info = zipfile.ZipInfo(name)
             info.external_attr = mode << 16
-            zipped.writestr(info, "x")
+            zipped.writestr(info, content, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
+
+
+def zip_with(at, value):
+    """A zip of one file whose headers hold another byte: flags at 6, the method of compression at 8."""
+    content = bytearray(zip_bytes(["a.png"]))
+    for start in (at, content.index(b"PK\x01\x02") + at + 2):
+        content[start] = value
+    return bytes(content)
 
 
 @pytest.fixture
@@ -47,12 +55,13 @@ def server():
         def do_GET(self):
             state, asked = self.server, self.headers.get("Range")
             state.asked.append(asked)
-            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and state.ranges else 0
+            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and state.ranges is True else 0
             if start >= len(state.content):
                 self.send_error(416)
                 return
             body = state.content[start:]
             self.send_response(206 if asked and state.ranges else 200)
+            self.send_header("Content-Range", f"bytes {start}-{len(state.content) - 1}/{len(state.content)}")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             body, state.cut = body[: state.cut], None
@@ -108,11 +117,11 @@ def test_a_broken_download_goes_on_where_it_stopped(entry, server, tmp_path):
     assert server.asked == [None, "bytes=100-"]
 
 
-@pytest.mark.parametrize("complete", [False, True])
-def test_an_old_part_is_used_where_it_is_complete_and_the_server_can_go_on(entry, server, tmp_path, complete):
+@pytest.mark.parametrize("ranges", [False, "said, not sent", True])
+def test_an_old_part_is_used_where_it_is_complete_and_the_server_can_go_on(entry, server, tmp_path, ranges):
     entry(tar_bytes(FILES))
-    server.ranges = complete
-    (tmp_path / "data.tar.gz.part").write_bytes(server.content if complete else b"old and wrong bytes")
+    server.ranges = ranges
+    (tmp_path / "data.tar.gz.part").write_bytes(server.content if ranges is True else b"old and wrong bytes")
     assert datasets.get("mpdd", tmp_path).is_dir()
 
 
@@ -147,9 +156,11 @@ def test_servers_that_cannot_be_asked(entry, server, tmp_path):
         zip_bytes(["/escaped.png"]),
         zip_bytes(["C:/escaped.png"]),
         zip_bytes(["ok.png"], mode=0o120777),  # a link
+        zip_bytes(["ok.png"], content=bytes(10**6)),  # far more than its size
     ],
 )
-def test_hostile_archives_leave_nothing_behind(tmp_path, content):
+def test_hostile_archives_leave_nothing_behind(tmp_path, content, monkeypatch):
+    monkeypatch.setattr(download, "CHUNK", 1)
     archive = tmp_path / "in" / "archive"
     archive.parent.mkdir()
     archive.write_bytes(content)
@@ -158,12 +169,17 @@ def test_hostile_archives_leave_nothing_behind(tmp_path, content):
     assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["in", "in/archive"]
 
 
-@pytest.mark.parametrize("content", [b"<html>please log in</html>", tar_bytes(FILES)[:-30]])
-def test_damaged_archives(tmp_path, content):
-    (tmp_path / "a.tar.gz").write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.tar\.gz: .*download it again"):
-        download.unpack(tmp_path / "a.tar.gz", tmp_path / "data")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.tar.gz"]
+ENCRYPTED, UNKNOWN_COMPRESSION = zip_with(6, 1), zip_with(8, 99)
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>please log in</html>", tar_bytes(FILES)[:-30], ENCRYPTED, UNKNOWN_COMPRESSION]
+)
+def test_damaged_archives_are_not_kept_as_if_whole(entry, tmp_path, content):
+    entry(content, sha256="")
+    with pytest.raises(InputError, match=r"data\.tar\.gz: [^\n]*download it again"):
+        datasets.get("mpdd", tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_archive_that_was_downloaded_by_hand(entry, tmp_path):

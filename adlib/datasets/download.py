@@ -1,14 +1,15 @@
 """What is present, and how to get the rest: download with checksum and resume, safe unpacking, or instructions."""
 
+import gzip
 import hashlib
+import lzma
 import os
-import shutil
 import stat
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
@@ -18,10 +19,16 @@ from tqdm import tqdm
 from adlib.datasets import catalogue, demo, elpv, loading
 from adlib.datasets.table import subfolders
 from adlib.errors import InputError
-from adlib.paths import data_dir
+from adlib.paths import data_dir, temporary_beside, writing
 from adlib.settings import choice
 
 CHUNK = 1 << 20  # bytes
+LARGEST = 100  # times its own size that an archive may unpack to; pictures hardly shrink
+# Of archives; a zip that is encrypted raises a RuntimeError, one of an unknown compression a NotImplementedError.
+UNREADABLE = (
+    *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError),
+    *(RuntimeError, ValueError),
+)
 
 
 def listing(data_root=None) -> pd.DataFrame:
@@ -99,7 +106,12 @@ def get(name: str, root=None) -> Path | None:
             download(entry.url, archive, entry.sha256)
         elif entry.sha256:
             _verify(archive, entry.sha256)
-        unpack(archive, folder)
+        try:
+            unpack(archive, folder)
+        except InputError as error:
+            if not own_archive and not isinstance(error.__cause__, OSError):  # as a full disk
+                archive.unlink()  # or it would be taken for a whole one the next time
+            raise
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{folder}: cannot be written ({reason}); free space or choose another root") from None
@@ -144,8 +156,12 @@ def download(url: str, target: Path, sha256: str = "") -> Path:
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
-            if start and response.status != 206:  # the server sends the whole file again
+            # Some servers send the whole file again, and some of these say that they do not.
+            sent = response.headers.get("Content-Range", "")
+            if start and (response.status != 206 or sent.startswith("bytes 0-")):
                 start = 0
+            elif start and not sent.startswith(f"bytes {start}-"):
+                raise InputError(f"{url}: asked to go on at byte {start}, the server answers {sent!r}; delete {part}")
             length = response.headers.get("Content-Length")
             total = start + int(length) if length else None
             with (
@@ -194,29 +210,29 @@ def unpack(archive: Path, folder: Path) -> Path:
     Raises:
         InputError: not an archive, a damaged one, or one with links, devices or paths that lead out of it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with writing(folder), temporary_beside(folder) as temporary:
         content = temporary / "content"
         content.mkdir()
         if not zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):
             raise InputError(f"{archive}: neither a tar nor a zip archive; download it again")
-        _extract(archive, content)
+        try:
+            _extract(archive, content)
+        except InputError:
+            raise
+        except UNREADABLE as error:
+            raise InputError(f"{archive}: cannot be unpacked ({error}); download it again") from None
         while len(inner := subfolders(content)) == 1 and not any(f.is_file() for f in content.iterdir()):
             content = inner[0]
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         content.rename(folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{archive}: cannot be unpacked ({error}); download it again") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def _extract(archive: Path, folder: Path) -> None:
     """Extract an archive member by member; the standard filter repairs some of what is refused here."""
     is_zip, safe = zipfile.is_zipfile(archive), {}
+    left = LARGEST * max(archive.stat().st_size, CHUNK)  # bytes that may come out
     if not is_zip and hasattr(tarfile, "data_filter"):  # from Python 3.11.4
         safe = {"filter": "data"}
     with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as opened:
@@ -229,4 +245,6 @@ def _extract(archive: Path, folder: Path) -> None:
             kind = stat.S_IFMT(member.external_attr >> 16) if is_zip else 0
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or not (is_zip or member.isreg() or member.isdir()):
                 raise InputError(f"{archive}: {name!r} is a link or a device; do not use this file")
+            if (left := left - (member.file_size if is_zip else member.size)) < 0:
+                raise InputError(f"{archive}: unpacks to more than {LARGEST} times its size; do not use this file")
             opened.extract(member, folder, **safe)

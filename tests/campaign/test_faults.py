@@ -1,0 +1,146 @@
+"""A campaign of faults: kills between file operations, flipped bits, cut files. `make campaign` is the long form.
+
+What is tried and what was survived is printed (`pytest -s`); the long form is chosen by `ADLIB_CAMPAIGN=long`.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adlib import methods, runs
+from adlib.errors import InputError
+from adlib.methods import checkpoints, storage
+from adlib.paths import PREFIX, _sweep, atomic_path
+
+LONG = os.environ.get("ADLIB_CAMPAIGN") == "long"
+FLIPS = 400 if LONG else 40
+
+
+class Kill(BaseException):
+    """Ends a process: nothing catches it."""
+
+
+def refuse_lines(said: str) -> None:
+    """A message is one line."""
+    assert "\n" not in said
+
+
+def model(number: int) -> dict:
+    """Tensors and facts that belong together, and can be told from those of another number."""
+    return {"tensors": {"bank": torch.full((64, 8), float(number))}, "threshold": {"value": float(number)}}
+
+
+def save(folder: Path, number: int) -> None:
+    parts = model(number)
+    storage.save_model(folder, "padim", {}, parts.pop("tensors"), **parts)
+
+
+def number_of(folder: Path) -> float:
+    header, tensors = storage.read_model(folder)
+    assert bool((tensors["bank"] == header["threshold"]["value"]).all()), "parts of two models"
+    return header["threshold"]["value"]
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_kill_leaves_the_old_model_or_the_new_one(tmp_path, monkeypatch, step):
+    save(tmp_path, 1)
+    done = 0
+
+    def counted(function):
+        def call(*arguments, **options):
+            nonlocal done
+            if (done := done + 1) > step:
+                raise Kill
+            return function(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for place, name in ((os, "replace"), (os, "unlink"), (storage, "save_file"), (Path, "write_text")):
+            patch.setattr(place, name, counted(getattr(place, name)))
+        with contextlib.suppress(Kill):
+            save(tmp_path, 2)
+    assert number_of(tmp_path) in (1, 2)
+    _sweep.cache_clear()  # as the next process
+    save(tmp_path, 3)
+    assert number_of(tmp_path) == 3
+    assert len(list(tmp_path.iterdir())) == 2, "what the killed one left is gone"
+
+
+def test_what_killed_runs_left_is_deleted_by_the_next_and_what_others_write_is_not(tmp_path):
+    (tmp_path / f"{PREFIX}left.json").write_text("half")
+    (tmp_path / f"{PREFIX}folder").mkdir()
+    with atomic_path(tmp_path / "a.json") as temporary:
+        temporary.write_text("{}")
+        _sweep.cache_clear()  # as another process
+        with atomic_path(tmp_path / "b.json") as other:
+            other.write_text("{}")
+        assert temporary.is_file()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "b.json"]
+
+
+def a_model(folder):
+    save(folder, 1)
+    return [folder / "model.json", next(folder.glob("*.safetensors"))], lambda: number_of(folder)
+
+
+def a_checkpoint(folder):
+    torch.manual_seed(0)
+    network = torch.nn.Linear(8, 8)
+    weights = network.weight.detach().clone()
+    checkpoints.save(folder / "c.pt", {"step": 3}, {"n": network}, [], [])
+
+    def read():
+        state = checkpoints.restore(folder / "c.pt", {"n": network}, [], [])
+        return state["step"], bool(torch.equal(network.weight, weights))
+
+    return [folder / "c.pt"], read
+
+
+def some_maps(folder):
+    levels = np.random.default_rng(0).integers(0, 65535, (2, 8, 8)).astype(np.uint16)
+    arrays = {"low": 0.0, "high": 1.0, "masks": levels > 9, "rows": np.arange(2)}
+    np.savez_compressed(folder / "maps.npz", levels=levels, **arrays)
+    return [folder / "maps.npz"], lambda: (found := runs.read_maps(folder)) and float(found[0].sum())
+
+
+@pytest.mark.parametrize("make", [a_model, a_checkpoint, some_maps])
+def test_a_flipped_bit_or_a_cut_file_is_refused_or_changes_nothing(tmp_path, make, capsys):
+    files, read = make(tmp_path)
+    right, rng, counts = read(), np.random.default_rng(0), {"refused": 0, "the same": 0}
+    for file in files:
+        content = file.read_bytes()
+        for turn in range(FLIPS):
+            damaged = bytearray(content)
+            damaged[rng.integers(len(content))] ^= 1 << rng.integers(8)
+            file.write_bytes(damaged if turn % 4 else content[: rng.integers(len(content))])
+            try:
+                value = read()
+            except InputError as error:
+                value = None
+                refuse_lines(str(error))
+            assert value in (None, right), "another value, and no word"
+            counts["refused" if value is None else "the same"] += 1
+        file.write_bytes(content)
+    with capsys.disabled():
+        print(f"\n{make.__name__}: {len(files) * FLIPS} damaged files, {counts}")
+
+
+@pytest.mark.parametrize("seed", range(20 if LONG else 2))
+def test_no_setting_ends_in_a_traceback(seed):
+    rng, tried = np.random.default_rng(seed), 0
+    odd = [-1, 0, float("nan"), float("inf"), -0.5, 10**30, "", "x", None, True, [], [0], [-1, 2], {}, "\udcff", "../x"]
+    for name in methods.METHODS:
+        settings = methods.get(name).Settings
+        for field in settings.__dataclass_fields__:
+            for value in rng.permutation(np.array([*odd, None], dtype=object))[:5]:
+                tried += 1
+                try:
+                    settings(**{field: value})
+                except InputError as error:
+                    refuse_lines(str(error))
+    assert tried > 500
