@@ -34,7 +34,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 FAISS_OPT_LEVEL=avx2
 FAKE_DEVICE := PYTHONPATH=$(CURDIR)/tests/fake_device ADLIB_DEVICE=fake
 NBVAL := --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: install reproduce test test-elsewhere test-oldest fake-device gpu-check matrix sabotage lint notebooks bench slurm-test site site-test slides student clean
+.PHONY: install reproduce test test-elsewhere test-oldest fake-device gpu-check matrix sabotage lint notebooks bench campaign slurm-test site site-test slides student clean
 
 install: $(INSTALLED)
 
@@ -117,6 +117,10 @@ matrix: install
 
 slurm-test: install
 	@benchmarks/slurm_test.sh
+
+# Faults of every kind, more of each than CI has the minutes for; counts are printed.
+campaign: install
+	@ADLIB_CAMPAIGN=long $(BIN)/python -m pytest -q -s tests/campaign
 
 bench:
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench

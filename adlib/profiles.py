@@ -91,7 +91,7 @@ def load(name: str) -> dict:
 def _read(file: Path) -> dict:
     try:
         profile = yaml.safe_load(file.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the latter: no text, a number of 5,000 digits
         raise InputError(f"{file} is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(profile, dict):
         raise InputError(f"{file} must hold keys and values, such as seeds: [0]")

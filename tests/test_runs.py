@@ -202,6 +202,9 @@ def test_a_metric_that_is_no_fraction_is_damage(record, tmp_path):
         (tmp_path / "record.json").write_text(json.dumps({**record, "metrics": {"image_auroc": value}}))
         with pytest.raises(InputError, match="image_auroc"):
             runs.read_record(tmp_path)
+    (tmp_path / "record.json").write_text(json.dumps({**record, "dataset": "x/../../../../escaped"}))
+    with pytest.raises(InputError, match=r"dataset is 'x/\.\./"):
+        runs.read_record(tmp_path)
 
 
 def test_an_incomplete_record_is_not_written(record, tmp_path):
