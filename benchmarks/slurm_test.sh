@@ -147,4 +147,4 @@ scores = sorted(first.rglob("scores.csv"))
 assert all(file.read_bytes() == (others[0] / file.relative_to(first)).read_bytes() for file in scores)
 print(f"ok      {len(files)} records and {len(scores)} score tables are bit for bit those of a local run")
 SAME
-rm -rf "$work"
+stop && trap - EXIT && rm -rf "$work"
