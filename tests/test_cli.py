@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -128,7 +129,7 @@ def test_threshold_from_a_folder_is_stored_and_used(parts, model, tmp_path, caps
 class Brightness:
     """Stands for a fitted method: the score of a pixel is its brightness."""
 
-    name, resize, normal_scores = "brightness", Resize(16), ()
+    name, resize, normal_scores, settings = "brightness", Resize(16), (), SimpleNamespace(bit_depth=8)
 
     def fit(self, table):
         self.seen = [read_image(path).max() for path in table.image_path]

@@ -203,7 +203,7 @@ def test_the_embedding_by_convolution_is_the_literal_one(channels, dim):
     sizes = [(6, 5), (3, 3)]
     features = [torch.randn(1, c, *size, generator=generator) for c, size in zip(channels, sizes, strict=True)]
     expected = patches.adaptive_pool_embedding(features, 3, 1, dim, dim)
-    torch.testing.assert_close(glass.embed(features, 3, dim, dim), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(glass.embed(features, 3, dim), expected, rtol=1e-4, atol=1e-5)
 
 
 # -- the judge's modes ------------------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ import sys
 
 import numpy as np
 
+from adlib.images import features
 from adlib.images.features import allocate, is_out_of_memory, peak_memory_mib
 
 PROGRAM = """
+from adlib.images import features
 from adlib.images.features import peak_memory_mib
 before = peak_memory_mib()
 held = bytearray(200 * 2**20)
@@ -36,8 +38,10 @@ def test_memory_errors_are_known_by_their_words():
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
-def test_what_exceeds_memory_lies_in_a_file():
-    inside, outside = allocate((3, 4), 1), allocate((3, 4), 0)
+def test_what_exceeds_memory_lies_in_a_file(monkeypatch):
+    inside = allocate((3, 4))
+    monkeypatch.setattr(features, "MAX_MEMORY", 0.0)
+    outside = allocate((3, 4))
     assert not isinstance(inside, np.memmap)
     assert isinstance(outside, np.memmap)
     outside[:] = 1
