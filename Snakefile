@@ -12,7 +12,8 @@ from pathlib import Path
 from adlib.paths import results_dir
 from adlib_book import costs, notebook_jobs, progress
 
-PROFILE, DATA_ROOT, RESULTS = config.get("profile", "smoke"), config.get("data_root", ""), results_dir()
+# An empty data root on the command line is read as null.
+PROFILE, DATA_ROOT, RESULTS = config.get("profile", "smoke"), config.get("data_root") or "", results_dir()
 CHOSEN = {field: str(config.get(field, "")) for field in notebook_jobs.SELECTORS}
 PLAN = notebook_jobs.plan(PROFILE, DATA_ROOT)
 JOBS = {job.folder: job for job in PLAN}
