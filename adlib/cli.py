@@ -23,8 +23,6 @@ def main(arguments: list[str] | None = None, parser=None) -> int:
     for name, value in vars(options).items():  # the shell expands "-o ~/x", but not "--output=~/x"
         if isinstance(value, str):
             setattr(options, name, os.path.expanduser(value))
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
         if getattr(options, "profile", None):
             from adlib import profiles

@@ -82,18 +82,16 @@ def reproduce(options) -> int:
 
     if options.cores is not None and options.cores < 1:
         raise InputError(f"cores {options.cores} must be at least 1; leave it out to use all")
-    names = {field: getattr(options, field) for field in notebook_jobs.SELECTORS}
     return notebook_jobs.reproduce(
-        options.profile, options.data_root or "", options.cores, options.dry_run, options.cluster, **names
+        options.profile, options.data_root or "", options.cores, options.dry_run, options.cluster, **_selection(options)
     )
 
 
 def plan(options) -> int:
     """Say what a batch takes and what it lacks, before anything runs: hours, memory, weights, folders."""
-    from adlib_book import batch_plan, notebook_jobs
+    from adlib_book import batch_plan
 
-    names = {field: getattr(options, field) for field in notebook_jobs.SELECTORS}
-    print(batch_plan.text(options.profile, options.data_root or "", **names))
+    print(batch_plan.text(options.profile, options.data_root or "", **_selection(options)))
     return 0
 
 
@@ -101,8 +99,7 @@ def status(options) -> int:
     """Print how far a batch is, from its files alone: done, older, running, failed and why, to do."""
     from adlib_book import notebook_jobs
 
-    names = {field: getattr(options, field) for field in notebook_jobs.SELECTORS}
-    print(notebook_jobs.status(options.profile, options.data_root or "", **names))
+    print(notebook_jobs.status(options.profile, options.data_root or "", **_selection(options)))
     return 0
 
 
@@ -199,6 +196,13 @@ def add_commands(commands) -> None:
     made = cli.command(commands, "tables", tables, "adlib tables --profile laptop")
     made.add_argument("--profile", help="one profile; default all that have records")
     made.add_argument("--results", metavar="DIR", help="folder that holds runs/; default results/")
+
+
+def _selection(options) -> dict[str, str]:
+    """Return what the command line narrows a batch to, as `notebook_jobs.select` takes it."""
+    from adlib_book import notebook_jobs
+
+    return {field: getattr(options, field) for field in notebook_jobs.SELECTORS}
 
 
 def _with_selection(made) -> None:

@@ -26,8 +26,8 @@ LESS = {"weights": "random", "textures": "", "selection": "last", "snapshot_ever
 def fitted(name: str, device: str, table: pd.DataFrame, **changes):
     """Fit a method with the paper profile's settings, and `changes` of those it has, on a device; and the seconds."""
     os.environ["ADLIB_DEVICE"] = device
-    known = methods.get(name).Settings.__dataclass_fields__
-    changes = {key: value for key, value in (LESS | changes).items() if key in known}
+    fields = methods.get(name).Settings.__dataclass_fields__
+    changes = {key: value for key, value in (LESS | changes).items() if key in fields}
     method = methods.create(name, **profiles.method_settings("paper", name, changes))
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -109,11 +109,11 @@ def select(jobs: list[Job], **names: str) -> list[Job]:
     """
     for field, text in names.items():
         wanted = [name.strip() for name in str(text).split(",") if name.strip()]
-        known = list(dict.fromkeys(str(getattr(job, field)) for job in jobs))
+        values = list(dict.fromkeys(str(getattr(job, field)) for job in jobs))
         for name in wanted:
-            if not fnmatch.filter(known, name):
-                listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-                raise InputError(f"{field} {name!r} is none of this batch{suggest(name, known)}; there are {listed}")
+            if not fnmatch.filter(values, name):
+                listed = ", ".join(values[:20]) + (", ..." if len(values) > 20 else "")
+                raise InputError(f"{field} {name!r} is none of this batch{suggest(name, values)}; there are {listed}")
         if wanted:
             jobs = [job for job in jobs if any(fnmatch.fnmatch(str(getattr(job, field)), name) for name in wanted)]
     return jobs

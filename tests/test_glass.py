@@ -438,6 +438,8 @@ def test_paper_enlarges_two_categories_before_the_crop(train, tmp_path, dataset,
     settings = TINY | {"resize": "paper", "steps": 1}
     method = glass.Glass(**settings).fit(named(train, dataset, category))
     assert (method.resize.scale, method.resize.hw) == (scale, (64, 64))
+    oblong = glass.Glass(**settings | {"image_size": [64, 96]}).resize  # no side may be below the crop
+    assert (oblong.hw, oblong.scale) == ((64, 96), 96)
     method.save(tmp_path)
     assert glass.Glass.load(tmp_path).resize == method.resize
     made_up_original(tmp_path / "ckpt.pth")

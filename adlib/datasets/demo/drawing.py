@@ -91,8 +91,8 @@ def photograph(picture: np.ndarray, rng, noise: float = 0.012) -> np.ndarray:
 def place(rng, where: np.ndarray) -> np.ndarray:
     """Draw a point (x, y) from the true pixels of `where` (H, W): a defect's centre."""
     down, across = np.nonzero(where)
-    place = rng.integers(len(down))
-    return np.array([across[place], down[place]], dtype=float)
+    pixel = rng.integers(len(down))
+    return np.array([across[pixel], down[pixel]], dtype=float)
 
 
 def scratch(picture, strength, rng, where):

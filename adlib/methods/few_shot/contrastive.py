@@ -231,8 +231,7 @@ class Contrastive:
             options["positives"] = rows[normal]
         else:
             options = {"positives": support[sample(torch.arange(len(support), device=rows.device))]}
-        terms = losses.contrastive_loss(s.loss, rows[normal], rows[anomalous], temperature=s.temperature, **options)
-        return terms
+        return losses.contrastive_loss(s.loss, rows[normal], rows[anomalous], temperature=s.temperature, **options)
 
     def _set_reference(self, features, cells):
         """Keep `cells` of all cells of normal training images, as the neck sees them now."""

@@ -104,7 +104,7 @@ class Glass:
     def __init__(self, **settings):
         self.settings = s = build(GlassSettings, settings, owner=self.name)
         # What "paper" enlarges is known with the category.
-        self.resize = resize_of(replace(s, resize=min(Resize(s.image_size).hw)) if s.resize == "paper" else s)
+        self.resize = resize_of(replace(s, resize=max(Resize(s.image_size).hw)) if s.resize == "paper" else s)
         self.scale = self.resize.scale
         self.device = backbones.default_device()
         self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
