@@ -161,6 +161,7 @@ class Run:
             extra: further keys (JSON types): `selection`, learning curves, ...
         """
         settings, out_dir = build(methods.get(self.method).Settings, self.settings), self.out_dir / variant
+        auto = getattr(settings, "precision", "") == "auto" and getattr(evaluation.method, "history", None)
         per_image = {f"{k}_ms_per_image": round(1e3 * v, 2) for k, v in evaluation.seconds_per_image.items()}
         total = round(time.perf_counter() - self._started, 2)
         protocol = {"resolution": "input", "image_size": as_dict(settings).get("image_size"), "selection": "none"}
@@ -183,6 +184,7 @@ class Run:
             "timing": {**self.timing, **per_image, "total_s": total},
             "peak_memory_mib": round(peak_memory_mib(), 1),
             "device": device_name(),
+            **({"precision": auto.precision} if auto else {}),
             **self.weights,
             "versions": versions(),
             "git_commit": git_commit(),

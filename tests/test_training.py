@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from adlib.errors import InputError
-from adlib.methods import checkpoints, training
+from adlib.methods import checkpoints, precision, training
 from adlib.methods.pagmfr.training_pairs import weighted_rows
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -349,16 +349,20 @@ def test_warm_up_and_cosine():
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
-def test_bf16_trains_close_to_full_precision_and_leaves_plain_modules_behind():
-    results = []
-    for precision in ("no", "bf16"):
+def test_bf16_trains_close_to_full_precision_and_leaves_plain_modules_behind(monkeypatch, tmp_path):
+    """`auto` is one of both to the last digit, and goes on as it began on another processor."""
+    results = {}
+    for asked in ("no", "bf16", "auto"):
         model, optimizer, _ = make(lr=0.01)
-        history = run(model, optimizer, [], 20, precision=precision)
-        results.append(history.losses.total.iloc[-1])
-        assert model(X[:2]).dtype == torch.float32
+        for has, n_steps in ((True, 10), (False, 20)):
+            monkeypatch.setattr(precision, "has_bf16", lambda _, has=has: has)
+            history = run(model, optimizer, [], n_steps, precision=asked, checkpoint=tmp_path / f"{asked}.pt")
+        results[asked] = history.losses.total.tolist()
+        assert model(X[:2]).dtype == next(model.parameters()).dtype == torch.float32
         assert "_original_forward" not in model.__dict__
-        assert next(model.parameters()).dtype == torch.float32
-    assert results[0] == pytest.approx(results[1], rel=0.1)
+    assert results["no"][-1] == pytest.approx(results["bf16"][-1], rel=0.1)
+    assert results["auto"] == results[history.precision]
+    assert run(*make(), 1, precision="auto").precision == "no"
 
 
 def test_pinning_reaches_every_tensor_of_a_batch():

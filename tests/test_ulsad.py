@@ -382,8 +382,7 @@ def test_every_change_of_the_study_changes_something():
 
 
 def test_two_images_to_train_on_are_enough(train):
-    for share in (0.6, 0.99):
-        assert len(ULSAD(**SMALL | {"hold_out": share, "steps": 1}).fit(train).normal_scores) == 4
+    assert len(ULSAD(**SMALL | {"hold_out": 0.99, "steps": 1}).fit(train).normal_scores) == 4
     # Without a held-out image, nothing is chosen: the maximum, no level, quantiles of the training images.
     few = ULSAD(**SMALL | {"maps": "auto", "position_wise": "auto", "steps": 1}).fit(train.iloc[:3])
     assert (few.reading, len(few.normal_scores)) == (("max", False), 0)

@@ -94,6 +94,25 @@ def picture_features(images: np.ndarray, embed, batch_size: int) -> np.ndarray:
     return torch.cat(parts).permute(0, 2, 3, 1).cpu().numpy()
 
 
+def channel_statistics(blocks) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation (C,) of every channel over all images and positions, summed in float64.
+
+    Args:
+        blocks: arrays (..., C); all but the last axis are averaged over.
+
+    A channel that never varies has no scale of its own; its standard deviation is set to 1, so that it becomes 0
+    after standardisation instead of NaN.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for block in blocks:
+        rows = np.asarray(block, dtype=np.float64).reshape(-1, block.shape[-1])
+        count, total, squares = count + len(rows), total + rows.sum(axis=0), squares + (rows**2).sum(axis=0)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    std[std <= 1e-6 * np.maximum(np.abs(mean), 1e-6)] = 1.0
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
 def channels_first(array: np.ndarray, device) -> torch.Tensor:
     """(B, h, w, C) -> tensor (B, C, h, w) of the same type, the same bytes in channels-last order."""
     return torch.from_numpy(np.ascontiguousarray(array)).to(device).permute(0, 3, 1, 2)

@@ -66,9 +66,7 @@ def restore(path: Path, modules, optimizers, schedulers, origin: dict | None = N
             optimizer.load_state_dict(saved)
         for scheduler, saved in zip(schedulers, content["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
-        return {"gradients": [], "memory": [], "seconds": 0.0, "waiting": 0.0} | {
-            key: value for key, value in content.items() if key not in ("modules", "optimizers", "schedulers")
-        }
+        return {key: value for key, value in content.items() if key not in ("modules", "optimizers", "schedulers")}
     except InputError:
         raise
     except Exception as error:  # torch, pickle and zip each raise their own; to the user they mean one thing

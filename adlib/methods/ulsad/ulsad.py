@@ -32,7 +32,14 @@ import torch.nn.functional as F
 from adlib import settings as S
 from adlib.errors import InputError
 from adlib.images import Batch, backbones
-from adlib.images.features import allocate, channels_first, frozen_features, picture_features, resize_of
+from adlib.images.features import (
+    allocate,
+    channel_statistics,
+    channels_first,
+    frozen_features,
+    picture_features,
+    resize_of,
+)
 from adlib.images.maps import check_images, enlarge, smooth
 from adlib.methods import Scores, storage, training
 from adlib.methods.normals import check_held_out, collect, split_normals, without_selection
@@ -117,25 +124,6 @@ def pool_features(features: list[torch.Tensor], channels: int) -> torch.Tensor:
         return joined
     tokens = F.adaptive_avg_pool1d(joined.flatten(2).transpose(1, 2), channels)  # (B, H W, C)
     return tokens.transpose(1, 2).reshape(len(joined), channels, *grid)
-
-
-def channel_statistics(blocks) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation (C,) of every channel over all images and positions, summed in float64.
-
-    Args:
-        blocks: arrays (..., C); all but the last axis are averaged over.
-
-    A channel that never varies has no scale of its own; its standard deviation is set to 1, so that it becomes 0
-    after standardisation instead of NaN.
-    """
-    count, total, squares = 0, 0.0, 0.0
-    for block in blocks:
-        rows = np.asarray(block, dtype=np.float64).reshape(-1, block.shape[-1])
-        count, total, squares = count + len(rows), total + rows.sum(axis=0), squares + (rows**2).sum(axis=0)
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    std[std <= 1e-6 * np.maximum(np.abs(mean), 1e-6)] = 1.0
-    return mean.astype(np.float32), std.astype(np.float32)
 
 
 def disturbed(features: torch.Tensor, noise: float, hidden: float) -> torch.Tensor:
@@ -232,9 +220,8 @@ class ULSAD:
         self.settings = s = without_selection(self.settings, held_out)
         features, images = self._features(train)
         mean, std = channel_statistics(features)
-        for block in features:  # in place, image by image
-            block -= mean
-            block /= std
+        features -= mean  # in place
+        features /= std
         self.channel_mean, self.channel_std = (torch.from_numpy(x).to(self.device) for x in (mean, std))
         self._sample = features[:N_SAMPLE], images[:N_SAMPLE]
         self._held_out = features[:0], images[:0]
@@ -259,8 +246,9 @@ class ULSAD:
 
         def compute_losses(modules, batch, step):
             f, attended_f = (None if x is None else channels_first(x, self.device) for x in batch[:2])
-            reconstructed = modules["reconstruction"](disturbed(f, s.noise, s.hidden))  # (B, 2 C, h, w)
-            if step % s.global_every:
+            given, local = disturbed(f, s.noise, s.hidden), step % s.global_every > 0
+            reconstructed = modules["reconstruction"](given, local=local)  # (B, 2 C, h, w), or its local half
+            if local:
                 return {"local": local_loss(f, reconstructed, s.direction)}
             from_image = modules["global"](channels_first(batch[2], self.device).float() / 255)  # (B, C, h, w)
             return losses(f, attended_f, reconstructed, from_image, s.direction, s.global_losses)
@@ -289,6 +277,7 @@ class ULSAD:
         check_held_out(self, "calibration")
         self.reconstruction_net.load_state_dict(states["reconstruction"])
         self.global_net.load_state_dict(states["global"])
+        self._measure_normal()
         self._score_held_out()
 
     def calibrate(self) -> None:
@@ -301,6 +290,7 @@ class ULSAD:
         if self._judge and "auto" in (maps, place):
             self._choose_reading()
         else:
+            self._measure_normal()
             self.reading = "max" if maps == "auto" else maps, place == "on"
         self._score_held_out()
 
@@ -335,42 +325,52 @@ class ULSAD:
                 attended[i] = attend(f, f)[0].permute(1, 2, 0).cpu().numpy()
         return attended
 
-    def _score_held_out(self) -> None:
-        n = len(self._held_out[0])
-        maps = self._on_one_scale(self._calibrate(*(self._held_out if n else self._sample), self.reading[1]))
-        self.normal_scores, self.normal_map_maxima = collect([read_maps(maps[:n], self.reading[0])])
+    def _measure_normal(self) -> None:
+        """Fit mean and covariance of the residuals, and the level of maps, to the weights as they are.
 
-    def _calibrate(self, features: np.ndarray, images: np.ndarray, by_place: bool) -> np.ndarray:
-        """Fit what turns residuals into maps to the weights as they are; return the raw maps of these normal images.
-
-        Covariance and level come from training images, the quantiles from the held-out ones that are given.
+        All of it in one pass over training images; the quantiles come from held-out ones.
         """
         s = self.settings
-        self.level = torch.ones(2, 2, *self.grid, device=self.device)
-        self.level[0] = 0  # the mean; the deviation is 1
+        self.level = self._places = self._no_level()
         self.residual_mean, self.residual_matrix = torch.empty(0), torch.empty(0)
+        if s.whiten == "off" and s.position_wise == "off":
+            return
+        parts = [(small_maps(*outputs), self._residuals(*outputs)) for outputs in self._outputs(*self._sample)]
+        maps, residual = (torch.cat(part) for part in zip(*parts, strict=True))
         if s.whiten != "off":
-            normal = torch.cat([self._residuals(*outputs) for outputs in self._outputs(*self._sample)])
-            self.residual_mean, self.residual_matrix = whitening(normal)
-        if by_place:
-            small = [self._small_maps(*outputs) for outputs in self._outputs(*self._sample)]
-            self.level = place_statistics(torch.cat(small))
-        raw = self._raw_maps(features, images)
+            self.residual_mean, self.residual_matrix = whitening(residual)
+        if s.position_wise != "off":
+            self._places = place_statistics(self._measured(maps, residual))
+
+    def _no_level(self) -> torch.Tensor:
+        """Mean 0 and deviation 1 at every place of both maps."""
+        return torch.stack([f(2, *self.grid, device=self.device) for f in (torch.zeros, torch.ones)])
+
+    def _normalise_by(self, normal: torch.Tensor, by_place: bool) -> np.ndarray:
+        """Set level and quantiles; `normal`: small maps of normal images without a level. Return their raw maps."""
+        self.level = self._places if by_place else self._no_level()
+        raw = self._enlarged(self._levelled(normal))
         self.quantiles = np.tile(np.float32([0, 0.1]), (2, 1))  # 0.1 (map - 0) / (0.1 - 0): the map as it is
-        if s.quantiles is not None:
-            self.quantiles = map_quantiles(smooth(raw, SIGMA, BORDER), s.quantiles)
+        if self.settings.quantiles is not None:
+            self.quantiles = map_quantiles(smooth(raw, SIGMA, BORDER), self.settings.quantiles)
         return raw
+
+    def _score_held_out(self) -> None:
+        n = len(self._held_out[0])
+        raw = self._normalise_by(self._small_maps(*(self._held_out if n else self._sample)), self.reading[1])
+        self.normal_scores, self.normal_map_maxima = collect([read_maps(self._on_one_scale(raw)[:n], self.reading[0])])
 
     def _choose_reading(self) -> dict[str, float]:
         """Score the judge's images; of the readings of the maps that the settings leave open, keep the best.
 
         The quantiles are those of the clean images among them. Ties go to the first: the maximum, no level.
         """
-        s, features, images = self.settings, self._judge_features, self._judge.images
-        clean, ratings = self._judge.labels == 0, {}
+        self._measure_normal()
+        s, ratings = self.settings, {}
+        small, clean = self._small_maps(self._judge_features, self._judge.images), self._judge.labels == 0
         for by_place in {"off": (False,), "on": (True,), "auto": (False, True)}[s.position_wise]:
-            self._calibrate(features[clean], images[clean], by_place)
-            maps = self._on_one_scale(self._raw_maps(features, images))
+            self._normalise_by(small[clean], by_place)
+            maps = self._on_one_scale(self._enlarged(self._levelled(small)))
             for name in ("max", "local", "global") if s.maps == "auto" else (s.maps,):
                 ratings[name, by_place] = self._judge.rate(*read_maps(maps, name))
         self.reading = max(ratings, key=lambda reading: ratings[reading]["score"])
@@ -390,8 +390,13 @@ class ULSAD:
         images = check_images(batch)
         pooled = self.embed(images)
         f = (pooled - self.channel_mean.view(1, -1, 1, 1)) / self.channel_std.view(1, -1, 1, 1)
-        small = self._small_maps(f, self.reconstruction_net(f), self.global_net(images.to(self.device)))
-        return self._on_one_scale(self._enlarged(small))
+        outputs = f, self._reconstructed(f), self.global_net(images.to(self.device))
+        small = self._measured(small_maps(*outputs), self._residuals(*outputs))
+        return self._on_one_scale(self._enlarged(self._levelled(small)))
+
+    def _reconstructed(self, features: torch.Tensor) -> torch.Tensor:
+        """R, or its local half where the settings do not look at what imitates the global net."""
+        return self.reconstruction_net(features, local=self.settings.global_residual == "features")
 
     def _outputs(self, features: np.ndarray, images: np.ndarray):
         """Yield (F, R, G), a batch at a time, of standardised features (N, h, w, C) and images (N, H, W, 3)."""
@@ -399,7 +404,7 @@ class ULSAD:
         for i in range(0, len(features), size):
             f, x = (channels_first(part[i : i + size], self.device) for part in (features, images))
             with torch.inference_mode():
-                yield f, self.reconstruction_net(f), self.global_net(x.float() / 255)
+                yield f, self._reconstructed(f), self.global_net(x.float() / 255)
 
     def _residuals(self, features, reconstructed, from_image) -> torch.Tensor:
         """The residuals that are whitened: of both branches or of the global one alone (B, M, C, h, w)."""
@@ -407,18 +412,24 @@ class ULSAD:
         both = residuals(features, reconstructed, from_image, s.global_residual, s.area)
         return both if s.whiten == "both" else both[:, 1:]
 
-    def _small_maps(self, features, reconstructed, from_image) -> torch.Tensor:
-        """F, R, G -> local and global map on the feature grid (B, 2, h, w)."""
-        maps = small_maps(features, reconstructed, from_image)
+    def _measured(self, maps: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Plain maps and residuals -> local and global map on the feature grid (B, 2, h, w), whitened where asked."""
         if self.settings.whiten != "off":
-            residual = self._residuals(features, reconstructed, from_image)
             white = whitened_maps(residual, self.residual_mean, self.residual_matrix)  # (B, M, h, w)
             maps = torch.cat([maps[:, : 2 - white.shape[1]], white], dim=1)
+        return maps
+
+    def _small_maps(self, features: np.ndarray, images: np.ndarray) -> torch.Tensor:
+        """Local and global map on the feature grid (N, 2, h, w), without a level."""
+        outputs = self._outputs(features, images)
+        return torch.cat([self._measured(small_maps(*one), self._residuals(*one)) for one in outputs])
+
+    def _levelled(self, maps: torch.Tensor) -> torch.Tensor:
         return (maps - self.level[0]) / self.level[1]
 
     def _raw_maps(self, features: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Maps (N, 2, H, W) of standardised features (N, h, w, C) and images, before they are on one scale."""
-        return self._enlarged(torch.cat([self._small_maps(*outputs) for outputs in self._outputs(features, images)]))
+        return self._enlarged(self._levelled(self._small_maps(features, images)))
 
     def _enlarged(self, maps: torch.Tensor) -> np.ndarray:
         return enlarge(maps.flatten(0, 1), self.resize.hw).unflatten(0, (-1, 2)).cpu().numpy()  # (B, 2, H, W)
