@@ -11,8 +11,9 @@ import pytest
 import torch
 from conftest import SMALL_SETTINGS, texture, write_image
 from safetensors.torch import save_file
+from scipy.stats import spearmanr
 
-from adlib import images, methods
+from adlib import evaluation, images, methods, profiles
 from adlib.errors import InputError
 from adlib.methods import checkpoints, storage, training
 from adlib_book import notebook_jobs
@@ -82,18 +83,15 @@ def test_batch(small_table, fit, name):
 
 
 @every_method
-def test_settings_are_a_frozen_dataclass_and_strict(name):
-    settings = methods.get(name).Settings()
+def test_a_method_has_frozen_settings_a_notebook_and_its_source_and_fits_tables_alone(name):
     with pytest.raises(AttributeError):
-        settings.seed = 1
+        methods.get(name).Settings().seed = 1
     with pytest.raises(InputError, match="unknown"):
         methods.create(name, no_such_setting=1)
-
-
-@every_method
-def test_fit_takes_tables_and_a_checkpoint_and_whatever_else_is_a_setting(name):
     arguments = ["self", "table", "validation", "checkpoint"]
     assert list(inspect.signature(methods.get(name).fit).parameters) == arguments[: 4 if name in TRAINED else 3]
+    assert notebook_jobs.notebook_path(methods.METHODS[name].notebook).is_file()
+    assert re.search("arXiv|README", inspect.getmodule(methods.get(name)).__doc__)
 
 
 @every_method
@@ -211,6 +209,25 @@ def test_features_that_are_nan_are_refused(train, name):
         learn(method, train)
 
 
+@pytest.mark.parametrize("name", [name for name in ALL if "backbone" in FIELDS[name]])
+def test_the_unit_of_the_features_does_not_matter_in_the_laptop_profile(small_table, train, name):
+    """A backbone whose features are a hundred times as long: constants that were made for one length would show."""
+    small = {key: value for key, value in few_steps(name, 8).items() if key in FIELDS[name] and key != "stages"}
+    small |= {"image_size": 64, "resize": "stretch"} | ({"bank": 8} if "bank" in FIELDS[name] else {})
+    settings = profiles.load("laptop")["methods"][name] | small
+    test, found = small_table[small_table.split == "test"], []
+    for factor in (0.1, 10.0):
+        method = methods.create(name, **settings)
+        owner = method.model.encoder if name == "pagmfr" else method.backbone
+        owner.forward = functools.partial(
+            lambda features, factor, *given: [f * factor for f in features(*given)], owner.forward, factor
+        )
+        found.append(evaluation.evaluate(method.fit(train), test))
+    maps = [np.stack(one.anomaly_maps).ravel() for one in found]
+    assert spearmanr(*maps).statistic >= 0.999
+    assert found[0].metrics["aupro_30"] == pytest.approx(found[1].metrics["aupro_30"], abs=0.01)
+
+
 @every_method
 def test_fit_leaves_the_table_and_the_global_generators_alone(small_table, name):
     train = small_table[small_table.split == "train"]
@@ -249,13 +266,6 @@ def test_few_images_are_enough(small_table, name, n, tmp_path):
     found = methods.load(tmp_path / "model").score(batch)
     np.testing.assert_array_equal(found.map, method.score(batch).map)
     assert np.isfinite(found.map).all()
-
-
-@every_method
-def test_it_has_a_notebook_and_a_docstring_with_its_source(name):
-    assert notebook_jobs.notebook_path(methods.METHODS[name].notebook).is_file()
-    module = __import__(methods.METHODS[name][0], fromlist=["x"])
-    assert "arXiv" in module.__doc__ or "README" in module.__doc__
 
 
 @pytest.fixture(scope="module")

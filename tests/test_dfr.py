@@ -102,7 +102,3 @@ def test_the_loss_falls_and_the_threshold_lets_its_share_through(train):
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(InputError, match=message):
         DFR(**SMALL | settings)
-
-
-def test_one_image_a_step_is_enough(train):
-    assert np.isfinite(DFR(**SMALL | {"batch_size": 1}).fit(train).normal_scores).all()

@@ -24,7 +24,7 @@ from torch import nn
 from adlib import settings as S
 from adlib.errors import InputError
 from adlib.images import Batch, backbones
-from adlib.images.features import channels_first, frozen_features, picture_features, resize_of
+from adlib.images.features import channel_statistics, channels_first, frozen_features, picture_features, resize_of
 from adlib.images.maps import check_images, enlarge, top_mean
 from adlib.methods import Scores, storage, training
 from adlib.methods.normals import check_held_out, collect, split_normals, without_selection
@@ -50,6 +50,7 @@ class DFRSettings(training.Options):
     learning_rate: S.Positive = 1e-4  # Adam
     batch_size: S.Count = 4  # images per step
     epochs: S.Count = 700  # passes over the training images
+    standardise: bool = False  # bring every channel to mean 0 and deviation 1 first, whatever the backbone's units
     image_score: Literal["max", "top"] = "max"  # max (paper), top (mean of the highest 1 % of the map)
     threshold_images: Literal["train", "held_out"] = "train"  # set the segmentation threshold; held_out: not too low
 
@@ -189,6 +190,7 @@ class DFR:
 
     Attributes after `fit`:
         auto_encoder: the trained network; latent: width of its bottleneck.
+        mean_and_deviation: float32 (2, C), of the channels, with `standardise`; else empty.
         segmentation_threshold: a pixel above it is called anomalous.
         normal_scores, normal_map_maxima: float32 (n,), of the held-out normal images.
         history: losses, validations and snapshots (`adlib.methods.training.History`).
@@ -196,7 +198,9 @@ class DFR:
 
     name = "dfr"
     Settings = DFRSettings
-    KEPT = storage.Kept(modules=("auto_encoder",), facts=("latent", "segmentation_threshold"))
+    KEPT = storage.Kept(
+        modules=("auto_encoder",), tensors=("mean_and_deviation",), facts=("latent", "segmentation_threshold")
+    )
     save, load = storage.save, classmethod(storage.load)
 
     def __init__(self, **settings):
@@ -208,6 +212,7 @@ class DFR:
         else:
             self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
         self.channels = sum(self.backbone.channels)
+        self.mean_and_deviation = torch.empty(0)  # (2, C) with `standardise`
         # Of an input that is not square: as many cells, and square ones.
         flat = math.sqrt(self.resize.hw[0] / self.resize.hw[1])  # height over width
         sides = (max(WINDOW, round(s.map_size * f / WINDOW) * WINDOW) for f in (flat, 1 / flat))
@@ -216,7 +221,11 @@ class DFR:
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) in [0, 1] -> features (B, C, h, w) on the common grid."""
         with torch.inference_mode():
-            return aggregate(self.backbone(images.to(self.device)), self.map_size, WINDOW, WINDOW)
+            features = aggregate(self.backbone(images.to(self.device)), self.map_size, WINDOW, WINDOW)
+            if len(self.mean_and_deviation):
+                mean, deviation = self.mean_and_deviation[:, :, None, None]
+                features = (features - mean) / deviation
+            return features
 
     # -- fit ------------------------------------------------------------------------------------------------------
 
@@ -224,7 +233,13 @@ class DFR:
         """Train on a sample table of normal images; arguments as for `ULSAD.fit`."""
         train, held_out = split_normals(table, self.settings, validation)
         self.settings = s = without_selection(self.settings, held_out)
+        self.mean_and_deviation = torch.empty(0)
         features = self._features(train)  # (N, h, w, C)
+        if s.standardise:
+            mean, deviation = channel_statistics(features)
+            features -= mean  # in place
+            features /= deviation
+            self.mean_and_deviation = torch.from_numpy(np.stack([mean, deviation])).to(self.device)
         self._held_out = self._features(held_out) if len(held_out) else features[:0]
         self.latent = pca_width(features[:N_PCA_IMAGES])
         judge = Judge(held_out, self.resize, seed=s.seed) if s.watched(held_out) else None

@@ -22,7 +22,7 @@ from adlib.methods import Scores, storage
 from adlib.methods.few_shot.support_images import score_normals, split_support, support_ids
 from adlib.settings import build
 
-EPSILON = 0.01  # added to the diagonal of each covariance
+EPSILON = 0.01  # added to the diagonal of each covariance in the paper, whose features vary by about 1
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class PadimSettings(S.Settings):
     k: S.Count | None = None  # images to fit on, the same choice as `few_shot` makes; None: all but `hold_out`
     hold_out: S.Share = 0.15  # share of the normals kept for the threshold when k is None
     d: S.Count = 550  # channels kept at random
+    ridge: S.Positive | None = None  # added to each covariance, in mean variances of the features; None: 0.01 (paper)
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels
     seed: S.Whole = 0  # channels, choice of images
 
@@ -85,13 +86,15 @@ class Padim:
         )
         x = torch.from_numpy(grids).to(self.device)  # (N, h, w, d)
         x = x.permute(0, 3, 1, 2).contiguous().flatten(2).permute(2, 0, 1)  # (P, N, d)
+        # Over all images and places, so that features of a single image vary as well.
+        epsilon = (s.ridge or 0) * float(x.flatten(0, 1).var(0, correction=0).mean()) or EPSILON
         self.mean = x.mean(1)  # (P, d)
         x = x - self.mean[:, None]
         identity = torch.eye(x.shape[2], device=x.device)
         self.whitening = torch.empty(len(x), x.shape[2], x.shape[2])
         for start in range(0, len(x), 64):  # in blocks: the (P, d, d) covariances need not exist at once
             block = x[start : start + 64]
-            covariance = block.mT @ block / max(1, block.shape[1] - 1) + EPSILON * identity  # (64, d, d)
+            covariance = block.mT @ block / max(1, block.shape[1] - 1) + epsilon * identity  # (64, d, d)
             factor = torch.linalg.cholesky(covariance)
             inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
             self.whitening[start : start + 64] = inverse.cpu()
