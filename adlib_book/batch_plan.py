@@ -5,6 +5,7 @@ a run of most methods takes time in proportion to them.
 """
 
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 
@@ -46,7 +47,7 @@ def missing(profile: str, jobs: list, tables: dict) -> list[str]:
         image = next(table.image_path.iloc[0] for table in tables.values())
         for role in ("textures", "objects"):
             folder = texture_folder(getattr(values, role, ""), image)
-            if folder is not None and not folder.is_dir():
+            if isinstance(folder, Path) and not folder.is_dir():
                 wanted[f"{role} {str(folder)!r}: no such folder here, below data/ or beside the data sets"] += 1
     lines = [f"{line} ({count} method{'s' * (count > 1)})" for line, count in wanted.items()]
     for (dataset, category), table in tables.items():

@@ -1,5 +1,6 @@
 """GLASS against golden steps of the original, by hand, and as a whole."""
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +11,15 @@ import pytest
 import torch
 from conftest import SMALL_SETTINGS, write_image
 
-from adlib import own_parts, profiles
+from adlib import own_parts
 from adlib.errors import InputError
 from adlib.evaluation import thresholds
 from adlib.images import patches
-from adlib.methods.glass import glass
+from adlib.methods.glass import glass, noise
 from adlib.methods.glass import hypothesis as glass_judge
 from adlib.methods.glass import onnx_export as glass_onnx
 from adlib.methods.glass import step as glass_step
+from adlib.synthesis.judge import Judge
 
 STEPS = [f"manifold_{start}" for start in ("default", "inside", "outside")]
 STEPS += ["hypersphere", "hypersphere_far", "no_mining", "no_ohem"]
@@ -246,13 +248,16 @@ def test_both_hypotheses_train_and_log(train, hypothesis):
 
 @pytest.mark.parametrize("hypothesis", ["manifold", "hypersphere"])
 def test_a_batch_of_a_bank_knows_its_anomalous_tokens(train, hypothesis):
-    settings = TINY | {"bank": 3, "token_share": 0.25, "hypothesis": hypothesis}
+    settings = TINY | {"bank": 6, "token_share": 0.25, "hypothesis": hypothesis}
     method = glass.Glass(**settings).prepare(train)
     normal, blended, labels = method.make_batch(0)
     assert normal.shape == blended.shape == (2, 64, 152)
     changed = (normal != blended).any(dim=2)
     assert changed[labels > 0.5].float().mean() > 0.9  # an anomalous token differs from its normal one
-    assert set(method.bank) <= {0, 1, 2}
+    assert set(method.bank) <= set(range(6))
+    method.settings = dataclasses.replace(method.settings, bank=1)  # of a smaller bank the other images are normal, too
+    seen = {method.make_batch(step)[0][0].sum().item() for step in range(20)}
+    assert len(seen) > 2
 
 
 def test_heads_score_by_their_mean_and_survive_saving(train, tmp_path):
@@ -304,6 +309,18 @@ def test_some_rows_prefer_anomalous_tokens():
     normal, blended = glass_step.some_rows(labels, 0.2)
     assert len(normal) == len(blended) == len(set(blended.tolist())) == 20
     assert set(range(5)) <= set(blended.tolist())
+
+
+def test_noise_in_units_of_the_data_is_chosen_by_the_judge(train, monkeypatch):
+    rows = np.array([[[0.0, 0], [10, 0]], [[3, 4], [10, 1]]], np.float32)  # distances 5 and 1
+    assert noise.cell_distance(rows) == 3
+    rated = []
+    monkeypatch.setattr(noise, "TRIAL_STEPS", 2)
+    monkeypatch.setattr(Judge, "rate", lambda *_: rated.append(1) or {"score": len(rated)})  # the later the better
+    method = glass.Glass(**TINY | {"noise": "auto", "average": 0.5, "heads": 2}).fit(train)
+    assert (len(rated), len(method.network)) == (len(noise.LEVELS), 2)
+    assert method.verdict.why.endswith(f"noise of {noise.LEVELS[-1]} distances between normal cells")
+    assert glass.Glass(**TINY | {"noise": "auto"}).fit(train.iloc[:1]).unit > 0  # one image, nothing to judge by
 
 
 def test_features_are_scaled_to_the_asked_length(train):
@@ -459,12 +476,6 @@ def test_paper_masks_the_product_only_where_the_authors_do(train, monkeypatch, d
     assert (method._foreground(0) is not None) == bool(asked) == masked
 
 
-def test_the_paper_profile_takes_its_textures_sizes_and_masks():
-    settings = profiles.method_settings("paper", "glass", None)
-    assert (settings["textures"], settings["resize"], settings["foreground"]) == ("dtd", "paper", "paper")
-    assert glass.Glass.Settings(**settings).image_size == 288
-
-
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -500,6 +511,7 @@ def test_textures_are_found_by_name_below_the_data_folder(tmp_path, monkeypatch)
     (tmp_path / "dtd").mkdir()
     found = {"dtd": tmp_path / "dtd", str(tmp_path): tmp_path, "dtd?": tmp_path / "dtd", "": None}
     found |= {"no such": Path("no such"), "no such?": None}  # refused by Sources; made on the spot then
+    found |= {"mixed": "mixed", "no such?mixed": "mixed", "dtd?mixed": tmp_path / "dtd"}
     assert {name: glass.texture_folder(name) for name in found} == found
     (tmp_path / "root/beside").mkdir(parents=True)
     image = tmp_path / "root/mvtec_ad/wood/train/good/000.png"

@@ -1,5 +1,7 @@
 """Pseudo-anomaly families: what each promises about image, mask and randomness, and what bad input says."""
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -303,12 +305,14 @@ def test_three_different_augmentations_at_a_time():
 
 
 def test_procedural_textures_cover_all_patterns():
-    kinds = set()
+    kinds, mixed = set(), Sources(textures="mixed", normals=[host()])
     for seed in range(60):
         texture, kind = textures.procedural_texture((40, 56), np.random.default_rng(seed))
-        assert (texture.shape, texture.dtype) == ((40, 56, 3), np.uint8)
-        kinds.add(kind)
-    assert kinds == set(textures.TEXTURES)
+        other, info = mixed.texture((40, 56), np.random.default_rng(seed))
+        for one in (texture, other):
+            assert (one.shape, one.dtype, one.std() > 0) == ((40, 56, 3), np.uint8, True)
+        kinds |= {kind, *re.findall("spectral|distorted", info["source"])}
+    assert kinds == {*textures.TEXTURES, "spectral", "distorted"}
 
 
 def test_object_region_is_found_by_threshold():

@@ -11,8 +11,9 @@ from adlib.errors import InputError
 from adlib.images import list_images, read_image, resample
 from adlib.paths import data_dir
 from adlib.synthesis.objects import extract_object, procedural_object
-from adlib.synthesis.textures import procedural_texture
+from adlib.synthesis.textures import augment, procedural_texture, spectral_texture
 
+MIXED = "mixed"  # textures without a folder: patterns, 1/f noise, and the product's own images, distorted
 CACHED = 64  # decoded images kept in memory, about 60 MB of DTD
 
 
@@ -23,7 +24,7 @@ class Sources:
     where there is nothing, and then textures and objects are made by the project itself.
 
     Args:
-        textures: for example the `images` folder of the Describable Textures Dataset (DTD).
+        textures: for example the `images` folder of the Describable Textures Dataset (DTD); "mixed": see `MIXED`.
         objects: pictures that each show an object; its region is found by `objects.extract_object`.
         normals: other normal images of the same product, for NSA and splicing.
 
@@ -32,7 +33,8 @@ class Sources:
     """
 
     def __init__(self, textures=None, objects=None, normals=None):
-        self.textures = _pool(textures, "textures")
+        self.mixed = isinstance(textures, str) and textures == MIXED
+        self.textures = _pool(None if self.mixed else textures, "textures")
         self.objects = _pool(objects, "objects")
         self.normals = _pool(normals, "normals")
 
@@ -55,10 +57,21 @@ class Sources:
             uint8 (H, W, 3), and {"source": file name, index or "procedural ..."}.
         """
         if not self.textures:
-            texture, kind = procedural_texture(shape, rng)
+            turn = int(rng.integers(3 if self.normals else 2)) if self.mixed else 0
+            if turn == 2:
+                return self._distorted_normal(shape, rng)
+            texture, kind = (procedural_texture, spectral_texture)[turn](shape, rng)
             return texture, {"source": f"procedural {kind}"}
         texture, name = _draw(self.textures, rng)
         return fit_to(texture, shape, fit), {"source": name}
+
+    def _distorted_normal(self, shape, rng):
+        """A part of a normal image, enlarged and turned, whose colours are not its own any more."""
+        image, name = _draw(self.normals, rng)
+        sides = [max(1, int(side * rng.uniform(0.2, 0.7))) for side in image.shape[:2]]
+        top, left = (int(rng.integers(full - part + 1)) for full, part in zip(image.shape, sides, strict=False))
+        part = np.rot90(image[top : top + sides[0], left : left + sides[1]], int(rng.integers(4)))
+        return augment(fit_to(np.ascontiguousarray(part), shape, "stretch"), rng)[0], {"source": f"distorted {name}"}
 
     def object(self, rng: np.random.Generator):
         """Draw an object: its pixels uint8 (h, w, 3), its mask bool (h, w), and where it is from."""
@@ -78,19 +91,20 @@ class Sources:
         return fit_to(image, shape, "stretch"), {"source": name}
 
 
-def texture_folder(name: str, image_path=None) -> Path | None:
+def texture_folder(name: str, image_path=None) -> Path | str | None:
     """Return the folder of source images of this name: as given, below `data/`, or beside an image's data set.
 
-    None for "", and for a name with a question mark ("dtd?") whose folder is not there.
+    "mixed" stays what it is. None for "". Where the folder of a name with a question mark is not there, what stands
+    behind the mark counts: "dtd?mixed", or nothing ("dtd?").
     """
-    name, optional = name.removesuffix("?"), name.endswith("?")
-    if not name:
-        return None
+    name, optional, other = name.partition("?")
+    if name in ("", MIXED):
+        return name or None
     # <data root>/<data set>/<category>/train/good/000.png and <data root>/<name>; some layouts are a folder deeper.
     above = [] if image_path is None else Path(os.path.abspath(image_path)).parents[:7]
     places = (Path(name), data_dir() / name, *(folder / name for folder in above))
     folder = next((place for place in places if place.is_dir()), Path(name))
-    return None if optional and not folder.is_dir() else folder
+    return other or None if optional and not folder.is_dir() else folder
 
 
 def fit_to(image: np.ndarray, shape: tuple[int, int], fit: str) -> np.ndarray:

@@ -193,6 +193,21 @@ def procedural_texture(shape: tuple[int, int], rng: np.random.Generator) -> tupl
     return _look_up(levels, first + mix * (second - first)), name
 
 
+def spectral_texture(shape: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """Make a texture of random phases under a spectrum that falls by f^-a, a from 0.5 to 1.5: photographs have about 1.
+
+    Returns:
+        uint8 (H, W, 3) and "spectral" with its a.
+    """
+    power = rng.uniform(0.5, 1.5)
+    frequency = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1]))
+    falling = np.where(frequency > 0, np.maximum(frequency, 1e-9) ** -power, 0)
+    planes = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((3, *shape))) * falling, shape)  # (3, H, W)
+    planes /= np.maximum(planes.std(axis=(1, 2), keepdims=True), 1e-9)
+    colours = rng.uniform(60, 196, 3) + np.moveaxis(planes, 0, 2) @ rng.normal(0, 30, (3, 3))  # channels vary together
+    return colours.clip(0, 255).astype(np.uint8), f"spectral {power:.2f}"
+
+
 def _coordinates(shape, rng) -> tuple[np.ndarray, np.ndarray]:
     """Row and column in units of the shorter side, turned by a random angle."""
     y = np.arange(shape[0], dtype=np.float32)[:, None] / min(shape)

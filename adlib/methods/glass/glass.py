@@ -34,6 +34,7 @@ from adlib.images import Batch, Resize, backbones, image_shape, patches, read_ma
 from adlib.images.features import channels_first, frozen_features, picture_features, resize_of
 from adlib.images.maps import align, check_images, top_mean, upsample_and_smooth
 from adlib.methods import Scores, storage, training
+from adlib.methods.glass import noise
 from adlib.methods.glass.hypothesis import MODES, Verdict, decide, published_name
 from adlib.methods.glass.step import Ensemble, Network, some_rows
 from adlib.methods.normals import score_normals, split_normals, without_selection
@@ -65,7 +66,7 @@ class GlassSettings(training.Options):
     hidden: S.Count = 1024  # width of the discriminator's hidden layer
     heads: S.Count = 1  # networks that learn from the same batches and score together; the paper has one
     hypothesis: Literal[MODES] = "stored"  # manifold: GLASS-m; hypersphere: GLASS-h
-    noise: S.NotNegative = 0.015  # standard deviation of the noise at width 1536
+    noise: S.NotNegative | Literal["auto"] = 0.015  # standard deviation at width 1536; auto: see `glass.noise`
     n_ascent: S.Whole = 20  # steps of the ascent; without any the global anomalies are plain noise
     step_size: S.NotNegative = 0.001  # length of one step in feature space
     radius: S.Closed = 0.75  # quantile of distances to the centre that makes r, a share (not a length)
@@ -120,15 +121,21 @@ class Glass:
             tokens = embed(features, s.patch_size, s.embedding_dim)
             return tokens * self.feature_factor
 
-    def build_networks(self) -> None:
+    def build_networks(self, n_heads: int | None = None) -> None:
         """Make the networks that the settings and `shape`, width D and number of positions L of the tokens, ask for."""
         s = self.settings
+        n_heads = n_heads or s.heads
         self.verdict, self.resize = Verdict(*self.verdict), replace(self.resize, scale=self.scale)
         with torch.random.fork_rng():
             torch.manual_seed(s.seed)
-            heads = [Network(self.shape[0], s.hidden, self.shape[1]).to(self.device) for _ in range(s.heads)]
+            heads = [Network(self.shape[0], s.hidden, self.shape[1]).to(self.device) for _ in range(n_heads)]
         # What is scored with is `averaged`: the network itself, or in training the running mean of its weights.
-        self.network = self.averaged = heads[0] if s.heads == 1 else Ensemble(heads)
+        self.network = self.averaged = heads[0] if n_heads == 1 else Ensemble(heads)
+
+    def _start_anew(self, n_heads: int | None = None) -> None:
+        self.build_networks(n_heads)
+        if self.settings.average:
+            self.averaged = copy.deepcopy(self.network).requires_grad_(False)
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
@@ -144,23 +151,42 @@ class Glass:
         table, validation = split_normals(table, self.settings, validation)
         self.settings = s = without_selection(self.settings, validation)
         self.prepare(table)
-        averaged = {"averaged": self.averaged} if s.average else {}
-        self.history = training.train(
-            {"network": self.network, **averaged},
-            optimizers(self.network, s.learning_rate),
-            self.make_batch,
-            self.losses,
+        judged = s.watched(validation) or (s.noise == "auto" and len(validation) > 0)
+        validate = self._validation(validation) if judged else None
+        if s.noise == "auto":
+            self._choose_noise(validate)
+        self.history = self._train(
             s.epochs * self.batches_per_epoch if s.steps is None else s.steps,
             s,
             checkpoint=checkpoint,
             origin=training.origin(self, table, validation),
-            validate=self._validation(validation) if s.watched(validation) else None,
+            validate=validate if s.watched(validation) else None,
             progress="GLASS",
         )
         self.features = self.images = self.bank = None  # the caches have served
         self.network = self.averaged
         score_normals(self, validation, s.batch_size)
         return self
+
+    def _train(self, n_steps: int, options, **arguments) -> training.History:
+        averaged = {"averaged": self.averaged} if options.average else {}
+        modules, both = {"network": self.network, **averaged}, optimizers(self.network, options.learning_rate)
+        return training.train(modules, both, self.make_batch, self.losses, n_steps, options, **arguments)
+
+    def _choose_noise(self, rate) -> None:
+        """Keep the level of noise at which a network that is trained for a short time is rated best by the judge."""
+        distance, ratings = noise.cell_distance(self.features, self.settings.seed), {}
+        for level in noise.LEVELS if rate and distance else ():
+            self.unit = level * distance / noise.PAPER_LENGTH
+            self._start_anew(n_heads=1)
+            self._train(noise.TRIAL_STEPS, replace(self.settings, selection="last", snapshot_every=0))
+            ratings[level] = rate()["score"]
+        level = max(ratings, key=ratings.get, default=noise.LEVELS[0])
+        self.unit = level * distance / noise.PAPER_LENGTH or 1.0
+        said = f"{self.verdict.why}; noise of {level} distances between normal cells"
+        self.verdict = self.verdict._replace(why=said)
+        print(f"GLASS, {self.verdict}", flush=True)
+        self._start_anew()
 
     def prepare(self, table):
         """Everything before the first step: hypothesis, cached features and images, untrained network."""
@@ -182,12 +208,10 @@ class Glass:
             self.feature_factor = float(s.feature_norm / length)
             features *= np.float32(self.feature_factor)
         n, positions, width = features.shape
-        self.shape = (width, positions)
-        self.build_networks()
-        if s.average:
-            self.averaged = copy.deepcopy(self.network).requires_grad_(False)
+        self.shape, self.unit = (width, positions), 1.0
+        self._start_anew()
         self.mean_features = torch.from_numpy(features.mean(axis=0)).to(self.device)  # (L, D)
-        self.sigma_noise = s.noise * (PAPER_WIDTH / width) ** 0.5
+        self.sigma_noise = (0.015 if s.noise == "auto" else s.noise) * (PAPER_WIDTH / width) ** 0.5  # times `unit`
         self.batches_per_epoch = min(-(-n // s.batch_size), IMAGES_PER_EPOCH // s.batch_size + 1)
         return self
 
@@ -209,6 +233,8 @@ class Glass:
             rng = np.random.default_rng([s.seed, 2, step])
             items = [self._bank_item(int(k)) for k in rng.choice(s.bank, min(s.batch_size, s.bank), replace=False)]
             numbers, blended, labels = zip(*items, strict=True)
+            if s.bank < len(self.features):  # not every image has its anomaly, but all of them are normal
+                numbers = rng.choice(len(self.features), len(items), replace=False)
             return torch.from_numpy(self.features[list(numbers)]), torch.stack(blended), torch.stack(labels)
         epoch, position = divmod(step, self.batches_per_epoch)
         order = np.random.default_rng([s.seed, 1, epoch]).permutation(len(self.features))
@@ -285,9 +311,9 @@ class Glass:
         if blended.ndim == 4:
             blended = self.embed(blended).flatten(2).transpose(1, 2).clone()  # (B, L, D)
         normal, blended, labels = normal.flatten(0, 1), blended.flatten(0, 1), labels.flatten()
-        noise = torch.randn(normal.shape, device=self.device) * self.sigma_noise
+        drawn = torch.randn(normal.shape, device=self.device) * (self.sigma_noise * self.unit)
         rows = some_rows(labels, self.settings.token_share) if self.settings.token_share < 1 else None
-        return modules["network"](normal, blended, labels, noise, self.step_settings, rows=rows)
+        return modules["network"](normal, blended, labels, drawn, self.step_settings, rows=rows, unit=self.unit)
 
     def _validation(self, held_out):
         """Return the function that rates the network on held-out damaged images; their features are made once."""

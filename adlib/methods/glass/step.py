@@ -93,7 +93,9 @@ class Ensemble(nn.ModuleList):
             network.renew_centre(mean_features)
 
 
-def losses(network: Network, normal, blended, labels, noise, settings, trace: list | None = None, rows=None) -> dict:
+def losses(
+    network: Network, normal, blended, labels, noise, settings, trace: list | None = None, rows=None, unit: float = 1.0
+) -> dict:
     """The losses of one batch; their sum is minimised.
 
     Args:
@@ -104,6 +106,7 @@ def losses(network: Network, normal, blended, labels, noise, settings, trace: li
         settings: `hypothesis` ("manifold" or "hypersphere"), `n_ascent`, `step_size`, `radius`, `p`.
         trace: a list that receives one dict for every pass of the ascent (`tokens`, `logits`), for pictures.
         rows: (rows of `normal`, rows of `blended`) to use, index tensors; None for all, as in the original.
+        unit: what the radius 0.5 of the manifold and the length of a step are multiplied by; the noise is in it.
 
     Returns:
         "normal", "global", "local" loss terms (scalars with gradient), and for the log, with a leading "_": shares of
@@ -121,12 +124,12 @@ def losses(network: Network, normal, blended, labels, noise, settings, trace: li
         to_centre_u, to_centre_v = (u - centre).norm(dim=1), (v - centre_v).norm(dim=1)
         r_t = torch.cat([to_centre_v[~anomalous], to_centre_u]).quantile(s.radius)
         r_f = to_centre_v[anomalous].quantile(s.radius) if anomalous.any() else torch.zeros(())
-        low = r_t if sphere else u.new_tensor(0.5)  # a fixed radius about each token's own normal feature
+        low = r_t if sphere else u.new_tensor(0.5 * unit)  # a fixed radius about each token's own normal feature
 
     # -- global anomaly synthesis: a walk without gradients, then the same walk as one differentiable expression ------
     offset = u.detach() + noise - centre if sphere else noise  # g - origin
     origin = centre if sphere else None
-    segments = ascend(discriminator, u.detach(), offset, origin, low, s.n_ascent, s.step_size, trace=trace)
+    segments = ascend(discriminator, u.detach(), offset, origin, low, s.n_ascent, s.step_size * unit, trace=trace)
     weight = discriminator.linear.weight.detach()
     if sphere:
         offset = u + noise - centre
