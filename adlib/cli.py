@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 
-from adlib.errors import InputError
+from adlib.errors import InputError, TrainingError
 
 # Modules that load torch are imported where they are needed, so that --help and bad arguments answer at once.
 
@@ -50,7 +50,7 @@ def fail(message: str, code: int) -> int:
 def train(options) -> int:
     """Fit a method on a folder of good images."""
     from adlib import own_parts, profiles
-    from adlib.methods import storage, training
+    from adlib.methods import storage
     from adlib.settings import parse_overrides
 
     overrides = parse_overrides(options.set)
@@ -61,7 +61,7 @@ def train(options) -> int:
         fitted, skipped = own_parts.train(
             options.input, options.output, options.method, settings, options.roi, options.products, options.checkpoint
         )
-    except training.TrainingError as error:
+    except TrainingError as error:
         return fail(str(error), 1)
     header = storage.read_header(options.output)
     backbone = getattr(fitted.settings, "backbone", "")  # DRAEM has none

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read."""
 
 
 class InputError(ValueError):
@@ -7,6 +7,10 @@ class InputError(ValueError):
     The message is one line: it names the file or the parameter, says what was expected and what to do.
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class TrainingError(RuntimeError):
+    """Training stopped; the message names the step and what is left of the run. The command line exits with code 1."""
 
 
 def suggest(name: str, names) -> str:

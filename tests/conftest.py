@@ -9,6 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from adlib.errors import InputError
+from adlib.images import Resize, batches
+
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 GOLDEN = Path(__file__).parent / "golden"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -33,6 +36,13 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip("the real development images are not on this machine")
     return SHARED_DATA
+
+
+def refused(said: str, call, *arguments, **options) -> None:
+    """Hold that a call ends in an InputError: one line, in which the pattern `said` is found."""
+    with pytest.raises(InputError, match=said) as error:
+        call(*arguments, **options)
+    assert "\n" not in str(error.value)
 
 
 def write_image(path, pixels) -> str:
@@ -89,6 +99,18 @@ def small_table(small_tree):
 def train(small_table):
     """The training images of `small_table`."""
     return small_table[small_table.split == "train"]
+
+
+@pytest.fixture(scope="session")
+def test_rows(small_table):
+    """The test images of `small_table`: three good ones, then four with a hole."""
+    return small_table[small_table.split == "test"]
+
+
+@pytest.fixture(scope="session")
+def test_batch(test_rows):
+    """All test images of `small_table`, as a method with the settings below takes them."""
+    return next(batches(test_rows.image_path, Resize(64), len(test_rows)))
 
 
 TINY = {"image_size": 64, "resize": "stretch", "backbone": "tf_efficientnet_lite0"}

@@ -6,10 +6,9 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SMALL_SETTINGS, write_image
+from conftest import SMALL_SETTINGS, refused, write_image
 
 from adlib import evaluation, figures, methods
-from adlib.errors import InputError
 from adlib.evaluation import metrics
 from adlib.images import Resize
 from adlib_book.studies import audit
@@ -84,17 +83,15 @@ def test_mask_rules_by_hand(made, rule, side):
     assert audit.resized_mask(original, masks[0], Resize(32, "short_side"), "nearest pixel") is masks[0]  # of a crop
 
 
-def test_a_trained_method_is_audited_for_its_step_and_keeps_its_weights(small_table):
+def test_a_trained_method_is_audited_for_its_step_and_keeps_its_weights(train, test_rows):
     settings = SMALL_SETTINGS["glass"] | {"snapshot_every": 1}
-    method = methods.create("glass", **settings).fit(small_table[small_table.split == "train"])
-    test = small_table[small_table.split == "test"]
-    result = evaluation.evaluate(method, test)
-    table = audit.audit(method, test, result)
+    method = methods.create("glass", **settings).fit(train)
+    result = evaluation.evaluate(method, test_rows)
+    table = audit.audit(method, test_rows, result)
     step = table[table.habit == audit.EPOCH].set_index("metric")
     assert step.without["image_auroc"] == pytest.approx(100 * result.metrics["image_auroc"])
     assert step.added["image_auroc"] + step.added["pixel_auroc"] >= 0
-    again = evaluation.evaluate(method, test)
-    assert again.scores.equals(result.scores)
+    assert evaluation.evaluate(method, test_rows).scores.equals(result.scores)
     assert list(table.habit) == sorted(table.habit, key=audit.HABITS.index)
 
 
@@ -153,8 +150,7 @@ def test_settings_choose_what_is_audited(small_tree, monkeypatch):
     """Two categories are pooled; a data set that is not there is one line."""
     runs = {"runs": {"patchcore": ["data/plate"]}, "changes": {"patchcore": SMALL_SETTINGS["patchcore"]}}
     monkeypatch.setattr("adlib.datasets.discover", lambda _root: [("mvtec", "mvtec", small_tree, ["plate"])])
-    with pytest.raises(InputError, match="no data set 'data'"):
-        list(audit.fit_all("smoke", str(small_tree), 0, runs))
+    refused("no data set 'data'", list, audit.fit_all("smoke", str(small_tree), 0, runs))
     runs["runs"] = {"patchcore": ["mvtec/plate", "mvtec/plate"]}
     table = audit.audit_all(list(audit.fit_all("smoke", str(small_tree), 0, runs)))
     assert set(table.category) == {"plate", "plate + plate"}

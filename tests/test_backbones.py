@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from conftest import refused
 from safetensors.torch import save_file
 
 from adlib.errors import InputError
@@ -70,10 +71,8 @@ def test_the_trunk_inside_a_detector_is_found(tmp_path, prefix):
     state = {prefix + key: value for key, value in model.state_dict().items()} | {"head.weight": torch.zeros(2)}
     save_file(state, tmp_path / "detector.safetensors")
     save_file(model.state_dict(), tmp_path / "plain.safetensors")
-    found, plain = (
-        backbones.create("resnet18", (2,), weights=str(tmp_path / f"{name}.safetensors"))
-        for name in ("detector", "plain")
-    )
+    files = (str(tmp_path / f"{name}.safetensors") for name in ("detector", "plain"))
+    found, plain = (backbones.create("resnet18", (2,), weights=file) for file in files)
     assert found.fingerprint == plain.fingerprint
 
 
@@ -127,8 +126,7 @@ def test_a_pickle_with_code_in_it_is_not_loaded(tmp_path):
             return (open, (str(tmp_path / "was-run"), "w"))
 
     torch.save({"x": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match=r"evil\.pth"):
-        backbones.create("resnet18", (2,), weights=str(tmp_path / "evil.pth"))
+    refused(r"evil\.pth", backbones.create, "resnet18", (2,), weights=str(tmp_path / "evil.pth"))
     assert not (tmp_path / "was-run").exists()
 
 
@@ -144,9 +142,7 @@ def test_a_pickle_with_code_in_it_is_not_loaded(tmp_path):
     ],
 )
 def test_bad_backbones_are_refused_in_one_line(arguments, message):
-    with pytest.raises(InputError, match=message) as caught:
-        backbones.create(**arguments)
-    assert "\n" not in str(caught.value)
+    refused(message, backbones.create, **arguments)
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
@@ -163,18 +159,15 @@ def test_unreachable_hub_is_said_at_once(monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("socket.getaddrinfo", unknown)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-    with pytest.raises(InputError, match="hub"):
-        backbones.create("resnet18", (2,))
+    refused("hub", backbones.create, "resnet18", (2,))
 
 
 def test_a_size_the_backbone_cannot_take_is_named_with_the_nearest_one():
     vit = backbones.create("vit_tiny_patch16_224", (5,), weights="random")
-    with pytest.raises(InputError, match="nearest size is 64x112"):
-        vit(images(64, 110))
+    refused("nearest size is 64x112", vit, images(64, 110))
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99"])
 def test_a_device_that_is_not_there_is_named(name, monkeypatch):
     monkeypatch.setenv("ADLIB_DEVICE", name)
-    with pytest.raises(InputError, match=f"ADLIB_DEVICE={name}: no such device here; there are: cpu"):
-        backbones.default_device()
+    refused(f"ADLIB_DEVICE={name}: no such device here; there are: cpu", backbones.default_device)

@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, refused
 
-from adlib import images
-from adlib.errors import InputError
 from adlib.methods.few_shot import support_images
 from adlib.methods.padim import Padim
 from adlib.methods.spade import Spade
@@ -14,15 +12,8 @@ from adlib.methods.spade import Spade
 SMALL = TINY | {"stages": [1, 2]}
 
 
-@pytest.fixture(scope="module")
-def test_batch(small_table):
-    test = small_table[small_table.split == "test"]
-    return next(images.batches(test.image_path, images.Resize(64), len(test)))
-
-
 def test_padim_refuses_images_of_another_size(train):
-    with pytest.raises(InputError, match="resize them to 64x64"):
-        Padim(**SMALL).fit(train).score(torch.zeros(1, 3, 120, 120))
+    refused("resize them to 64x64", Padim(**SMALL).fit(train).score, torch.zeros(1, 3, 120, 120))
 
 
 def test_padim_is_the_mahalanobis_distance(train, test_batch):
@@ -55,8 +46,8 @@ def test_spade_is_two_nearest_neighbour_searches(train, test_batch):
 
 
 @pytest.mark.parametrize("cls", [Padim, Spade])
-def test_defects_stand_out_and_one_image_is_enough(cls, train, test_batch, small_table):
-    labels = small_table.label[small_table.split == "test"].to_numpy()
+def test_defects_stand_out_and_one_image_is_enough(cls, train, test_batch, test_rows):
+    labels = test_rows.label.to_numpy()
     for k in (1, None):
         method = cls(**SMALL, k=k).fit(train)
         maxima = method.score(test_batch).map.max((1, 2))

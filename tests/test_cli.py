@@ -13,10 +13,9 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import texture, write_image
+from conftest import refused, texture, write_image
 
 from adlib import own_parts
-from adlib.errors import InputError
 from adlib.images import Resize, read_image
 from adlib.methods import Scores
 from adlib_book import cli
@@ -189,8 +188,7 @@ def test_a_second_run_removes_what_the_first_has_written_and_nothing_else(tmp_pa
     predict()
     (tmp_path / "in/a.png").unlink()
     (tmp_path / "out/maps/mine.txt").touch()
-    with pytest.raises(InputError, match=r"no earlier run of predict lists \(maps/mine\.txt\)"):
-        predict()
+    refused(r"no earlier run of predict lists \(maps/mine\.txt\)", predict)
     assert (tmp_path / "out/maps/a.npy").is_file()
     (tmp_path / "out/maps/mine.txt").unlink()
     predict()
@@ -200,10 +198,8 @@ def test_a_second_run_removes_what_the_first_has_written_and_nothing_else(tmp_pa
     assert facts["scale"] == pytest.approx([0, 1.6])  # twice the pixel threshold: no image reaches it
     assert own_parts.normal_table(tmp_path)[0].image_path.tolist() == [str(tmp_path / "in/b.png")]  # results are not
     for out in ("in", "in/out"):
-        with pytest.raises(InputError, match="lies in the input folder"):
-            predict(out=out)
-        with pytest.raises(InputError, match="lies in the input folder"):
-            own_parts.train(tmp_path / "in", tmp_path / out)
+        refused("lies in the input folder", predict, out=out)
+        refused("lies in the input folder", own_parts.train, tmp_path / "in", tmp_path / out)
 
 
 def test_what_happens_to_the_files_while_they_are_scored_costs_a_row(tmp_path, predict, monkeypatch):
@@ -255,10 +251,8 @@ def test_outside_of_the_region_of_interest_nothing_trains_or_scores(tmp_path, pr
     assert len(scores) == 2
     assert re.search(r"d\.png: no region of interest is for images of this name", skipped[0])
     assert re.search(r"a\.png: image is \(8, 16\), its region of interest \(16, 16\)", skipped[1])
-    with pytest.raises(InputError, match="brightness takes in no more images; train it again"):
-        own_parts.update("model", tmp_path / "in")
-    with pytest.raises(InputError, match="region of interest is black"):
-        own_parts.read_roi([write_image(tmp_path / "black.png", inside * 0)])
+    refused("brightness takes in no more images; train it again", own_parts.update, "model", tmp_path / "in")
+    refused("region of interest is black", own_parts.read_roi, [write_image(tmp_path / "black.png", inside * 0)])
 
 
 def test_a_model_that_grows_alarms_no_more(parts, model, tmp_path, capsys):
@@ -395,12 +389,10 @@ def test_every_command_has_help_with_an_example(command, capsys):
 
 def test_an_empty_folder_and_a_folder_of_broken_images(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no image"):
-        own_parts.train(tmp_path / "empty", tmp_path / "model")
+    refused("holds no image", own_parts.train, tmp_path / "empty", tmp_path / "model")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/a.png").write_bytes(b"x")
-    with pytest.raises(InputError, match="none of the images"):
-        own_parts.train(tmp_path / "broken", tmp_path / "model")
+    refused("none of the images", own_parts.train, tmp_path / "broken", tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 

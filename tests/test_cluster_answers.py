@@ -43,24 +43,22 @@ def test_without_masks_pixels_stay_blank():
 
 
 @pytest.fixture(scope="module")
-def fitted(small_table):
-    settings = SMALL_SETTINGS["contrastive"] | {"clustering": "agglomerative"}
-    return Contrastive(**settings).fit(small_table[small_table.split == "train"])
+def fitted(train):
+    return Contrastive(**SMALL_SETTINGS["contrastive"] | {"clustering": "agglomerative"}).fit(train)
 
 
-def test_diagnosis_is_that_of_each_image(fitted, small_table):
-    test = small_table[small_table.split == "test"]
-    found = cluster_answers.diagnose(fitted, test, batch_size=4)
-    assert found.image_path.tolist() == test.image_path.tolist()
+def test_diagnosis_is_that_of_each_image(fitted, test_rows):
+    found = cluster_answers.diagnose(fitted, test_rows, batch_size=4)
+    assert found.image_path.tolist() == test_rows.image_path.tolist()
     assert (found.n_clusters == 2).all()
     assert (found.open == (found.separation > fitted.gate)).all()
     assert (found.anomalous[~found.open] == 0).all()
     assert found.wrong_side[found.label == 0].isna().all()
 
 
-def test_a_wrong_side_is_told(fitted, small_table, monkeypatch):
+def test_a_wrong_side_is_told(fitted, test_rows, monkeypatch):
     """With the answer turned round, what was right is wrong."""
-    test = small_table[(small_table.split == "test") & (small_table.label == 1)]
+    test = test_rows[test_rows.label == 1]
     monkeypatch.setattr(fitted, "gate", 0.0)
     plain = cluster_answers.diagnose(fitted, test).wrong_side
     cluster = fitted.cluster

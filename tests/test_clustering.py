@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from conftest import refused
 
-from adlib.errors import InputError
 from adlib.images import clustering
 from adlib_book.studies import cluster_answers
 
@@ -98,8 +98,7 @@ def test_bad_input_is_one_line():
         ("needs the grid", "kmeans", REFERENCE, "border"),
         ("needs known_normal", "kmeans", REFERENCE, "support"),
     ):
-        with pytest.raises(InputError, match=said):
-            clustering.cluster(*arguments)
+        refused(said, clustering.cluster, *arguments)
 
 
 def test_support_rule_needs_no_size():

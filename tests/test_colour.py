@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from skimage import color, metrics
 
-from adlib.errors import InputError
 from adlib.images import colour
 
 
@@ -39,10 +39,8 @@ def test_colour_difference_is_the_euclidean_one(pair):
 def test_ssim_is_that_of_scikit_image_away_from_the_border(pair):
     a, b = (x.permute(0, 2, 3, 1).double().numpy() for x in pair)
     for i in range(2):
-        _, expected = metrics.structural_similarity(
-            a[i], b[i], channel_axis=2, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-            full=True,
-        )  # fmt: skip
+        options = {"channel_axis": 2, "data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "full": True}
+        _, expected = metrics.structural_similarity(a[i], b[i], use_sample_covariance=False, **options)
         found = colour.ssim_map(*pair)[i].numpy()
         inside = slice(5, -5)
         np.testing.assert_allclose(found[inside, inside], expected.mean(2)[inside, inside], atol=1e-5)
@@ -67,9 +65,6 @@ def test_gradients_are_right_and_finite_even_at_black_and_where_both_agree():
 
 
 def test_wrong_shapes_are_refused():
-    with pytest.raises(InputError, match="expected \\(batch, 3"):
-        colour.rgb_to_lab(torch.rand(3, 8, 8))
-    with pytest.raises(InputError, match="of one shape"):
-        colour.ssim_map(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 17))
-    with pytest.raises(InputError, match="window 11"):
-        colour.ssim_map(torch.rand(1, 3, 5, 16), torch.rand(1, 3, 5, 16))
+    refused("expected \\(batch, 3", colour.rgb_to_lab, torch.rand(3, 8, 8))
+    refused("of one shape", colour.ssim_map, torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 17))
+    refused("window 11", colour.ssim_map, torch.rand(1, 3, 5, 16), torch.rand(1, 3, 5, 16))

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_SETTINGS, texture, write_image
+from conftest import SMALL_SETTINGS, refused, texture, write_image
 from safetensors.torch import save_file
 from scipy.stats import spearmanr
 
 from adlib import evaluation, images, methods, profiles
-from adlib.errors import InputError
+from adlib.errors import InputError, TrainingError
 from adlib.methods import checkpoints, storage, training
 from adlib_book import notebook_jobs
 
@@ -64,30 +64,42 @@ def queries(n=2):
 
 
 @pytest.fixture(scope="module")
-def fit(small_table):
-    fitted = {}
-
-    def get(name):
-        if name not in fitted:
-            train = small_table[small_table.split == "train"]
-            fitted[name] = methods.create(name, **SMALL_SETTINGS[name]).fit(train)
-        return fitted[name]
-
-    return get
+def fit(train):
+    return functools.cache(lambda name: methods.create(name, **SMALL_SETTINGS[name]).fit(train))
 
 
-@pytest.fixture
-def test_batch(small_table, fit, name):
-    test = small_table[small_table.split == "test"]
-    return next(images.batches(test.image_path, fit(name).resize, len(test)))
+UNUSABLE = [
+    ("draem", {"image_size": 16}, "image_size 16 is too small"),
+    ("draem", {"textures": "/no/such"}, "no such folder"),
+    ("dfr", {"window": 65}, "window"),
+    ("dfr", {"stages": [2, "relu1_1"]}, "stage"),
+    ("few_shot", {"rotations": [0, 45]}, "multiples of 90"),
+    ("unified", {"layer_weights": [1.0]}, "layer_weights"),
+    ("ulsad", {"image_size": 72}, "multiples of 32, for example 64x64"),
+    ("ulsad", {"channels": 900}, "at most 152"),
+    ("ulsad", {"quantiles": (0.9, 0.5)}, "rising"),
+    ("ulsad", {"context": 20}, "multiple of 16"),
+    ("ulsad", {"whiten": "off", "area": 2.0}, "set whiten"),
+    ("pagmfr", {"terms": ["mffm"], "fusion": "sum"}, "nothing to fuse"),
+    ("pagmfr", {"image_stride": 3}, "power of two"),
+    ("pagmfr", {"image_stride": 4}, "finer than the first level's stride 4"),
+    ("pagmfr", {"accumulate": 3}, "accumulate 3 must divide batch_size 4"),
+    ("pagmfr", {"sampling": "small"}, "set bank to their number"),
+    ("pagmfr", {"families": ["perlin"]}, "family 'perlin' is unknown"),
+    *(("pagmfr", {name: "/no/such"}, f"no such folder; {name} must be a folder") for name in ("textures", "objects")),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "said"), UNUSABLE)
+def test_settings_that_do_not_fit_each_other_the_backbone_or_the_disk_are_named(train, name, settings, said):
+    refused(said, lambda: methods.create(name, **SMALL_SETTINGS[name] | settings).fit(train))
 
 
 @every_method
 def test_a_method_has_frozen_settings_a_notebook_and_its_source_and_fits_tables_alone(name):
     with pytest.raises(AttributeError):
         methods.get(name).Settings().seed = 1
-    with pytest.raises(InputError, match="unknown"):
-        methods.create(name, no_such_setting=1)
+    refused("unknown", methods.create, name, no_such_setting=1)
     arguments = ["self", "table", "validation", "checkpoint"]
     assert list(inspect.signature(methods.get(name).fit).parameters) == arguments[: 4 if name in TRAINED else 3]
     assert notebook_jobs.notebook_path(methods.METHODS[name].notebook).is_file()
@@ -114,21 +126,33 @@ def test_a_batch_is_its_images_one_by_one(fit, test_batch, name):
         np.testing.assert_allclose(alone.map[0], together.map[i], rtol=1e-3, atol=1e-3 * together.map.max())
 
 
-@every_method
-def test_saved_and_loaded_is_the_same(fit, test_batch, name, tmp_path):
-    fit(name).save(tmp_path / "model", threshold={"value": 1.0})
+SAVED = [(name, {}) for name in ALL]
+SAVED += [
+    ("glass", {"heads": 3, "image_score": "top"}),
+    ("patchcore", {"patch_size": "auto"}),
+    ("pagmfr", {"calibrate": "position", "whiten": True, "terms": ["cosine", "colour"]}),
+    ("pagmfr", {"calibrate": "position", "whiten": True, "fusion": "sum", "terms": ["colour"]}),
+    ("ulsad", {"maps": "auto", "position_wise": "auto"}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), SAVED)
+def test_saved_and_loaded_is_the_same(fit, train, test_batch, name, changes, tmp_path):
+    method = methods.create(name, **SMALL_SETTINGS[name] | changes).fit(train) if changes else fit(name)
+    method.save(tmp_path / "model", threshold={"value": 1.0})
     assert storage.read_header(tmp_path / "model")["threshold"] == {"value": 1.0}
     again = methods.load(tmp_path / "model")
-    assert type(again) is type(fit(name))
-    assert again.settings == fit(name).settings
-    np.testing.assert_array_equal(again.score(test_batch).map, fit(name).score(test_batch).map)
+    assert type(again) is type(method)
+    assert again.settings == method.settings
+    for one, other in zip(again.score(test_batch), method.score(test_batch), strict=True):  # p-values, too
+        np.testing.assert_array_equal(one, other)
     assert len(again.normal_scores) == len(again.normal_map_maxima) >= 2
 
 
 @every_method
-def test_an_input_need_not_be_square(small_table, name, tmp_path):
+def test_an_input_need_not_be_square(train, name, tmp_path):
     """What changes below left changes the map there: rows and columns are nowhere mixed up."""
-    train, size = small_table[small_table.split == "train"], (96, 64)
+    size = (96, 64)
     # Two steps leave DRAEM's map flat; two clusters are of the whole image.
     more = {"draem": {"steps": 20, "learning_rate": 0.003}, "contrastive": {"clustering": "bank_knn"}}.get(name, {})
     fitted = methods.create(name, **SMALL_SETTINGS[name] | more | {"image_size": size}).fit(train)
@@ -149,54 +173,44 @@ def test_a_damaged_model_is_one_line(fit, name, tmp_path):
     scores = {"normal_scores": others.pop("normal_scores")}
     for part, lacking in ((others, "lacks 'normal_scores'"), (scores, r"[^\n]+")):
         save_file(part, storage.tensors_file(tmp_path / "model", header))
-        with pytest.raises(InputError, match=r"^[^\n]+ is not the one that model.json describes; [^\n]+$"):
-            methods.load(tmp_path / "model")
+        refused(r"^[^\n]+ is not the one that model.json describes; [^\n]+$", methods.load, tmp_path / "model")
         header["tensors_digest"] = storage.digest(part)
         save_file(part, storage.tensors_file(tmp_path / "model", header))
         storage.update_header(tmp_path / "model", tensors_digest=storage.digest(part))
-        with pytest.raises(InputError, match=rf"^model .*model is damaged \({lacking}\); train it again$"):
-            methods.load(tmp_path / "model")
+        refused(rf"^model .*model is damaged \({lacking}\); train it again$", methods.load, tmp_path / "model")
 
 
 @every_method
-def test_test_images_and_anomalies_are_refused_in_training(small_table, name):
+def test_test_images_and_anomalies_are_refused_in_training(train, test_rows, name):
     method = methods.create(name, **SMALL_SETTINGS[name])
-    with pytest.raises(InputError, match="test image"):
-        method.fit(small_table[small_table.label == 0])
-    with pytest.raises(InputError, match="anomalous image"):
-        method.fit(small_table[small_table.label == 1])
-    with pytest.raises(InputError, match="empty"):
-        method.fit(small_table.iloc[:0])
-    for table, said in ((small_table[:0], "is empty"), (small_table[small_table.label == 1], "an anomalous image")):
-        with pytest.raises(InputError, match=rf"^the validation table .*{said}"):
-            method.fit(small_table[small_table.split == "train"], table)
+    refused("test image", method.fit, test_rows[test_rows.label == 0])
+    refused("anomalous image", method.fit, test_rows[test_rows.label == 1])
+    refused("empty", method.fit, test_rows[:0])
+    for table, said in ((test_rows[:0], "is empty"), (test_rows[test_rows.label == 1], "an anomalous image")):
+        refused(rf"^the validation table .*{said}", method.fit, train, table)
 
 
 @every_method
 def test_what_is_not_fitted_says_so(name, tmp_path):
     method = methods.create(name, **SMALL_SETTINGS[name])
     for use in (lambda: method.save(tmp_path / "model"), lambda: method.score(queries())):
-        with pytest.raises(InputError, match=rf"^this {name} is not fitted; call fit\(table\) first$"):
-            use()
+        refused(rf"^this {name} is not fitted; call fit\(table\) first$", use)
     assert not (tmp_path / "model").exists()
     if name in ("ulsad", "dfr", "pagmfr", "draem"):  # they calibrate anew
-        with pytest.raises(InputError, match=r"^[a-z_]+ needs the held-out images of fit; they are not saved"):
-            method.use_snapshot({})
+        refused(r"^[a-z_]+ needs the held-out images of fit; they are not saved", method.use_snapshot, {})
 
 
 @every_method
 def test_what_is_no_stack_of_colour_images_is_one_line(fit, name):
     for wrong in (queries()[:, :1], queries()[0], queries()[:0]):
-        with pytest.raises(InputError, match=r"^[^\n]+ shape [^\n]+; expected [^\n]+$"):
-            fit(name).score(wrong)
+        refused(r"^[^\n]+ shape [^\n]+; expected [^\n]+$", fit(name).score, wrong)
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if "backbone" in FIELDS[name]])
 def test_a_model_of_other_backbone_weights_is_refused(fit, name, tmp_path):
     fit(name).save(tmp_path)
     storage.update_header(tmp_path, backbone_fingerprint="0")
-    with pytest.raises(InputError, match=r"^[^\n]+ other weights of backbone [^\n]+$"):
-        methods.load(tmp_path)
+    refused(r"^[^\n]+ other weights of backbone [^\n]+$", methods.load, tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if "backbone" in FIELDS[name]])
@@ -205,32 +219,31 @@ def test_features_that_are_nan_are_refused(train, name):
     owner = method.model.encoder if name == "pagmfr" else method.backbone
     features = owner.forward
     owner.forward = lambda *given: [feature * float("nan") for feature in features(*given)]
-    with pytest.raises((InputError, training.TrainingError), match=r"(?i)^[^\n]*nan[^\n]*$"):
+    with pytest.raises((InputError, TrainingError), match=r"(?i)^[^\n]*nan[^\n]*$"):
         learn(method, train)
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if "backbone" in FIELDS[name]])
-def test_the_unit_of_the_features_does_not_matter_in_the_laptop_profile(small_table, train, name):
+def test_the_unit_of_the_features_does_not_matter_in_the_laptop_profile(train, test_rows, name):
     """A backbone whose features are a hundred times as long: constants that were made for one length would show."""
     small = {key: value for key, value in few_steps(name, 8).items() if key in FIELDS[name] and key != "stages"}
     small |= {"image_size": 64, "resize": "stretch"} | ({"bank": 8} if "bank" in FIELDS[name] else {})
     settings = profiles.load("laptop")["methods"][name] | small
-    test, found = small_table[small_table.split == "test"], []
+    found = []
     for factor in (0.1, 10.0):
         method = methods.create(name, **settings)
         owner = method.model.encoder if name == "pagmfr" else method.backbone
         owner.forward = functools.partial(
             lambda features, factor, *given: [f * factor for f in features(*given)], owner.forward, factor
         )
-        found.append(evaluation.evaluate(method.fit(train), test))
+        found.append(evaluation.evaluate(method.fit(train), test_rows))
     maps = [np.stack(one.anomaly_maps).ravel() for one in found]
     assert spearmanr(*maps).statistic >= 0.999
     assert found[0].metrics["aupro_30"] == pytest.approx(found[1].metrics["aupro_30"], abs=0.01)
 
 
 @every_method
-def test_fit_leaves_the_table_and_the_global_generators_alone(small_table, name):
-    train = small_table[small_table.split == "train"]
+def test_fit_leaves_the_table_and_the_global_generators_alone(train, name):
     before, state = train.copy(), torch.get_rng_state()
     methods.create(name, **SMALL_SETTINGS[name]).fit(train)
     assert train.equals(before)
@@ -239,9 +252,8 @@ def test_fit_leaves_the_table_and_the_global_generators_alone(small_table, name)
 
 @every_method
 @pytest.mark.parametrize("n", [1, 2, 4, 8])
-def test_few_images_are_enough(small_table, name, n, tmp_path):
+def test_few_images_are_enough(train, test_batch, name, n, tmp_path):
     """Held-out normals from four images on; below, leave-one-out, but for trained networks: they keep the last step."""
-    train = small_table[small_table.split == "train"]
     more = [write_image(tmp_path / f"{i}.png", texture(np.random.default_rng(10 + i))) for i in range(2)]
     train = pd.concat([train, train.iloc[:2].assign(image_path=more)]).iloc[:n]
     known, wanted = methods.get(name).Settings.__dataclass_fields__, {"hold_out": 0.15, "selection": "synthetic"}
@@ -249,8 +261,7 @@ def test_few_images_are_enough(small_table, name, n, tmp_path):
     method = methods.create(name, **SMALL_SETTINGS[name] | changes)
     if n == 1 and name in ("ulsad", "contrastive"):  # a network that normalises over images; pairs of images
         method.backbone = None  # refused before any feature is computed
-        with pytest.raises(InputError, match=r"^1 normal training image; [^\n]+: give at least 2$"):
-            method.fit(train)
+        refused(r"^1 normal training image; [^\n]+: give at least 2$", method.fit, train)
         return
     method.fit(train)
     trained = "selection" in changes
@@ -261,10 +272,8 @@ def test_few_images_are_enough(small_table, name, n, tmp_path):
     if trained:  # and a record says so
         assert method.settings.selection == ("last" if n < 4 else "synthetic")
     method.save(tmp_path / "model")
-    test = small_table[small_table.split == "test"]
-    batch = next(images.batches(test.image_path, method.resize, len(test)))
-    found = methods.load(tmp_path / "model").score(batch)
-    np.testing.assert_array_equal(found.map, method.score(batch).map)
+    found = methods.load(tmp_path / "model").score(test_batch)
+    np.testing.assert_array_equal(found.map, method.score(test_batch).map)
     assert np.isfinite(found.map).all()
 
 
@@ -298,7 +307,9 @@ def test_a_killed_training_goes_on_to_the_same_numbers(train, plain, tmp_path, m
     assert steps == [2, 3]
     assert resumed.history.losses.equals(whole.history.losses)
     np.testing.assert_array_equal(resumed.normal_scores, whole.normal_scores)
-    np.testing.assert_array_equal(resumed.score(queries()).map, whole.score(queries()).map)
+    resumed.save(tmp_path / "model")
+    for method in (resumed, methods.load(tmp_path / "model")):
+        np.testing.assert_array_equal(method.score(queries()).map, whole.score(queries()).map)
     rate = "learning_rate"
     others = [({rate: 0.123}, train, rate), *([({}, train.iloc[1:], "training images")] if name in EPISODIC else [])]
     for change, table, said in others:
@@ -347,13 +358,21 @@ def test_out_of_memory_is_one_line_that_names_what_can_be_turned(train, monkeypa
     }[when]
     method = methods.create(name, **few_steps(name, **({"bank": 4} if "bank" in FIELDS[name] else {})))
     monkeypatch.setattr(owner, inner, full)
-    with pytest.raises(training.TrainingError, match=f"^[^\n]+: memory ran out {when}; [^\n]+$") as caught:
+    with pytest.raises(TrainingError, match=f"^[^\n]+: memory ran out {when}; [^\n]+$") as caught:
         learn(method, train)
     knobs = re.findall(r"(?:lower|raise|switch on) (\w+)", str(caught.value))
     assert "image_size" in knobs
     assert set(knobs) <= set(FIELDS[name])
     assert bool({"batch_size", "episodes"} & {*knobs}) is (when == "at step 1")  # outside the steps there is no batch
     assert ("accumulate" in knobs) is (when == "at step 1" and "accumulate" in FIELDS[name])
+
+
+@pytest.mark.parametrize("name", [*TRAINED, *EPISODIC])
+def test_mixed_precision_trains_and_leaves_a_method_of_float32(train, name):
+    method = learn(methods.create(name, **few_steps(name, steps=2, precision="bf16")), train)
+    assert np.isfinite(method.history.losses.total).all()
+    scores = method.score(queries())
+    assert (scores.map.dtype, bool(np.isfinite(scores.map).all())) == (np.float32, True)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -368,5 +387,4 @@ def test_selection_keeps_the_best_step_and_a_checkpoint_belongs_to_its_images(tr
     assert len(history.validation) == len(history.losses) > 1
     assert history.selected_step == history.validation.step[history.validation.score.idxmax()]
     for other, what in (((train.iloc[1:3], second), "training"), ((first, second.iloc[:2]), "validation")):
-        with pytest.raises(InputError, match=rf"c\.pt was made with {what} images"):
-            methods.create(name, **settings).fit(*other, file)
+        refused(rf"c\.pt was made with {what} images", methods.create(name, **settings).fit, *other, file)

@@ -17,17 +17,16 @@ from adlib_book import learning_curves
 
 
 @pytest.mark.parametrize(("cls", "name"), [(Glass, "glass"), (ULSAD, "ulsad")])
-def test_the_curve_is_each_snapshot_evaluated_alone(small_table, cls, name):
-    method = cls(**SMALL_SETTINGS[name] | {"snapshot_every": 1}).fit(small_table[small_table.split == "train"])
-    test = small_table[small_table.split == "test"]
+def test_the_curve_is_each_snapshot_evaluated_alone(train, test_rows, cls, name):
+    method = cls(**SMALL_SETTINGS[name] | {"snapshot_every": 1}).fit(train)
     alone = []
     for _, states in method.history.snapshots:
         method.use_snapshot(states)
-        alone.append(evaluation.evaluate(method, test).metrics)
+        alone.append(evaluation.evaluate(method, test_rows).metrics)
     forward, calls = method.backbone.forward, []
     method.backbone.forward = lambda images: calls.append(len(images)) or forward(images)
-    curve = learning_curves.snapshot_metrics(method, test)
-    assert sum(calls) == len(test)  # not once a snapshot
+    curve = learning_curves.snapshot_metrics(method, test_rows)
+    assert sum(calls) == len(test_rows)  # not once a snapshot
     assert list(curve.step) == [step for step, _ in method.history.snapshots]
     assert curve.seconds.is_monotonic_increasing
     for key in learning_curves.METRICS:
@@ -35,13 +34,12 @@ def test_the_curve_is_each_snapshot_evaluated_alone(small_table, cls, name):
 
 
 @pytest.mark.parametrize(("cls", "every"), [(DRAEM, 1), (ULSAD, 0)])
-def test_a_curve_without_a_backbone_and_one_without_snapshots_end_with_the_fitted_method(small_table, cls, every):
+def test_a_curve_without_a_backbone_and_one_without_snapshots_end_with_the_fitted_method(train, test_rows, cls, every):
     settings = SMALL_SETTINGS[cls.__name__.lower()] | {"snapshot_every": every}
-    method = cls(**settings).fit(small_table[small_table.split == "train"])
-    test = small_table[small_table.split == "test"]
-    curve = learning_curves.snapshot_metrics(method, test)
+    method = cls(**settings).fit(train)
+    curve = learning_curves.snapshot_metrics(method, test_rows)
     assert list(curve.step) == ([1, 2] if every else [2])
-    assert curve.image_auroc.iloc[-1] == evaluation.evaluate(method, test).metrics["image_auroc"]
+    assert curve.image_auroc.iloc[-1] == evaluation.evaluate(method, test_rows).metrics["image_auroc"]
 
 
 def test_nothing_is_kept_without_room():

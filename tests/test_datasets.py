@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import texture, write_image
+from conftest import refused, texture, write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,11 +26,6 @@ def image(path, size=8, mask=None):
     pixels = np.zeros((size, size), np.uint8)
     pixels[2:5, 2:5] = mask
     return write_image(path, pixels)
-
-
-def refused(message, *where, call=datasets.load, **options):
-    with pytest.raises(InputError, match=message):
-        call(*where, **options)
 
 
 def summary(table):
@@ -98,8 +93,8 @@ def test_a_test_set_without_training_images_loads_but_is_not_discovered(mad_tree
     assert datasets.load("mad_man", mad_tree / "Person_1", "bottle").label.tolist() == [0, 1]
     assert datasets.discover(mad_tree) == datasets.discover(mad_tree.parent) == []
     run = {"notebook": "", "profile": "smoke", "data_root": mad_tree, "seed": 0}
-    with pytest.raises(InputError, match="mad_man/bottle has no normal training image; expected some in mvtec_ad/bo"):
-        runs.Run("glass", dataset="mad_man", category="bottle", **run)
+    said = "mad_man/bottle has no normal training image; expected some in mvtec_ad/bo"
+    refused(said, runs.Run, "glass", dataset="mad_man", category="bottle", **run)
 
 
 def test_mad_takes_the_training_images_of_mvtec_ad_beside_it(mad_tree):
@@ -119,7 +114,7 @@ def test_mad_takes_the_training_images_of_mvtec_ad_beside_it(mad_tree):
         ("mvtec_ad", "mvtec", mad_tree.parent / "mvtec_ad", ["bottle"]),
     ]
     assert datasets.discover(mad_tree) == [("mad_man", "mvtec", mad_tree, ["bottle"])]
-    refused(r"'botle' is not in .* \(did you mean 'bottle'\?\)", "mad_man", mad_tree, "botle")
+    refused(r"'botle' is not in .* \(did you mean 'bottle'\?\)", datasets.load, "mad_man", mad_tree, "botle")
     kinds = [problem.kind for problem in datasets.check("mad_man", mad_tree, "bottle")]
     assert kinds == ["fewer than 4 normal training images"]
 
@@ -143,7 +138,8 @@ def test_a_category_without_defects_and_one_without_masks(mvtec_tree):
 def test_masks_for_some_defects_are_fine_but_misnamed_ones_are_not(mvtec_tree):
     mask = mvtec_tree / "bolt/ground_truth/crack/a_mask.png"
     mask.rename(mask.with_name("aa_mask.png"))
-    refused(r"crack/a\.jpg: no mask of this name, but .*crack/aa_mask\.png bel", "mvtec", mvtec_tree, "bolt")
+    said = r"crack/a\.jpg: no mask of this name, but .*crack/aa_mask\.png bel"
+    refused(said, datasets.load, "mvtec", mvtec_tree, "bolt")
     mask.with_name("aa_mask.png").unlink()
     assert [row[4] for row in summary(datasets.load("mvtec", mvtec_tree, "bolt"))[3:]] == [None, "b.png"]
 
@@ -167,9 +163,7 @@ def test_bad_input_is_named(mvtec_tree, monkeypatch, name, root, category, messa
     monkeypatch.setenv("ADLIB_DATA", str(mvtec_tree.parent / "data"))
     (mvtec_tree.parent / "empty").mkdir()
     (mvtec_tree.parent / "hollow/disc/train/good").mkdir(parents=True)
-    with pytest.raises(InputError, match=message) as caught:
-        datasets.load(name, root and mvtec_tree.parent / root, category)
-    assert "\n" not in str(caught.value)
+    refused(message, datasets.load, name, root and mvtec_tree.parent / root, category)
     assert not (mvtec_tree.parent / "data").exists()
 
 
@@ -208,15 +202,15 @@ def test_visa_raw(visa_tree):
 
 def test_visa_raw_errors(visa_tree):
     (visa_tree / "candle/Data/Masks/Anomaly/000.png").rename(visa_tree / "candle/Data/Masks/Anomaly/00.png")
-    refused(r"Anomaly/000\.JPG: no mask", "visa", visa_tree, "candle")
+    refused(r"Anomaly/000\.JPG: no mask", datasets.load, "visa", visa_tree, "candle")
     (visa_tree / "candle/Data/Masks/Anomaly/00.png").unlink()
     assert datasets.load("visa", visa_tree, "candle").mask_path.tolist() == [None] * 3
     (visa_tree / "candle/Data/Images/Normal/0001.JPG").unlink()
-    refused(r"0001\.JPG: no such image", "visa", visa_tree, "candle")
+    refused(r"0001\.JPG: no such image", datasets.load, "visa", visa_tree, "candle")
     (visa_tree / "split_csv/1cls.csv").write_text("object,split\n")
-    refused("no column 'image'", "visa", visa_tree, "candle")
+    refused("no column 'image'", datasets.load, "visa", visa_tree, "candle")
     (visa_tree / "split_csv/1cls.csv").unlink()
-    refused(r"1cls\.csv: no such file", "visa", visa_tree, "candle")
+    refused(r"1cls\.csv: no such file", datasets.load, "visa", visa_tree, "candle")
 
 
 @pytest.mark.parametrize("inside", ["", "1cls/"])
@@ -237,7 +231,7 @@ def test_btad(tmp_path):
     good = [(split, "good", 0, name, None) for split, name in (("train", "0000.bmp"), ("test", "0001.bmp"))]
     assert summary(datasets.load("btad", tmp_path, "01")) == [*good, ("test", "ko", 1, "0002.bmp", "0002.png")]
     (tmp_path / "01/ground_truth/ko/0002.png").rename(tmp_path / "01/ground_truth/ko/2.png")
-    refused(r"0002\.bmp: no mask", "btad", tmp_path, "01")
+    refused(r"0002\.bmp: no mask", datasets.load, "btad", tmp_path, "01")
 
 
 def test_mvtec_3d(tmp_path):
@@ -307,7 +301,7 @@ def test_loco_regions_stay_apart(loco_tree):
 def test_loco_entries_that_mean_nothing_are_named(tmp_path, field, value, message):
     file = tmp_path / "defects_config.json"
     file.write_text(json.dumps([LOCO_CONFIG[0], LOCO_CONFIG[1] | {field: value}]))
-    refused(rf"defects_config\.json: {message}", file, call=loco.read_config)
+    refused(rf"defects_config\.json: {message}", loco.read_config, file)
 
 
 def test_loco_configs_that_do_not_fit_are_named(loco_tree):
@@ -319,15 +313,15 @@ def test_loco_configs_that_do_not_fit_are_named(loco_tree):
         ("[3]", "an entry has no 'defect_name'; got 3"),
     ):
         file.write_text(config)
-        refused(message, mask, file, call=loco.regions)
+        refused(message, loco.regions, mask, file)
 
 
 def test_loco_masks_that_do_not_fit_are_named(loco_tree):
     mask = loco_tree / "pushpins/ground_truth/structural_anomalies/000"
     image(mask / "001.png", mask=0)
-    refused(r"001\.png: expected one grey value", mask, loco_tree / "pushpins/defects_config.json", call=loco.regions)
+    refused(r"001\.png: expected one grey value", loco.regions, mask, loco_tree / "pushpins/defects_config.json")
     mask.rename(mask.with_name("00"))
-    refused(r"structural_anomalies/000\.png: no mask", "loco", loco_tree, "pushpins")
+    refused(r"structural_anomalies/000\.png: no mask", datasets.load, "loco", loco_tree, "pushpins")
 
 
 @pytest.fixture
@@ -346,12 +340,12 @@ def test_elpv_rules(elpv_package):
     assert (table.split + " " + table.defect).value_counts().to_dict() == counts
     assert table.image_path.is_unique
     assert table.equals(datasets.load("elpv", "ignored", "mono"))
-    refused("mono, poly", "elpv", category="multi")
+    refused("mono, poly", datasets.load, "elpv", category="multi")
 
 
 def test_elpv_without_its_package(monkeypatch):
     monkeypatch.setattr(elpv.importlib.util, "find_spec", lambda name: None)
-    refused("pip install elpv-dataset", "elpv", category="mono")
+    refused("pip install elpv-dataset", datasets.load, "elpv", category="mono")
 
 
 def test_elpv_package():
@@ -405,17 +399,17 @@ def test_load_folder_errors(plain):
         ("without bad images", ["good"], {"masks": "masks"}),
         ("test_share", ["good", "bad"], {"test_share": 1.0}),
     ):
-        refused(message, *(plain / folder for folder in folders), **options, call=datasets.load_folder)
+        refused(message, datasets.load_folder, *(plain / folder for folder in folders), **options)
 
 
 def test_masks_of_plain_folders_that_do_not_fit(plain):
     folders = plain / "good", plain / "bad", plain / "masks"
     image(plain / "masks/hole/1.png", mask=255)
-    refused(r"bad image hole/1\.jpg: 2 masks of this name", *folders, call=datasets.load_folder)
+    refused(r"bad image hole/1\.jpg: 2 masks of this name", datasets.load_folder, *folders)
     (plain / "masks/hole/1.png").unlink()
     (plain / "masks/hole/1_mask.png").rename(plain / "masks/1.png")
     said = r"hole/1\.jpg: no mask of this name, but .*masks/1\.png belongs to no image"
-    refused(said, *folders, call=datasets.load_folder)
+    refused(said, datasets.load_folder, *folders)
     (plain / "masks/1.png").unlink()  # the mask of crack/1 is not taken for hole/1
     table = datasets.load_folder(*folders, mask_threshold=0)
     assert [row[4] for row in summary(table)[-3:]] == ["1.png", None, "top_mask.png"]
@@ -443,7 +437,7 @@ def test_hold_out_divides_the_training_normals(count, share, seed):
 def test_hold_out_errors():
     table = make_table([sample("/x/0.png", None, "good", "train", "c")], "x")
     for share, said in ((0.15, "at least 2"), (0, "share")):
-        refused(said, table, share, call=datasets.hold_out)
+        refused(said, datasets.hold_out, table, share)
 
 
 def test_a_table_survives_what_tables_go_through(visa_tree, mvtec_tree, tmp_path):
@@ -481,7 +475,7 @@ def test_table_hash_follows_content_not_place(mvtec_tree):
     image(moved / "bolt/train/good/001.png")
     assert datasets.table_hash(table) != masked
     (moved / "bolt/train/good/001.png").unlink()
-    refused(r"001\.png: cannot be read", table, call=datasets.table_hash)
+    refused(r"001\.png: cannot be read", datasets.table_hash, table)
 
 
 def test_discover_and_guess(mvtec_tree, visa_tree):
@@ -492,5 +486,5 @@ def test_discover_and_guess(mvtec_tree, visa_tree):
     ]
     assert datasets.discover(mvtec_tree / "bolt") == [("parts", "mvtec", mvtec_tree, ["bolt"])]
     assert datasets.guess_dataset(mvtec_tree) == "parts"
-    refused("several data sets", root, call=datasets.guess_dataset)
-    refused("no known layout", mvtec_tree / "bolt/train/good", call=datasets.guess_dataset)
+    refused("several data sets", datasets.guess_dataset, root)
+    refused("no known layout", datasets.guess_dataset, mvtec_tree / "bolt/train/good")

@@ -9,10 +9,10 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from conftest import refused
 
 from adlib import datasets
 from adlib.datasets import catalogue, download
-from adlib.errors import InputError
 
 
 def tar_bytes(names, links=()):
@@ -110,8 +110,7 @@ def test_get_unpacks_without_the_outer_folder_and_tidies_up(entry, tmp_path, cap
 def test_a_broken_download_goes_on_where_it_stopped(entry, server, tmp_path):
     entry(tar_bytes(FILES))
     server.cut = 100
-    with pytest.raises(InputError, match="run the command again"):
-        datasets.get("mpdd", tmp_path)
+    refused("run the command again", datasets.get, "mpdd", tmp_path)
     assert (tmp_path / "data.tar.gz.part").stat().st_size == 100
     assert datasets.get("mpdd", tmp_path).is_dir()
     assert server.asked == [None, "bytes=100-"]
@@ -127,8 +126,7 @@ def test_an_old_part_is_used_where_it_is_complete_and_the_server_can_go_on(entry
 
 def test_wrong_checksum(entry, server, tmp_path):
     entry(tar_bytes(FILES), sha256="0" * 64)
-    with pytest.raises(InputError, match=f"sha256 is {hashlib.sha256(server.content).hexdigest()}, expected 0000"):
-        datasets.get("mpdd", tmp_path)
+    refused(f"sha256 is {hashlib.sha256(server.content).hexdigest()}, expected 0000", datasets.get, "mpdd", tmp_path)
     assert list(tmp_path.iterdir()) == []  # a wrong part would never become right
 
 
@@ -136,8 +134,7 @@ def test_servers_that_cannot_be_asked(entry, server, tmp_path):
     no_host = server.url.replace("http://", "http://user@")
     for url, said in (("http://127.0.0.1:1/none", "no connection"), (no_host, "http://user@")):
         entry(b"x", url=url)
-        with pytest.raises(InputError, match=said):
-            datasets.get("mpdd", tmp_path)
+        refused(said, datasets.get, "mpdd", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -164,8 +161,7 @@ def test_hostile_archives_leave_nothing_behind(tmp_path, content, monkeypatch):
     archive = tmp_path / "in" / "archive"
     archive.parent.mkdir()
     archive.write_bytes(content)
-    with pytest.raises(InputError, match="do not use this file"):
-        download.unpack(archive, tmp_path / "in/data")
+    refused("do not use this file", download.unpack, archive, tmp_path / "in/data")
     assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["in", "in/archive"]
 
 
@@ -177,8 +173,7 @@ ENCRYPTED, UNKNOWN_COMPRESSION = zip_with(6, 1), zip_with(8, 99)
 )
 def test_damaged_archives_are_not_kept_as_if_whole(entry, tmp_path, content):
     entry(content, sha256="")
-    with pytest.raises(InputError, match=r"data\.tar\.gz: [^\n]*download it again"):
-        datasets.get("mpdd", tmp_path)
+    refused(r"data\.tar\.gz: [^\n]*download it again", datasets.get, "mpdd", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -191,8 +186,7 @@ def test_an_archive_that_was_downloaded_by_hand(entry, tmp_path):
     entry(content, archive="other.tar.gz", url="", sha256="0" * 64)
     (tmp_path / "mpdd").rename(tmp_path / "away")
     (tmp_path / "other.tar.gz").write_bytes(content)
-    with pytest.raises(InputError, match="expected 0000"):
-        datasets.get("mpdd", tmp_path)
+    refused("expected 0000", datasets.get, "mpdd", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -210,8 +204,7 @@ def test_get_by_package_and_unknown_names(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(download.elpv, "package_folder", lambda: None)
     assert datasets.get("elpv", tmp_path) is None
     assert "pip install elpv-dataset" in capsys.readouterr().out
-    with pytest.raises(InputError, match="did you mean 'visa'"):
-        datasets.get("visaa", tmp_path)
+    refused("did you mean 'visa'", datasets.get, "visaa", tmp_path)
 
 
 def test_listing(small_tree, tmp_path, monkeypatch):

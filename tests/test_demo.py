@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import pytest
+from conftest import refused
 
 from adlib import datasets
 from adlib.datasets import demo, loco
 from adlib.datasets.demo import scenes as demo_scenes
-from adlib.errors import InputError
 from adlib.images import read_image, read_mask
 
 KINDS = [(category, kind) for category, kinds in demo_scenes.DEFECTS.items() for kind in kinds]
@@ -165,15 +165,13 @@ def test_an_old_version_is_made_anew_and_foreign_files_are_kept(two_categories, 
     assert tree_hash(root) == bytes_before
     (two_categories / "own").mkdir()
     (two_categories / "own/notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds other files"):
-        demo.generate(two_categories / "own")
+    refused("holds other files", demo.generate, two_categories / "own")
     assert (two_categories / "own/notes.txt").read_text() == "mine"
 
 
 def test_a_failure_leaves_no_half_tree(small, monkeypatch):
     monkeypatch.setattr(demo, "_save", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
-    with pytest.raises(InputError, match="demo: the disk is full"):
-        demo.generate(small / "demo")
+    refused("demo: the disk is full", demo.generate, small / "demo")
     assert [p.name for p in small.iterdir()] == [".demo.lock"]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import SMALL_SETTINGS
 
-from adlib import images, methods
+from adlib import methods
 from adlib.images import backbones
 from adlib_book import gpu_check
 
@@ -31,8 +31,7 @@ CASES = [(name, {}) for name in methods.METHODS] + list(BRANCHES.items())
 
 
 @pytest.mark.parametrize(("name", "changes"), CASES)
-def test_numbers_are_those_of_the_cpu(small_table, monkeypatch, tmp_path, name, changes):
-    train, test = (small_table[small_table.split == split] for split in ("train", "test"))
+def test_numbers_are_those_of_the_cpu(train, test_batch, monkeypatch, tmp_path, name, changes):
     fields = methods.get(name).Settings.__dataclass_fields__
     if "shots" in fields:
         changes |= {"steps": 2, "episodes": 2, "pool": [4, 2], "shots": [1, 2]}
@@ -47,15 +46,14 @@ def test_numbers_are_those_of_the_cpu(small_table, monkeypatch, tmp_path, name, 
         method.fit(train)
         assert method.device.type == torch.device(device).type
         found[device] = method
-    batch = next(images.batches(test.image_path, method.resize, len(test)))
-    expected = found["cpu"].score(batch)
+    expected = found["cpu"].score(test_batch)
     method.save(tmp_path / "model")
     snapshots = getattr(getattr(method, "history", None), "snapshots", [])
     if snapshots and hasattr(method, "use_snapshot"):
         method.use_snapshot(dict(snapshots)[method.history.selected_step])
     tolerance = {"rtol": 0, "atol": 0} if DEVICE.type == "fake" else {"rtol": 1e-2, "atol": 1e-3 * expected.map.max()}
     for one in (method, methods.load(tmp_path / "model")):
-        scores = one.score(batch)
+        scores = one.score(test_batch)
         np.testing.assert_allclose(scores.map, expected.map, **tolerance)
         np.testing.assert_allclose(scores.image, expected.image, **tolerance)
     np.testing.assert_allclose(method.normal_scores, found["cpu"].normal_scores, **tolerance)
@@ -64,9 +62,8 @@ def test_numbers_are_those_of_the_cpu(small_table, monkeypatch, tmp_path, name, 
 def test_a_gpu_check_holds_the_device_against_the_cpu(small_table, monkeypatch, tmp_path):
     monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path))
     monkeypatch.setattr(gpu_check.datasets, "load", lambda *_place: small_table)
-    monkeypatch.setattr(
-        gpu_check.profiles, "method_settings", lambda _profile, name, changes: SMALL_SETTINGS[name] | changes
-    )
+    small = lambda _profile, name, changes: SMALL_SETTINGS[name] | changes  # noqa: E731
+    monkeypatch.setattr(gpu_check.profiles, "method_settings", small)
     monkeypatch.setitem(gpu_check.LESS, "weights", "auto")
     assert gpu_check.main(["dfr", "spade"]) == 0
     found = json.loads((tmp_path / "gpu_check.json").read_text())

@@ -6,12 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from test_ulsad import assert_relative, fill, shapes
 
-from adlib.errors import InputError
 from adlib.methods import dfr
 from adlib.methods.dfr import DFR
 
@@ -77,8 +76,7 @@ def test_vgg_layers_are_found_by_name():
         shallow, deep = backbone(torch.rand(1, 3, 32, 32))
     assert (shallow.shape, deep.shape, float(shallow.min())) == ((1, 64, 32, 32), (1, 256, 8, 8), 0)  # after the ReLU
     for name, layer, said in (("resnet18", "relu1_1", "layers of a VGG"), ("vgg11", "relu1_4", "stage")):
-        with pytest.raises(InputError, match=said):
-            dfr.vgg_relus(name, (layer,), "random")
+        refused(said, dfr.vgg_relus, name, (layer,), "random")
 
 
 # -- the method -------------------------------------------------------------------------------------------------------
@@ -96,9 +94,3 @@ def test_the_loss_falls_and_the_threshold_lets_its_share_through(train):
     highest = np.sort(maps.reshape(len(maps), -1))[:, -(maps[0].size // 100) :]
     np.testing.assert_allclose(method.normal_scores, highest.mean(axis=1), rtol=1e-5)
     np.testing.assert_array_equal(method.normal_map_maxima, maps.max(axis=(1, 2)))
-
-
-@pytest.mark.parametrize(("settings", "message"), [({"window": 65}, "window"), ({"stages": [2, "relu1_1"]}, "stage")])
-def test_bad_settings_are_named(settings, message):
-    with pytest.raises(InputError, match=message):
-        DFR(**SMALL | settings)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import write_image
+from conftest import refused, write_image
 
 from adlib import evaluation
 from adlib.datasets.table import make_table, sample
@@ -97,22 +97,18 @@ def test_defects_without_a_usable_mask_leave_the_pixel_metrics_alone(table, tmp_
 
 
 def test_what_cannot_be_measured_is_refused(table):
-    with pytest.raises(InputError, match="is empty; expected rows with split 'test'"):
-        evaluation.evaluate(Brightness(), table[:0])
-    with pytest.raises(InputError, match="other splits"):
-        evaluation.evaluate(Brightness(), table.assign(split=["train"] + ["test"] * 6))
+    refused("is empty; expected rows with split 'test'", evaluation.evaluate, Brightness(), table[:0])
+    refused("other splits", evaluation.evaluate, Brightness(), table.assign(split=["train"] + ["test"] * 6))
     broken = Brightness()
     broken.score = lambda batch: Scores(np.full(len(batch), np.nan), np.zeros((len(batch), SIDE, SIDE)))
-    with pytest.raises(InputError, match="NaN"):
-        evaluation.evaluate(broken, table)
+    refused("NaN", evaluation.evaluate, broken, table)
 
 
 def test_a_mask_below_the_threshold_is_an_error(table):
     with pytest.raises(InputError, match=r"masks/3\.png: mask is not black, .* threshold 127 .*highest value is 3\)"):
         evaluation.evaluate(Brightness(), table.drop(columns="mask_threshold"))
     write_image(table.mask_path[3], np.zeros((SIDE, SIDE + 1), np.uint8))
-    with pytest.raises(InputError, match=r"masks/3\.png: mask is \(16, 17\), its image is \(16, 16\)"):
-        evaluation.evaluate(Brightness(), table)
+    refused(r"masks/3\.png: mask is \(16, 17\), its image is \(16, 16\)", evaluation.evaluate, Brightness(), table)
 
 
 def test_decisions_without_a_class_are_none(table):

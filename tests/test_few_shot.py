@@ -7,10 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, texture, write_image
+from conftest import TINY, refused, texture, write_image
 
 from adlib import images
-from adlib.errors import InputError
 from adlib.images import maps, to_tensor
 from adlib.methods.few_shot import episodic_training, support_images
 from adlib.methods.few_shot.few_shot import FewShot
@@ -84,20 +83,16 @@ def test_a_query_from_the_support_scores_zero(fitted, train):
 
 
 @pytest.mark.parametrize("cls", [FewShot, Unified])
-def test_order_and_copies_of_the_support_change_nothing(cls, train, small_table):
-    fitted = cls(**SMALL).fit(train)
-    batch = next(images.batches(small_table[small_table.split == "test"].image_path, fitted.resize, 3))
-    stack = batch.images[[2, 0, 1, 0]]
-    plain, other = fitted.condition(batch.images[:3]), fitted.condition(stack)
-    for one, two in zip(fitted.score(batch, plain)[:2], fitted.score(batch, other)[:2], strict=True):
+def test_order_and_copies_of_the_support_change_nothing(cls, train, test_batch):
+    fitted, stack = cls(**SMALL).fit(train), test_batch.images[:3]
+    plain, other = fitted.condition(stack), fitted.condition(stack[[2, 0, 1, 0]])
+    for one, two in zip(fitted.score(stack, plain)[:2], fitted.score(stack, other)[:2], strict=True):
         np.testing.assert_allclose(one, two, atol=1e-3 if cls is Unified else 1e-5)
 
 
-def test_a_defect_stands_out(fitted, small_table):
-    test = small_table[small_table.split == "test"]
-    batch = next(images.batches(test.image_path, fitted.resize, len(test)))
-    scores = fitted.score(batch)
-    assert scores.image[test.label == 1].min() > scores.image[test.label == 0].max()
+def test_a_defect_stands_out(fitted, test_rows, test_batch):
+    scores = fitted.score(test_batch)
+    assert scores.image[test_rows.label == 1].min() > scores.image[test_rows.label == 0].max()
 
 
 def test_rotations_are_exact_and_refused_where_orientation_is_the_defect(train):
@@ -105,26 +100,18 @@ def test_rotations_are_exact_and_refused_where_orientation_is_the_defect(train):
     assert torch.equal(torch.rot90(views[1], 3, (1, 2)), views[0])
     turned = FewShot(**SMALL | {"rotations": [0, 90]})
     assert len(turned.fit(train).context[0].rows) == 2 * 2 * 8 * 8  # two images, two views, stride 8
-    with pytest.raises(InputError, match="hide defects of orientation in category 'metal_nut'"):
-        turned.fit(train.assign(category="metal_nut"))
-    with pytest.raises(InputError, match="multiples of 90"):
-        FewShot(**SMALL | {"rotations": [0, 45]})
+    refused("hide defects of orientation in category 'metal_nut'", turned.fit, train.assign(category="metal_nut"))
 
 
 def test_bad_supports_are_one_line(fitted):
     for shape in ((2, 3, 32, 64), (2, 1, 64, 64), (0, 3, 64, 64)):
-        with pytest.raises(InputError, match="expected \\(k, 3, 64, 64\\)"):
-            fitted.condition(torch.zeros(shape))
-    with pytest.raises(InputError, match="layer_weights"):
-        Unified(**SMALL | {"layer_weights": [1.0]})
+        refused("expected \\(k, 3, 64, 64\\)", fitted.condition, torch.zeros(shape))
 
 
 def test_categories_to_train_on_are_needed_and_as_many_images_as_shots(pool):
     method = FewShot(**SMALL | {"shots": [50]})
-    with pytest.raises(InputError, match="category 'plate' has 6 normal images"):
-        method.train_episodes(None, pools=[pool])
-    with pytest.raises(InputError, match="no category to train on"):
-        method.train_episodes({})
+    refused("category 'plate' has 6 normal images", method.train_episodes, None, pools=[pool])
+    refused("no category to train on", method.train_episodes, {})
 
 
 def test_cells_by_coverage():
@@ -147,12 +134,8 @@ def test_episodes_keep_the_query_out_of_its_support(pool):
         assert (supports - query).flatten(1).abs().amax(1).min() > 1e-6
         assert (episode.coverage.max() > 0) == (episode.kind == "defect")
         if episode.kind != "clean":
-            style, j = next(
-                (s, j)
-                for s in range(len(pool.styles))
-                for j in range(pool.hosts.shape[1])
-                if torch.equal(pool.defective[0][s, j], query)
-            )
+            places = np.ndindex(len(pool.styles), pool.hosts.shape[1])
+            style, j = next(place for place in places if torch.equal(pool.defective[0][place], query))
             host = pool.normal[0][pool.hosts[style, j]]
             assert not any(torch.equal(host, other) for other in supports)
 
@@ -183,8 +166,7 @@ def test_judges_show_images_that_neither_pools_nor_supports_hold(train, fitted):
     assert (len(pools[0].normal[0]), len(product.support), len(product.judge.images)) == (6, 2, 8)
     last = dataclasses.replace(fitted.settings, selection="last", snapshot_every=0)  # nobody looks
     assert episodic_training.make_pools({"one": train}, None, fitted.describe, fitted.resize, last, (8, 8))[1] == []
-    with pytest.raises(InputError, match="at least 2 different normal images"):
-        fitted.make_pools({"one": train}, {"two": train.iloc[:1]})
+    refused("at least 2 different normal images", fitted.make_pools, {"one": train}, {"two": train.iloc[:1]})
 
 
 def test_pools_are_seeded_and_swaps_show_the_same_style(pool, train, fitted):
@@ -258,11 +240,9 @@ def test_windows_at_the_border_count_zeros():
 
 
 @pytest.mark.parametrize("cls", [FewShot, Unified])
-def test_a_batch_of_several_products_is_its_images_one_by_one(cls, small_table):
+def test_a_batch_of_several_products_is_its_images_one_by_one(cls, test_batch):
     """Each image has its own context; swapping two contexts swaps two scores and nothing else."""
-    method = cls(**SMALL)
-    test = small_table[small_table.split == "test"]
-    stack = next(images.batches(test.image_path, method.resize, len(test))).images
+    method, stack = cls(**SMALL), test_batch.images
     one, other = method.condition(stack[:3]), method.condition(1 - stack[:2])  # its negatives: another product
     queries, contexts = stack[[4, 4, 5]], [one, other, other]
     mixed = method.score(queries, contexts=contexts)
@@ -273,5 +253,4 @@ def test_a_batch_of_several_products_is_its_images_one_by_one(cls, small_table):
     swapped = method.score(queries, contexts=[other, one, other])
     np.testing.assert_allclose(swapped.image[[1, 0, 2]], mixed.image, rtol=1e-4, atol=1e-5)
     assert abs(mixed.image[0] - mixed.image[1]) > 0.01
-    with pytest.raises(InputError, match="2 contexts for 3 images"):
-        method.score(queries, contexts=[one, other])
+    refused("2 contexts for 3 images", method.score, queries, contexts=[one, other])

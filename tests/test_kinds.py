@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from conftest import write_image
+from test_metrics import brute_area, brute_spro
 
 from adlib.datasets.table import make_table
 from adlib.evaluation import by_defect_kind
@@ -37,23 +38,6 @@ def loco_like(tmp_path):
     return make_table(rows, "loco", 0)
 
 
-def brute_force_spro(maps, regions, limit=0.05):
-    """Mean over regions of min(found / saturation, 1) at every threshold; area up to the limit, interpolated."""
-    points = [(0.0, 0.0)]
-    normal = [
-        np.logical_and.reduce([~mask for mask, _ in r] + [np.ones(m.shape, bool)])
-        for m, r in zip(maps, regions, strict=True)
-    ]
-    for t in sorted({float(v) for m in maps for v in m.ravel()}, reverse=True):
-        false = sum((m[n] >= t).sum() for m, n in zip(maps, normal, strict=True)) / sum(n.sum() for n in normal)
-        found = [min((m[mask] >= t).sum() / area, 1) for m, r in zip(maps, regions, strict=True) for mask, area in r]
-        points.append((false, float(np.mean(found))))
-    x, y = np.array(points).T
-    at = np.interp(limit, x, y)
-    keep = x < limit
-    return np.trapezoid([*y[keep], at], [*x[keep], limit]) / limit
-
-
 def test_each_kind_is_measured_against_all_good_images(loco_like):
     rng = np.random.default_rng(1)
     maps = list(rng.random((4, 16, 16)).astype(np.float32))
@@ -66,8 +50,8 @@ def test_each_kind_is_measured_against_all_good_images(loco_like):
     assert found["mean"]["image_auroc"] == 0.75
     first, second, third = (np.zeros((16, 16), bool) for _ in range(3))
     first[:8, :8] = second[10:14, 10:14] = third[4:8, 8:12] = True
-    logical = brute_force_spro([maps[0], maps[1], maps[2]], [[], [], [(first, 16), (second, 16)]])
-    structural = brute_force_spro([maps[0], maps[1], maps[3]], [[], [], [(third, 16)]])
+    logical = brute_area(brute_spro(maps[:3], [[], [], [(first, 16), (second, 16)]]), 0.05)
+    structural = brute_area(brute_spro([*maps[:2], maps[3]], [[], [], [(third, 16)]]), 0.05)
     assert found["logical"]["spro_05"] == pytest.approx(logical, abs=1e-9)
     assert found["structural"]["spro_05"] == pytest.approx(structural, abs=1e-9)
     assert found["mean"]["spro_05"] == pytest.approx((logical + structural) / 2, abs=1e-9)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, write_image
+from conftest import SMALL_SETTINGS, refused, write_image
 from torch.nn import functional as F
 
 from adlib.errors import InputError
@@ -18,10 +18,7 @@ from adlib.methods.pagmfr.pagmfr import PAGMFR
 from adlib.methods.pagmfr.training_pairs import Pairs, PairSettings
 from adlib_book.studies import pagmfr_readme as readme
 
-SMALL = TINY | {
-    "stages": [1, 2], "width": 8, "blocks": 1, "fusion_width": 8, "image_stride": 2, "batch_size": 4, "steps": 3,
-    "hold_out": 0.34, "selection": "last", "kind": "texture",
-}  # fmt: skip
+SMALL = SMALL_SETTINGS["pagmfr"] | {"steps": 3, "selection": "last", "kind": "texture"}
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +150,8 @@ def test_a_fusion_of_ones_own(encoder, train, tmp_path):
     torch.testing.assert_close(output.fused, expected)
     method = PAGMFR(**SMALL).set_fusion(readme_fusion).fit(train)
     assert np.isfinite(method.score(images()).map).all()
-    with pytest.raises(InputError, match="function, which cannot be stored"):
-        method.save(tmp_path)
-    with pytest.raises(InputError, match="function, which cannot be stored"):
-        readme.save_checkpoint(method.model, tmp_path, "plate")
+    refused("function, which cannot be stored", method.save, tmp_path)
+    refused("function, which cannot be stored", readme.save_checkpoint, method.model, tmp_path, "plate")
 
 
 def test_texture_difference_sees_grain_and_not_brightness():
@@ -209,11 +204,11 @@ def test_focal_loss_by_hand():
 # -- promises about the training --------------------------------------------------------------------------------------
 
 
-def test_gradient_checkpointing_gives_the_same_gradients_for_less_memory(encoder):
+def test_gradient_checkpointing_gives_the_same_gradients_and_statistics_for_less_memory(encoder):
     batch = {"normal": images(4), "image": images(4, seed=1), "mask": torch.ones(4, 64, 64, dtype=torch.bool)}
     kept, found = [0, 0], []
     for checkpointing in (False, True):
-        model = small_model(encoder, checkpointing=checkpointing, blocks=2).train()
+        model = small_model(encoder, checkpointing=checkpointing, blocks=2, norm="batch").train()
 
         def keep(tensor, checkpointing=checkpointing):
             kept[checkpointing] += tensor.numel() * tensor.element_size()
@@ -249,8 +244,7 @@ def test_a_step_takes_all_parts_of_its_batch(train, monkeypatch):
     assert taken == [(0, 2), (1, 2), (2, 2), (3, 2)]
 
 
-def test_bf16_stays_close_and_differences_stay_in_float32(encoder, train):
-    assert PAGMFR(**SMALL | {"precision": "bf16"}).fit(train).history.losses.total.notna().all()
+def test_differences_stay_in_float32(encoder):
     with torch.autocast("cpu", torch.bfloat16):
         output = small_model(encoder).train()(images())
     assert {m.dtype for m in output.maps.values()} | {output.logits.dtype} == {torch.float32}
@@ -338,15 +332,6 @@ def test_the_kind_is_known_by_name_or_judged(train):
 # -- scores -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fusion", "terms"), [("mlp", ["cosine", "colour"]), ("sum", ["colour"])])
-def test_calibrated_and_whitened_models_survive_saving(train, tmp_path, fusion, terms):
-    settings = SMALL | {"calibrate": "position", "whiten": True, "fusion": fusion, "terms": terms}
-    method = PAGMFR(**settings).fit(train)
-    assert len(method.residual_shapes) == (2 if "cosine" in terms else 0)  # levels; without that space there are none
-    method.save(tmp_path)
-    np.testing.assert_array_equal(PAGMFR.load(tmp_path).score(images()).map, method.score(images()).map)
-
-
 def test_whitened_residuals_are_about_one_on_normal_images(train):
     method = PAGMFR(**SMALL | {"whiten": True, "terms": ["cosine", "mffm"]}).fit(train)
     with torch.no_grad():
@@ -416,50 +401,33 @@ def test_a_loader_of_the_wrong_kind_is_one_line(small_tree, encoder):
             call(small_model(encoder), train)
     with pytest.raises(InputError, match=r"^loader gives no training pairs; make it by .*train=True"):
         readme.train_pagmfr(small_model(encoder), test, epochs=1)
-    with pytest.raises(InputError, match=r"^rate -1 must be a positive number"):
-        readme.train_pagmfr(small_model(encoder), train, epochs=1, rate=-1)
+    refused(r"^rate -1 must be a positive number", readme.train_pagmfr, small_model(encoder), train, epochs=1, rate=-1)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
-def test_settings_that_cannot_be_used(train):
-    for settings, match in (
-        ({"terms": ["mffm"], "fusion": "sum"}, "nothing to fuse"),
-        ({"image_stride": 3}, "power of two"),
-        ({"image_stride": 4}, "finer than the first level's stride 4"),
-        ({"accumulate": 3}, "accumulate 3 must divide batch_size 4"),
-        ({"sampling": "small"}, "set bank to their number"),
-        ({"families": ["perlin"]}, "family 'perlin' is unknown"),
-        *(({name: "/no/such"}, f"no such folder; {name} must be a folder") for name in ("textures", "objects")),
-    ):
-        with pytest.raises(InputError, match=rf"^[^\n]*{match}[^\n]*$"):
-            PAGMFR(**SMALL | settings).fit(train)
-
-
 def test_the_readme_checkpoint_of_another_configuration_is_refused(encoder, tmp_path):
     path = readme.save_checkpoint(small_model(encoder), tmp_path, "plate")
 
-    def refused(match, path=path, **changes):
-        with pytest.raises(InputError, match=rf"^[^\n]*{match}[^\n]*$"):
-            readme.load_checkpoint(small_model(encoder, **changes), path)
+    def refused_by(said, path=path, **changes):
+        refused(said, readme.load_checkpoint, small_model(encoder, **changes), path)
 
-    refused("fusion 'mlp'", fusion="sum")
-    refused("another configuration", width=16)
-    refused("does not exist", tmp_path / "none.pth")
+    refused_by("fusion 'mlp'", fusion="sum")
+    refused_by("another configuration", width=16)
+    refused_by("does not exist", tmp_path / "none.pth")
     for content in ({"configuration": [1, 2], "state": {}}, {"configuration": {}, "state": 3}, [1]):
         torch.save(content, path)
-        refused("damaged or none of PAGMFR's")
+        refused_by("damaged or none of PAGMFR's")
     Path(path).write_bytes(b"no checkpoint")
-    refused("damaged")
+    refused_by("damaged")
 
 
 def test_a_fit_that_was_begun_anew_is_none(train, tmp_path):
     fitted = PAGMFR(**SMALL).fit(train)
     calls = [PAGMFR(**SMALL).explain, fitted.prepare(train).score, fitted.set_fusion("sum").score]
     for call in [*calls, lambda _: fitted.save(tmp_path)]:
-        with pytest.raises(InputError, match=r"^this pagmfr is not fitted; call fit\(table\) first$"):
-            call(images())
+        refused(r"^this pagmfr is not fitted; call fit\(table\) first$", call, images())
 
 
 def test_max_steps_one_is_one_step_and_none_is_all_epochs(train):

@@ -14,8 +14,8 @@ SMALL = SMALL_SETTINGS["patchcore"]
 
 
 @pytest.fixture(scope="module")
-def fitted(small_table):
-    return PatchCore(**SMALL).fit(small_table[small_table.split == "train"])
+def fitted(train):
+    return PatchCore(**SMALL).fit(train)
 
 
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
@@ -55,13 +55,9 @@ def test_reweighted_score_matches_the_reference(golden, case):
         np.testing.assert_allclose(found, g[f"score_b{b}"], rtol=1e-4)
 
 
-def test_defects_score_higher_and_are_where_the_map_is_bright(fitted, small_table):
-    test = small_table[small_table.split == "test"]
-    batch = next(images.batches(test.image_path, fitted.resize, len(test)))
-    scores = fitted.score(batch)
-    bad = test.label.to_numpy() == 1
-    assert scores.image[bad].min() > scores.image[~bad].max()
-    for anomaly_map, path in zip(scores.map[bad], test.mask_path[bad], strict=True):
+def test_defects_are_where_the_map_is_bright(fitted, test_rows, test_batch):
+    bad = test_rows.label.to_numpy() == 1
+    for anomaly_map, path in zip(fitted.score(test_batch).map[bad], test_rows.mask_path[bad], strict=True):
         mask = images.read_mask(path)
         assert anomaly_map[mask].mean() > 2 * anomaly_map[~mask].mean()
 
@@ -105,23 +101,10 @@ def test_random_thinning_keeps_real_rows_of_the_right_images(train):
     assert len(method.fit(train).memory_bank) == 12
 
 
-def test_patch_size_is_chosen_without_a_real_defect_and_saved(train, tmp_path):
-    method = PatchCore(**{**SMALL, "patch_size": "auto"}).fit(train)
-    assert method.patch_size in (1, 3)
-    assert PatchCore(**{**SMALL, "patch_size": "auto"}).fit(train).patch_size == method.patch_size
-    method.save(tmp_path)
-    again = PatchCore.load(tmp_path)
-    assert again.patch_size == method.patch_size
-    image = torch.rand(1, 3, 64, 64)
-    np.testing.assert_array_equal(again.score(image).map, method.score(image).map)
-
-
 @pytest.mark.parametrize("image_score", ["max", "reweight", "top"])
-def test_every_image_score_orders_the_easy_case(small_table, image_score):
-    train, test = (small_table[small_table.split == split] for split in ("train", "test"))
-    method = PatchCore(**SMALL, image_score=image_score).fit(train)
-    scores = method.score(next(images.batches(test.image_path, method.resize, len(test)))).image
-    assert scores[test.label == 1].min() > scores[test.label == 0].max()
+def test_every_image_score_orders_the_easy_case(train, test_rows, test_batch, image_score):
+    scores = PatchCore(**SMALL, image_score=image_score).fit(train).score(test_batch).image
+    assert scores[test_rows.label == 1].min() > scores[test_rows.label == 0].max()
 
 
 def test_score_of_one_image_by_hand():

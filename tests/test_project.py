@@ -84,11 +84,8 @@ def test_committed_studies_have_a_producer():
     """Two files of earlier code have none; no third may join them."""
     code = [*(root() / "benchmarks").glob("*.py"), root() / "adlib_book/studies/audit.py"]
     text, notebooks = "".join(file.read_text() for file in code), {file.stem for file in NOTEBOOKS}
-    stems = {
-        file.stem.removesuffix("_laptop")
-        for file in (root() / "results/studies").glob("*.csv")
-        if "_smoke" not in file.stem
-    }
+    files = (file.stem for file in (root() / "results/studies").glob("*.csv") if "_smoke" not in file.stem)
+    stems = {stem.removesuffix("_laptop") for stem in files}
     stems -= {"glass_one_head", "pagmfr_remedies"}
     assert {"23_scorers", "audit", "ulsad_tray"} <= stems
     assert not [stem for stem in stems - notebooks if not re.search(rf"\b{stem}", text)]
@@ -112,14 +109,12 @@ def _module_imports() -> dict[str, set[str]]:
     """Module -> the modules of adlib and adlib_book that it imports, inside functions too; its own package left out."""
     files = [file for name in ("adlib", "adlib_book") for file in (root() / name).rglob("*.py")]
     names = {".".join(f.relative_to(root()).with_suffix("").parts).removesuffix(".__init__"): f for f in files}
-    return {
-        name: {
-            other
-            for other in source_files.imported_modules(file.read_text())
-            if other in names and not f"{name}.".startswith(f"{other}.") and not other.startswith(f"{name}.")
-        }
-        for name, file in names.items()
-    }
+    imported = {name: source_files.imported_modules(file.read_text()) for name, file in names.items()}
+
+    def apart(name, other):
+        return other in names and not f"{name}.".startswith(f"{other}.") and not other.startswith(f"{name}.")
+
+    return {name: {other for other in others if apart(name, other)} for name, others in imported.items()}
 
 
 def test_the_rooms_stay_apart():

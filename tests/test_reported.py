@@ -4,9 +4,9 @@ import shutil
 
 import pandas as pd
 import pytest
+from conftest import refused
 
 from adlib.datasets.catalogue import DATASETS
-from adlib.errors import InputError
 from adlib_book import published
 
 
@@ -82,17 +82,13 @@ def test_a_wrong_row_is_named(tmp_path, column, value, message):
     table = pd.read_csv(file, dtype=str, keep_default_na=False)
     table.loc[1, column] = value
     table.to_csv(file, index=False)
-    with pytest.raises(InputError, match=rf"draem\.csv, line 3: .*{message}"):
-        published.load(tmp_path)
+    refused(rf"draem\.csv, line 3: .*{message}", published.load, tmp_path)
 
 
 def test_damaged_files_and_repeated_numbers_are_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no table"):
-        published.load(tmp_path)
+    refused("holds no table", published.load, tmp_path)
     rows = pd.read_csv(published.FOLDER / "draem.csv", dtype=str, keep_default_na=False)
     pd.concat([rows, rows]).to_csv(tmp_path / "draem.csv", index=False)
-    with pytest.raises(InputError, match="twice"):
-        published.load(tmp_path)
+    refused("twice", published.load, tmp_path)
     rows.drop(columns="note").to_csv(tmp_path / "draem.csv", index=False)
-    with pytest.raises(InputError, match="expected the columns"):
-        published.load(tmp_path)
+    refused("expected the columns", published.load, tmp_path)

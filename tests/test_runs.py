@@ -12,7 +12,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SMALL_SETTINGS, texture, write_image
+from conftest import SMALL_SETTINGS, refused, texture, write_image
 
 from adlib import evaluation, methods, profiles, runs, source_files
 from adlib.errors import InputError
@@ -58,8 +58,7 @@ def test_the_model_of_a_run_is_tested_again(run, record, small_tree, tmp_path):
     assert {key: again[key] for key in same} == {key: record[key] for key in same}
     assert again["by_defect"]["hole"] == {key: again["metrics"][key] for key in ("image_auroc", "aupro_30")} | {"n": 4}
     assert (again["model"]["category"], again["parameters"]) == ("plate", record["parameters"])
-    with pytest.raises(InputError, match="holds the record of a run"):
-        runs.evaluate_model(run.out_dir / "model", out_dir=run.out_dir, **where)
+    refused("holds the record of a run", runs.evaluate_model, run.out_dir / "model", out_dir=run.out_dir, **where)
 
 
 @pytest.mark.parametrize(
@@ -82,10 +81,8 @@ def test_a_profile_of_ones_own_says_what_it_changes(tmp_path, monkeypatch, text,
     assert mine["methods"] == paper["methods"] | {"patchcore": paper["methods"]["patchcore"] | {"k": 3}}
     assert (mine["seeds"], mine["based_on"], mine["studies"]) == ([7], "paper", paper["studies"])
     file.write_text(text)
-    with pytest.raises(InputError, match=message):
-        profiles.use(str(file))
-    with pytest.raises(InputError, match="rename the file"):
-        profiles.use(str(file.rename(tmp_path / "laptop.yaml")))
+    refused(message, profiles.use, str(file))
+    refused("rename the file", profiles.use, str(file.rename(tmp_path / "laptop.yaml")))
 
 
 def test_scores_csv_lets_the_image_metrics_be_computed_again(run, record):
@@ -102,13 +99,8 @@ def test_maps_for_figures_come_back_smaller_and_nearly_the_same(run, record, tmp
     assert masks.any(axis=(1, 2)).tolist() == (pd.read_csv(run.out_dir / "scores.csv").label == 1).tolist()
 
     rng = np.random.default_rng(0)
-    found = evaluation.Evaluation(
-        pd.DataFrame(index=range(9)),
-        {},
-        {},
-        list(rng.random((9, 40, 20), np.float32)),
-        list(rng.random((9, 40, 20)) > 0.5),
-    )
+    images, masks = list(rng.random((9, 40, 20), np.float32)), list(rng.random((9, 40, 20)) > 0.5)
+    found = evaluation.Evaluation(pd.DataFrame(index=range(9)), {}, {}, images, masks)
     monkeypatch.setattr("adlib.runs.MAPS_SIDE", 40)
     monkeypatch.setattr("adlib.runs.MAPS_IMAGES", 3)
     runs.write_maps(tmp_path, found)
@@ -151,9 +143,8 @@ def test_a_run_takes_the_shape_of_its_training_images_and_is_then_up_to_date(tmp
     assert record["protocol"]["side"] == 64
     assert record["protocol"]["image_size"] == record["parameters"]["image_size"] == [64, 160]
     assert record["parameters"]["resize"] == "stretch"
-    assert (
-        notebook_jobs.run_method("dfr", overrides={"image_size": 64}, out=tmp_path / "out", **where)[0] == "up to date"
-    )
+    again, *_ = notebook_jobs.run_method("dfr", overrides={"image_size": 64}, out=tmp_path / "out", **where)
+    assert again == "up to date"
 
 
 def test_content_hash_follows_settings_seed_and_data(small_table, tmp_path):
@@ -172,20 +163,6 @@ def test_source_files_are_those_a_method_imports():
     assert not {"cli.py", "tables.py", "figures.py", "batch.py"} & names
 
 
-def test_a_full_disk_leaves_the_old_record(record, tmp_path, monkeypatch):
-    runs.write_record(tmp_path, record)
-
-    def full(*_arguments, **_options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(InputError, match=r"record\.json: the disk is full"):
-        runs.write_record(tmp_path, {**record, "seed": 6})
-    monkeypatch.undo()
-    assert runs.read_record(tmp_path)["seed"] == 5
-    assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
-
-
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"method": "patchcore"}', "9" * 5000, "[" * 99999])
 def test_a_damaged_record_is_named_and_left_out(record, tmp_path, text):
     runs.write_record(tmp_path / "good", record)
@@ -200,16 +177,13 @@ def test_a_damaged_record_is_named_and_left_out(record, tmp_path, text):
 def test_a_metric_that_is_no_fraction_is_damage(record, tmp_path):
     for value in (90.2, "0.9", True, float("nan")):
         (tmp_path / "record.json").write_text(json.dumps({**record, "metrics": {"image_auroc": value}}))
-        with pytest.raises(InputError, match="image_auroc"):
-            runs.read_record(tmp_path)
+        refused("image_auroc", runs.read_record, tmp_path)
     (tmp_path / "record.json").write_text(json.dumps({**record, "dataset": "x/../../../../escaped"}))
-    with pytest.raises(InputError, match=r"dataset is 'x/\.\./"):
-        runs.read_record(tmp_path)
+    refused(r"dataset is 'x/\.\./", runs.read_record, tmp_path)
 
 
 def test_an_incomplete_record_is_not_written(record, tmp_path):
-    with pytest.raises(InputError, match="seed"):
-        runs.write_record(tmp_path, {k: v for k, v in record.items() if k != "seed"})
+    refused("seed", runs.write_record, tmp_path, {k: v for k, v in record.items() if k != "seed"})
     assert not list(tmp_path.iterdir())
 
 
@@ -256,8 +230,7 @@ WHERE = "from adlib.paths import figures_dir\nprint(figures_dir())"
 def test_wrong_parameters_fail_before_a_kernel_starts(notebook, monkeypatch, parameters, message):
     folder = notebook("1 + 1")
     monkeypatch.setattr("papermill.execute_notebook", lambda *_, **__: pytest.fail("a kernel was started"))
-    with pytest.raises(InputError, match=message):
-        notebook_jobs.run_notebook("toy", folder / "out.ipynb", parameters)
+    refused(message, notebook_jobs.run_notebook, "toy", folder / "out.ipynb", parameters)
 
 
 def test_a_failing_notebook_is_kept_and_an_earlier_copy_stays(notebook):
@@ -315,8 +288,7 @@ def test_a_refreshed_notebook_writes_the_committed_figures_or_stays(notebook, mo
 
 def test_bad_input_inside_a_notebook_is_bad_input(notebook):
     folder = notebook("from adlib.errors import InputError\nraise InputError('folder x is empty')")
-    with pytest.raises(InputError, match="folder x is empty"):
-        notebook_jobs.run_notebook("toy", folder / "out.ipynb", {})
+    refused("folder x is empty", notebook_jobs.run_notebook, "toy", folder / "out.ipynb", {})
 
 
 def test_two_batches_in_one_results_folder(tmp_path, monkeypatch):
@@ -331,10 +303,8 @@ def test_plan_lists_every_category_of_a_root(small_tree):
     jobs = notebook_jobs.plan("laptop", str(small_tree))
     assert [(job.category, job.seed) for job in jobs if job.method == "patchcore"] == [("plate", 0)]
     assert len({job.folder for job in jobs}) == len(jobs)
-    with pytest.raises(InputError, match="no known data set"):
-        notebook_jobs.plan("laptop", str(small_tree / "plate/train/good"))
-    with pytest.raises(InputError, match="needs data"):
-        notebook_jobs.plan("paper")
+    refused("no known data set", notebook_jobs.plan, "laptop", str(small_tree / "plate/train/good"))
+    refused("needs data", notebook_jobs.plan, "paper")
 
 
 def test_the_paper_profile_tells_one_story_a_method(small_tree):
@@ -381,14 +351,8 @@ def test_what_renews_a_notebook():
     assert not any(name.endswith(("figures.py", "claims.py")) for name in renewing["24_ulsad_ablations"])
     assert ulsad | {str(file) for file in source_files.of_method("glass")} < renewing["92_protocol_audit"]
     names = {Path(name).name for name in notebook_jobs.inputs("90_tables")}
-    assert {
-        "tables.py",
-        "table_files.py",
-        "published_tables.py",
-        "ranks.py",
-        "record.json",
-        "pagmfr_table1.csv",
-    } <= names
+    book = {"tables.py", "table_files.py", "published_tables.py", "ranks.py"}
+    assert book | {"record.json", "pagmfr_table1.csv"} <= names
 
 
 def test_a_study_runs_on_its_own_defaults_or_on_what_the_profile_names(monkeypatch):
@@ -521,8 +485,7 @@ def test_a_batch_is_narrowed_by_names(names, expected):
     if isinstance(expected, set):
         assert {f"{job.method}/{job.category}" for job in notebook_jobs.select(jobs, **names)} == expected
     else:
-        with pytest.raises(InputError, match=expected):
-            notebook_jobs.select(jobs, **names)
+        refused(expected, notebook_jobs.select, jobs, **names)
 
 
 def test_every_method_has_a_cost_in_every_profile():

@@ -18,12 +18,11 @@ import browser
 import nbformat
 import numpy as np
 import pytest
-from conftest import SMALL_SETTINGS
+from conftest import SMALL_SETTINGS, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from adlib.errors import InputError
 from adlib.paths import root
 from adlib_book import site
 
@@ -385,8 +384,7 @@ def test_notebooks_fall_back_to_the_committed_copy_and_say_so(tmp_path, monkeypa
 
 def test_a_site_without_sphinx_says_what_to_do(monkeypatch):
     monkeypatch.setattr(site.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="make site"):
-        site.build()
+    refused("make site", site.build)
 
 
 @pytest.mark.parametrize(
@@ -395,6 +393,5 @@ def test_a_site_without_sphinx_says_what_to_do(monkeypatch):
 def test_refused_before_anything_is_removed(tmp_path, profile, file, message):
     pytest.importorskip("sphinx")
     (tmp_path / file).write_text("mine")
-    with pytest.raises(InputError, match=message):
-        site.build(profile, tmp_path)
+    refused(message, site.build, profile, tmp_path)
     assert (tmp_path / file).read_text() == "mine"

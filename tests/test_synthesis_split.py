@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_SETTINGS
+from conftest import SMALL_SETTINGS, refused
 from test_contract import TRAINED
 
 from adlib import methods, profiles
@@ -74,13 +74,12 @@ def test_shares(train, share):
     assert SyntheticSplit(train, families="cutpaste", number=12, share=share).labels.sum() == round(12 * share)
 
 
-def test_protocol_and_bad_input(small_table, train):
+def test_protocol_and_bad_input(test_rows, train):
     def raises(pattern, *args, **kwargs):
-        with pytest.raises(InputError, match=pattern):
-            SyntheticSplit(*args, **kwargs)
+        refused(pattern, SyntheticSplit, *args, **kwargs)
 
-    raises("anomalous image", small_table[small_table.label == 1])
-    raises("test image", small_table[(small_table.split == "test") & (small_table.label == 0)])
+    raises("anomalous image", test_rows[test_rows.label == 1])
+    raises("test image", test_rows[test_rows.label == 0])
     raises("empty", train[:0])
     raises("no held-out", [])
     raises("did you mean 'cutpaste'", train, families="cutpast")

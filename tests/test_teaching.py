@@ -6,11 +6,11 @@ import itertools
 import nbformat
 import numpy as np
 import pytest
+from conftest import refused
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from adlib.errors import InputError
 from adlib.paths import root
 from adlib.synthesis import registry
 from adlib_book import cli, teaching
@@ -144,8 +144,7 @@ def test_command_refuses_what_has_no_exercise(tmp_path, capsys, monkeypatch):
 
 
 def test_solved_notebooks_are_never_overwritten():
-    with pytest.raises(InputError, match="solved notebooks"):
-        teaching.write_student_copies(root() / "notebooks", force=True)
+    refused("solved notebooks", teaching.write_student_copies, root() / "notebooks", force=True)
 
 
 # -- every committed notebook -----------------------------------------------------------------------------------------

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import refused
 from torch import nn
 
-from adlib.errors import InputError
-from adlib.methods import checkpoints, precision, training
+from adlib.errors import InputError, TrainingError
+from adlib.methods import checkpoints, memory, precision, training
 from adlib.methods.pagmfr.training_pairs import weighted_rows
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -174,7 +175,7 @@ def test_nan_stops_before_it_reaches_weights_or_checkpoint(tmp_path, what, optio
 
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     options = {"seed": 0, "checkpoint": file} | options
-    with pytest.raises(training.TrainingError, match=f"{what} became nan at step 3.*step 2 is kept"):
+    with pytest.raises(TrainingError, match=f"{what} became nan at step 3.*step 2 is kept"):
         train({"model": model}, [optimizer], lambda step: torch.ones(4, 2), losses, 5, **options)
     kept = torch.load(file, weights_only=True)
     assert all(torch.isfinite(w).all() for w in kept["modules"]["model"].values())
@@ -195,18 +196,10 @@ def test_gradient_clipping_limits_the_first_step():
     assert moves[0] > 1e-2
 
 
-def test_step_generators_differ_by_step_and_repeat_by_seed():
-    draws = [training.step_generator(3, step).integers(0, 2**31) for step in (0, 1, 0)]
-    assert draws[0] == draws[2] != draws[1]
-    assert isinstance(training.step_generator(0, 0), np.random.Generator)
-
-
 def test_bad_input_is_refused(tmp_path):
     model, optimizer, schedulers = make()
-    with pytest.raises(InputError, match="selection 'best'"):
-        run(model, optimizer, schedulers, 1, selection="best")
-    with pytest.raises(InputError, match="held-out pseudo-anomalies"):
-        run(model, optimizer, schedulers, 1, selection="synthetic")
+    refused("selection 'best'", run, model, optimizer, schedulers, 1, selection="best")
+    refused("held-out pseudo-anomalies", run, model, optimizer, schedulers, 1, selection="synthetic")
     run(model, optimizer, schedulers, 1, checkpoint=tmp_path / "c.pt")
     other = nn.Linear(3, 1)
     with pytest.raises(InputError, match=r"c\.pt does not belong"):
@@ -261,19 +254,15 @@ def test_running_out_of_memory_is_one_line_that_names_the_knobs(tmp_path, error,
     seen = []
     options = {"checkpoint": tmp_path / "c.pt", "snapshot_every": 1, "progress": "x"}
     options["validate"] = lambda: full("validation", {"score": 0.0})
-    with pytest.raises(training.TrainingError) as caught:
-        train(
-            {"model": model},
-            [optimizer],
-            lambda step: full("loading", batch_of(8)(step)),
-            lambda modules, batch, step: full("losses", {"loss": modules["model"](batch[0]).square().mean()}),
-            5,
-            **options,
-        )
-    assert str(caught.value) == (
-        "x: memory ran out at step 3; the checkpoint of step 2 is kept; lower batch_size or raise accumulate "
-        "(parts of a batch)"
+
+    def losses(modules, batch, _step):
+        return full("losses", {"loss": modules["model"](batch[0]).square().mean()})
+
+    said = (
+        r"^x: memory ran out at step 3; the checkpoint of step 2 is kept; lower batch_size or raise accumulate \(parts"
     )
+    with pytest.raises(TrainingError, match=said):
+        train({"model": model}, [optimizer], lambda step: full("loading", batch_of(8)(step)), losses, 5, **options)
 
 
 def test_the_advice_against_full_memory_names_what_the_settings_have():
@@ -284,17 +273,15 @@ def test_the_advice_against_full_memory_names_what_the_settings_have():
         bank: int = 4
         checkpointing: bool = False
 
-    assert training.memory_knobs(Settings()) == ("batch_size", "bank", "accumulate", "checkpointing")
-    assert training.memory_knobs(Settings(bank=0, checkpointing=True)) == ("batch_size", "accumulate")
-    assert training.memory_knobs(Settings(), in_steps=False) == ("bank",)
-    match = r"^x: memory ran out at last; lower image_size$"
-    with pytest.raises(training.TrainingError, match=match), training.memory_errors("x", "at last", ("image_size",)):
+    assert memory.memory_knobs(Settings(), in_steps=True) == ("batch_size", "bank", "accumulate", "checkpointing")
+    assert memory.memory_knobs(Settings(bank=0, checkpointing=True), in_steps=True) == ("batch_size", "accumulate")
+    match = r"^x: memory ran out at last; lower bank \(pairs that are kept\)$"
+    with pytest.raises(TrainingError, match=match), memory.memory_errors("x", "at last", Settings()):
         raise MemoryError
 
 
 def test_a_folder_as_checkpoint_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"^checkpoint .* is a folder; give a file, for example .*run\.pt$"):
-        run(*make(), 1, checkpoint=tmp_path)
+    refused(r"^checkpoint .* is a folder; give a file, for example .*run\.pt$", run, *make(), 1, checkpoint=tmp_path)
 
 
 def test_other_runtime_errors_stay_what_they_are():
@@ -310,28 +297,7 @@ def test_weighted_rows_follow_the_weights():
     assert (rows == 2).mean() == pytest.approx(0.75, abs=0.03)
     np.testing.assert_array_equal(weighted_rows(weights, 8, 1, 5), weighted_rows(weights, 8, 1, 5))
     for wrong in ([0, 0], [-1, 2], [float("nan"), 1]):
-        with pytest.raises(InputError, match="sampling weights"):
-            weighted_rows(wrong, 2, 0, 0)
-
-
-def test_checkpointing_gives_the_same_gradients_and_statistics_and_keeps_less():
-    found = []
-    for enabled in (False, True):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            *(layer for _ in range(6) for layer in (nn.Linear(32, 32), nn.BatchNorm1d(32), nn.Tanh()))
-        )
-        kept = []
-        x = torch.randn(256, 32, requires_grad=True)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
-            out = training.checkpointed(model, x) if enabled else model(x)
-        size = sum(kept)
-        out.square().mean().backward()
-        found.append((size, [p.grad for p in model.parameters()] + [x.grad], list(model.buffers())))
-    assert found[1][0] < 0.2 * found[0][0]
-    for a, b in zip(found[0][1] + found[0][2], found[1][1] + found[1][2], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
-    assert not training.checkpointed(nn.Linear(2, 2).requires_grad_(False), torch.ones(1, 2)).requires_grad
+        refused("sampling weights", weighted_rows, wrong, 2, 0, 0)
 
 
 def test_warm_up_and_cosine():
@@ -398,16 +364,11 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared["ACCELERATE_USE_CPU"] = "true"
     # What torchrun and accelerate launch set for their processes, without the launcher's own start.
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(script)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    ranks = [os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    command = [sys.executable, str(script)]
+    workers = [subprocess.Popen(command, env=rank, stderr=subprocess.PIPE, text=True) for rank in ranks]
     for worker in workers:
         errors = worker.communicate(timeout=120)[1]
         assert worker.returncode == 0, errors[-2000:]

@@ -31,6 +31,7 @@ from adlib.images.colour import ssim_map
 from adlib.images.features import resize_of
 from adlib.images.maps import check_images
 from adlib.methods import Scores, storage, training
+from adlib.methods.memory import memory_errors
 from adlib.methods.normals import check_held_out, collect, split_normals, without_selection
 from adlib.methods.pagmfr.network import block
 from adlib.methods.pagmfr.training_pairs import Pairs, PairSettings
@@ -184,7 +185,7 @@ class DRAEM:
         for name in self.KEPT.arrays:  # measured with other networks
             self.__dict__.pop(name, None)
         self.build_networks()
-        with training.memory_errors("DRAEM", "before the first step", training.memory_knobs(s, in_steps=False)):
+        with memory_errors("DRAEM", "before the first step", s):
             corners = cv2.BORDER_CONSTANT if self.authors else cv2.BORDER_REFLECT
             self.pairs = Pairs(table, self.resize, s, corners=corners)
         print(f"DRAEM: {self.pairs.note}", flush=True)
@@ -220,8 +221,7 @@ class DRAEM:
             return losses(normal, repaired.float(), logits, mask, self.authors)
 
     def _score_held_out(self) -> None:
-        knobs = training.memory_knobs(self.settings, in_steps=False)
-        with training.memory_errors("DRAEM", "after the last step", knobs):
+        with memory_errors("DRAEM", "after the last step", self.settings):
             held_out = batches(self._held_out.image_path, self.resize, 8)
             self.normal_scores, self.normal_map_maxima = collect(self._scores(batch.images) for batch in held_out)
 

@@ -26,32 +26,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from torch import nn
-from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
 from adlib import settings as S
 from adlib.datasets import table_hash
-from adlib.errors import InputError
-from adlib.images.features import is_out_of_memory, peak_memory_mib
+from adlib.errors import InputError, TrainingError
 from adlib.methods import checkpoints, precision
+from adlib.methods.memory import memory_errors, peak_memory
 from adlib.paths import atomic_path
 from adlib.settings import as_dict
 
 SELECTIONS = ("last", "synthetic")
 PRECISIONS = ("no", "auto", "bf16", "fp16")
-# What needs less memory, by the setting that a method may have for it.
-MEMORY_KNOBS = {
-    "batch_size": "lower batch_size",
-    "episodes": "lower episodes",
-    "image_size": "lower image_size",
-    "bank": "lower bank (pairs that are kept)",
-    "accumulate": "raise accumulate (parts of a batch)",
-    "checkpointing": "switch on checkpointing (of gradients)",
-}
-
-
-class TrainingError(RuntimeError):
-    """Training stopped; the message names the step and what is left of the run."""
 
 
 @dataclass
@@ -141,66 +127,6 @@ def origin(method, train: pd.DataFrame, held_out: pd.DataFrame) -> dict:
     return facts | ({"backbone weights": method.backbone.fingerprint} if hasattr(method, "backbone") else {})
 
 
-def memory_knobs(settings, in_steps: bool = True) -> tuple[str, ...]:
-    """Names of the settings that this method has and that a user can still turn where memory ran out.
-
-    Outside the steps neither the batch nor its gradients take memory.
-    """
-    spent = {"bank": 0, "checkpointing": True}
-    of_steps = () if in_steps else ("batch_size", "episodes", "accumulate", "checkpointing")
-    names = (name for name in MEMORY_KNOBS if hasattr(settings, name) and name not in of_steps)
-    return tuple(name for name in names if name not in spent or getattr(settings, name) != spent[name])
-
-
-@contextlib.contextmanager
-def memory_errors(progress: str, when: str, knobs: tuple[str, ...] = ("batch_size", "image_size")):
-    """Turn "out of memory", of the processor or of a GPU, into one line.
-
-    Args:
-        progress: who trains.
-        when: in words, for example "at step 3".
-        knobs: names from `MEMORY_KNOBS`: what the method at hand lets a user change.
-
-    Raises:
-        TrainingError: memory ran out in the block.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, TrainingError) or not is_out_of_memory(error):
-            raise
-        advice = [MEMORY_KNOBS[name] for name in MEMORY_KNOBS if name in knobs]
-        advice = ", ".join(advice[:-1]) + " or " * (len(advice) > 1) + "".join(advice[-1:])
-        raise TrainingError(f"{progress}: memory ran out {when}; {advice}") from error
-
-
-def checkpointed(module: nn.Module, *inputs: torch.Tensor):
-    """Run a module without keeping its inner activations; they are computed again when the gradient needs them.
-
-    Gradients stay the same, memory falls, time rises by about a forward pass. The second pass leaves the running
-    statistics of batch normalisation alone, or they would count every batch twice.
-    """
-    if not torch.is_grad_enabled():
-        return module(*inputs)
-    contexts = (contextlib.nullcontext, lambda: _statistics_kept(module))
-    return recompute(module, *inputs, use_reentrant=False, context_fn=lambda: tuple(make() for make in contexts))
-
-
-@contextlib.contextmanager
-def _statistics_kept(module: nn.Module):
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    kept = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
-            norm.momentum = momentum
-            if count is not None:
-                norm.num_batches_tracked.copy_(count)
-
-
 def train(
     modules: dict[str, nn.Module],
     optimizers: list[torch.optim.Optimizer],
@@ -252,12 +178,8 @@ def train(
         # A constant rate may go on longer than its checkpoint was meant to; a schedule depends on the number of steps.
         origin = as_dict(options) | origin | ({"number of steps": n_steps} if schedulers else {})
     device = next(p.device for module in modules.values() for p in module.parameters())
-    # accelerate keeps one state a Python process and refuses another precision; the processes' group outlives it.
-    AcceleratorState._reset_state(reset_partial_state=False)
-    processes = PartialState(cpu=device.type == "cpu")
-    if processes.num_processes == 1:  # trained where its modules are; of several each has the device of its rank
-        processes.device = device
-    raw, names, schedulers = modules, list(modules), schedulers or []
+    processes = _processes(device)
+    raw, schedulers = modules, schedulers or []
     state = {"step": 0, "losses": [], "validation": [], "snapshots": [], "best": None, "gradients": [], "memory": []}
     state |= {"seconds": 0.0, "waiting": 0.0, "precision": options.precision}
     if checkpoint and checkpoint.is_file():
@@ -265,13 +187,7 @@ def train(
     if state["precision"] == "auto":  # kept in the checkpoint: another processor goes on to the same numbers
         first = _of_each(lambda part: part.to(device), make_batch(0)) if processes.num_processes == 1 else None
         state["precision"] = precision.fastest(raw, first, compute_losses, device) if first is not None else "no"
-    accelerator = Accelerator(
-        mixed_precision=state["precision"], gradient_accumulation_steps=accumulate, cpu=device.type == "cpu"
-    )
-    prepared = accelerator.prepare(*modules.values(), *optimizers)
-    prepared = prepared if isinstance(prepared, tuple) else (prepared,)
-    modules, optimizers = dict(zip(names, prepared[: len(names)], strict=True)), list(prepared[len(names) :])
-    parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+    accelerator, modules, optimizers = _accelerated(modules, optimizers, device, state["precision"], accumulate)
     saved = state["step"]
     shard, n_shards = accelerator.process_index, accelerator.num_processes
 
@@ -307,10 +223,7 @@ def train(
                     if logged:
                         accelerator.unscale_gradients()
                         state["gradients"] += _gradient_flow(raw, step + 1)
-                    if clip_norm is not None:
-                        norm = accelerator.clip_grad_norm_(parameters, clip_norm)
-                    else:
-                        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+                    norm = _gradient_norm(accelerator, modules, clip_norm)
                     # A finite loss may have a gradient that is not, and one step along it spoils all weights. With
                     # float16 that happens now and then: the scaler leaves such a step out.
                     if accelerator.scaler is None and not torch.isfinite(norm):
@@ -337,7 +250,7 @@ def train(
             if state["best"] is None or rating["score"] > state["best"][1]:
                 state["best"] = [done, float(rating["score"]), checkpoints.states(raw)]
         if logged or validated:
-            state["memory"].append(_memory(done, device))
+            state["memory"].append({"step": done, **peak_memory(device)})
         if turn:
             state["snapshots"].append([done, checkpoints.states(raw)])
         state["step"] = done
@@ -350,7 +263,7 @@ def train(
             done = step + 1
             logged = bool(log_every) and done % log_every == 0
             when = f"at step {done}" + (f"; the checkpoint of step {saved} is kept" if checkpoint and saved else "")
-            with memory_errors(progress, when, memory_knobs(options)):
+            with memory_errors(progress, when, options, in_steps=True):
                 look_after(step_once(step, logged), logged)
             if checkpoint and (done % checkpoints.EVERY == 0 or done == n_steps):
                 if accelerator.is_main_process:
@@ -362,6 +275,34 @@ def train(
     for module in raw.values():
         module.eval()
     return _history(state, raw, n_steps, options, time.perf_counter() - started)
+
+
+def _processes(device: torch.device) -> PartialState:
+    """The processes that train: one alone does so where its modules are, of several each has the device of its rank."""
+    # accelerate keeps one state a Python process and refuses another precision; the processes' group outlives it.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    processes = PartialState(cpu=device.type == "cpu")
+    if processes.num_processes == 1:
+        processes.device = device
+    return processes
+
+
+def _accelerated(modules: dict, optimizers: list, device: torch.device, mixed: str, accumulate: int):
+    """accelerate's handle, and the modules and optimizers as it wraps them."""
+    cpu = device.type == "cpu"
+    accelerator = Accelerator(mixed_precision=mixed, gradient_accumulation_steps=accumulate, cpu=cpu)
+    prepared = accelerator.prepare(*modules.values(), *optimizers)
+    prepared = prepared if isinstance(prepared, tuple) else (prepared,)
+    n = len(modules)
+    return accelerator, dict(zip(modules, prepared[:n], strict=True)), list(prepared[n:])
+
+
+def _gradient_norm(accelerator, modules: dict, largest: float | None) -> torch.Tensor:
+    """The norm of the gradient of all modules together, which is cut to `largest` where that is asked for."""
+    parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+    if largest is not None:
+        return accelerator.clip_grad_norm_(parameters, largest)
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def _history(state: dict, modules, n_steps: int, options: Options, seconds: float) -> History:
@@ -407,14 +348,6 @@ def _gradient_flow(modules, step: int) -> list[dict]:
                 largest = max(float(g.max()) for g in magnitudes)
                 rows.append({"step": step, "part": f"{name}.{part}".rstrip("."), "mean": mean, "max": largest})
     return rows
-
-
-def _memory(step: int, device: torch.device) -> dict:
-    cuda = 0.0
-    if device.type == "cuda":
-        cuda = torch.cuda.max_memory_allocated(device) / 2**20
-        torch.cuda.reset_peak_memory_stats(device)
-    return {"step": step, "peak_mib": round(peak_memory_mib(), 1), "cuda_peak_mib": round(cuda, 1)}
 
 
 def _of_each(do, batch):

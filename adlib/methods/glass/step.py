@@ -118,7 +118,7 @@ def losses(
     if rows is not None:
         normal, noise, centre = (part[rows[0]] for part in (normal, noise, centre))
         blended, labels, centre_v = (part[rows[1]] for part in (blended, labels, centre_v))
-    u, v = network.adaptor(normal), network.adaptor(blended)  # (B L, D)
+    u, v = network.adaptor(normal).float(), network.adaptor(blended).float()  # (B L, D)
     anomalous = labels > 0.5
     with torch.no_grad():
         to_centre_u, to_centre_v = (u - centre).norm(dim=1), (v - centre_v).norm(dim=1)
@@ -129,7 +129,9 @@ def losses(
     # -- global anomaly synthesis: a walk without gradients, then the same walk as one differentiable expression ------
     offset = u.detach() + noise - centre if sphere else noise  # g - origin
     origin = centre if sphere else None
-    segments = ascend(discriminator, u.detach(), offset, origin, low, s.n_ascent, s.step_size * unit, trace=trace)
+    with torch.autocast(u.device.type, enabled=False):  # steps of 0.001: float32 in mixed precision, too
+        step_size = s.step_size * unit
+        segments = ascend(discriminator, u.detach(), offset, origin, low, s.n_ascent, step_size, trace=trace)
     weight = discriminator.linear.weight.detach()
     if sphere:
         offset = u + noise - centre
@@ -145,14 +147,14 @@ def losses(
             if scale is not None:
                 pushed, offset = pushed * scale[:, None], offset * scale[:, None]
         g = u + (offset + pushed @ weight if segments else offset)
-    logits = discriminator(torch.cat([u, g]))  # (2 B L,): one batch for the statistics
+    logits = discriminator(torch.cat([u, g])).float()  # (2 B L,): one batch for the statistics
     if trace is not None:
         trace.append({"tokens": g.detach().clone(), "logits": logits.detach().clone()})
 
     # -- local anomaly synthesis --------------------------------------------------------------------------------------
     if sphere:
         v = torch.where(anomalous[:, None], centre_v + project(v - centre_v, 2 * r_t, 4 * r_t), v)
-    scores = discriminator(v).sigmoid()  # (B L,)
+    scores = discriminator(v).float().sigmoid()  # (B L,)
     kept_scores, kept_labels = hard_examples(scores, labels, s.p)
     with torch.no_grad():
         r_g = (g - centre).norm(dim=1).quantile(s.radius)

@@ -21,7 +21,7 @@ from adlib.images import backbones
 from adlib.images.colour import colour_difference, ssim_map
 from adlib.images.maps import align, check_images, enlarge, upsample_and_smooth
 from adlib.methods import Scores
-from adlib.methods.training import checkpointed
+from adlib.methods.memory import checkpointed
 from adlib.settings import choice
 
 TERMS = ("cosine", "colour", "structure", "mffm")  # the first and the last live in feature space, the others in images

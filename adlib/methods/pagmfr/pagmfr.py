@@ -30,6 +30,7 @@ from adlib.images import Batch, backbones, batches, to_tensor
 from adlib.images.features import resize_of
 from adlib.images.maps import check_images, upsample_and_smooth
 from adlib.methods import Scores, storage, training
+from adlib.methods.memory import memory_errors
 from adlib.methods.normals import check_held_out, collect, split_normals, without_selection
 from adlib.methods.pagmfr.network import FUSIONS, SIGMA, TERMS, PAGMFRModel, check_terms, losses, to_grid
 from adlib.methods.pagmfr.training_pairs import Pairs, PairSettings
@@ -205,7 +206,7 @@ class PAGMFR:
         """Everything before the first step: training pairs, feature statistics, untrained network."""
         s = self.settings
         self._start_anew()
-        with training.memory_errors("PAGMFR", "before the first step", training.memory_knobs(s, in_steps=False)):
+        with memory_errors("PAGMFR", "before the first step", s):
             self.pairs = Pairs(table, self.resize, s, self.model.encode, s.jitter, s.sampling)
             print(f"PAGMFR: {self.pairs.note}", flush=True)
             images = list(self._in_parts(_spread_out(self.pairs.images, N_NORMAL)))
@@ -275,7 +276,7 @@ class PAGMFR:
         """Measure residuals and maps over normal training images, then score the held-out ones."""
         s, normal = self.settings, self.pairs.images
         self.calibration = torch.zeros(0)
-        with training.memory_errors("PAGMFR", "after the last step", training.memory_knobs(s, in_steps=False)):
+        with memory_errors("PAGMFR", "after the last step", s):
             if s.whiten:
                 self._measure_residuals(normal)
             if s.calibrate != "none":
