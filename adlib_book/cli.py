@@ -136,13 +136,13 @@ def tables(options) -> int:
     if options.results and not (folder / "runs").is_dir():
         raise InputError(f"results folder {folder} does not exist, or holds no runs/<profile>/<method>/<run>")
     names = [options.profile] if options.profile else table_files.profiles_at_hand(folder)
-    made = table_files.write_all(names, folder)
-    print(f"{len(made)} tables of {', '.join([*names, 'published numbers'])}: {folder / 'tables'}")
+    all_tables = table_files.write_all(names, folder)
+    print(f"{len(all_tables)} tables of {', '.join([*names, 'published numbers'])}: {folder / 'tables'}")
     own = folder == root() / "results"
-    for table in made:
+    for table in all_tables:
         if own and table.name == "laptop_headline":
             print("README.md:", "results renewed" if table_files.update_readme(table) else "results up to date")
-    left_out = list(dict.fromkeys(note for table in made for note in table.left_out))
+    left_out = list(dict.fromkeys(note for table in all_tables for note in table.left_out))
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
     return 1 if left_out else 0
@@ -151,51 +151,51 @@ def tables(options) -> int:
 def add_commands(commands) -> None:
     """Add the book's commands to a group."""
     example = "adlib run patchcore --data-root ~/mvtec_ad --category bottle --profile laptop --out out/bottle"
-    made = cli.command(commands, "run", run, example)
-    made.add_argument("method", help="method, for example patchcore")
-    made.add_argument("--data-root", metavar="DIR", help="folder that holds the category folders; none: demo data")
-    made.add_argument("--category", required=True, help="category, for example bottle")
-    made.add_argument("--dataset", help="layout or data set; default: by the name of the data root, else mvtec")
-    made.add_argument("--profile", default="smoke", help="smoke, laptop, paper or FILE.yaml")
-    made.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    made.add_argument("--out", required=True, metavar="DIR", help="where record, scores and executed notebook go")
-    made.add_argument("--force", action="store_true", help="run even where an up-to-date record is there")
-    made.add_argument("--no-story", action="store_true", help="numbers only: leave out the cells after the record")
-    made.add_argument("--keep-going", action="store_true", help="exit 0 though the story failed; story.json tells")
-    made.add_argument("--done", metavar="FILE", help="written when the record stands: how a batch knows")
-    with_settings(made)
+    sub = cli.command(commands, "run", run, example)
+    sub.add_argument("method", help="method, for example patchcore")
+    sub.add_argument("--data-root", metavar="DIR", help="folder that holds the category folders; none: demo data")
+    sub.add_argument("--category", required=True, help="category, for example bottle")
+    sub.add_argument("--dataset", help="layout or data set; default: by the name of the data root, else mvtec")
+    sub.add_argument("--profile", default="smoke", help="smoke, laptop, paper or FILE.yaml")
+    sub.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    sub.add_argument("--out", required=True, metavar="DIR", help="where record, scores and executed notebook go")
+    sub.add_argument("--force", action="store_true", help="run even where an up-to-date record is there")
+    sub.add_argument("--no-story", action="store_true", help="numbers only: leave out the cells after the record")
+    sub.add_argument("--keep-going", action="store_true", help="exit 0 though the story failed; story.json tells")
+    sub.add_argument("--done", metavar="FILE", help="written when the record stands: how a batch knows")
+    with_settings(sub)
 
-    made = cli.command(commands, "notebook", notebook, "adlib notebook 03_evaluation --set seed=1 --out out/03.ipynb")
-    made.add_argument("name", help="notebook, for example 03_evaluation")
-    made.add_argument("--out", metavar="FILE", help="executed copy")
-    made.add_argument("--refresh", action="store_true", help="run with the defaults, in place")
-    made.add_argument("--done", metavar="FILE", help="written when the copy stands: how a batch knows")
-    with_settings(made)
+    sub = cli.command(commands, "notebook", notebook, "adlib notebook 03_evaluation --set seed=1 --out out/03.ipynb")
+    sub.add_argument("name", help="notebook, for example 03_evaluation")
+    sub.add_argument("--out", metavar="FILE", help="executed copy")
+    sub.add_argument("--refresh", action="store_true", help="run with the defaults, in place")
+    sub.add_argument("--done", metavar="FILE", help="written when the copy stands: how a batch knows")
+    with_settings(sub)
 
-    made = cli.command(commands, "plan", plan, "adlib plan --profile paper --data-root ~/data")
-    _with_selection(made)
+    sub = cli.command(commands, "plan", plan, "adlib plan --profile paper --data-root ~/data")
+    _with_selection(sub)
 
-    made = cli.command(commands, "reproduce", reproduce, "adlib reproduce --profile laptop --data-root ~/data")
-    _with_selection(made)
-    made.add_argument("--cores", type=int, help="cores to use; default all")
-    made.add_argument("--dry-run", action="store_true", help="list what there is to do, and run nothing")
-    made.add_argument("--cluster", default="", help="Snakemake profile, for example slurm for profiles/slurm")
+    sub = cli.command(commands, "reproduce", reproduce, "adlib reproduce --profile laptop --data-root ~/data")
+    _with_selection(sub)
+    sub.add_argument("--cores", type=int, help="cores to use; default all")
+    sub.add_argument("--dry-run", action="store_true", help="list what there is to do, and run nothing")
+    sub.add_argument("--cluster", default="", help="Snakemake profile, for example slurm for profiles/slurm")
 
-    made = cli.command(commands, "status", status, "adlib status --profile paper --data-root ~/data")
-    _with_selection(made)
+    sub = cli.command(commands, "status", status, "adlib status --profile paper --data-root ~/data")
+    _with_selection(sub)
 
-    made = cli.command(commands, "site", site, "adlib site --profile laptop --out build/site")
-    made.add_argument("--profile", default="smoke", help="whose executed notebooks are taken: smoke, laptop or paper")
-    made.add_argument("--out", metavar="DIR", help="folder of the site; default build/site")
+    sub = cli.command(commands, "site", site, "adlib site --profile laptop --out build/site")
+    sub.add_argument("--profile", default="smoke", help="whose executed notebooks are taken: smoke, laptop or paper")
+    sub.add_argument("--out", metavar="DIR", help="folder of the site; default build/site")
 
-    made = cli.command(commands, "student", student, "adlib student course/ 10_patchcore 16_glass")
-    made.add_argument("out", metavar="DIR", help="folder for the copies")
-    made.add_argument("names", nargs="*", metavar="NOTEBOOK", help="default: all that have exercises")
-    made.add_argument("--force", action="store_true", help="replace copies that are there")
+    sub = cli.command(commands, "student", student, "adlib student course/ 10_patchcore 16_glass")
+    sub.add_argument("out", metavar="DIR", help="folder for the copies")
+    sub.add_argument("names", nargs="*", metavar="NOTEBOOK", help="default: all that have exercises")
+    sub.add_argument("--force", action="store_true", help="replace copies that are there")
 
-    made = cli.command(commands, "tables", tables, "adlib tables --profile laptop")
-    made.add_argument("--profile", help="one profile; default all that have records")
-    made.add_argument("--results", metavar="DIR", help="folder that holds runs/; default results/")
+    sub = cli.command(commands, "tables", tables, "adlib tables --profile laptop")
+    sub.add_argument("--profile", help="one profile; default all that have records")
+    sub.add_argument("--results", metavar="DIR", help="folder that holds runs/; default results/")
 
 
 def _selection(options) -> dict[str, str]:
@@ -205,11 +205,11 @@ def _selection(options) -> dict[str, str]:
     return {field: getattr(options, field) for field in notebook_jobs.SELECTORS}
 
 
-def _with_selection(made) -> None:
+def _with_selection(sub) -> None:
     """Let a command take a profile's batch, or a part of it."""
-    made.add_argument("--profile", default="smoke", help="smoke, laptop, paper or FILE.yaml")
-    made.add_argument("--data-root", metavar="DIR", help="folder that holds data sets")
+    sub.add_argument("--profile", default="smoke", help="smoke, laptop, paper or FILE.yaml")
+    sub.add_argument("--data-root", metavar="DIR", help="folder that holds data sets")
     for field in ("method", "dataset", "category", "seed"):
-        made.add_argument(
+        sub.add_argument(
             f"--{field}", default="", metavar="NAMES", help="only these, for example a,b or a*; default all"
         )

@@ -338,8 +338,8 @@ def _up_to_date(out: Path, method: str, settings: dict, seed: int, table, story:
     with contextlib.suppress(InputError):
         values = build(methods.get(method).Settings, settings | {"seed": seed})
         outcome, current = read_story(out), runs.content_hash(method, values, seed, table)
-        told = outcome["status"] == "complete" or not story
-        return outcome if told and runs.read_record(out)["content_hash"] == current else None
+        complete = outcome["status"] == "complete" or not story
+        return outcome if complete and runs.read_record(out)["content_hash"] == current else None
 
 
 def _seal(done, made_from: str, out: Path) -> None:
@@ -440,28 +440,28 @@ def _arguments(profile: str, data_root: str, cores: int | None, cluster: str, na
         cards = len(list(Path("/dev").glob("nvidia[0-9]*"))) or 1  # without one a run takes the processors' place
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
         arguments += ["--cores", str(cores or os.cpu_count()), "--resources", f"mem_mb={memory}", f"gpu={cards}"]
-    chosen = [f"{field}={text}" for field, text in names.items() if text]
-    return [*arguments, "--config", f"profile={profile}", f"data_root={data_root}", *chosen]
+    selection = [f"{field}={text}" for field, text in names.items() if text]
+    return [*arguments, "--config", f"profile={profile}", f"data_root={data_root}", *selection]
 
 
 def _watch(command: list[str], waiting: list) -> int:
     """Run Snakemake and say in a line, now and then, how far it is; return its exit code."""
     started, live = time.time(), sys.stderr.isatty()
     cost = {task: costs.read(*_entry(task)).minutes for task in waiting}
-    told, running = started, subprocess.Popen(command)
+    last_line, running = started, subprocess.Popen(command)
     while True:
         try:
             return running.wait(timeout=2)
         except subprocess.TimeoutExpired:
-            if time.time() - told < (2 if live else 60):
+            if time.time() - last_line < (2 if live else 60):
                 continue
         except KeyboardInterrupt:
             running.send_signal(signal.SIGINT)  # it cancels its jobs
             running.wait()
             raise
-        done, told = [task for task in waiting if _made_since(task, started)], time.time()
+        done, last_line = [task for task in waiting if _made_since(task, started)], time.time()
         share = sum(cost[task] for task in done) / sum(cost.values())
-        left = f", about {progress.duration((told - started) * (1 - share) / share)} left" if done else ""
+        left = f", about {progress.duration((last_line - started) * (1 - share) / share)} left" if done else ""
         print(f"{len(done)} of {len(waiting)} done{left}", file=sys.stderr, end="  \r" if live else "\n", flush=True)
 
 

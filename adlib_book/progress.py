@@ -52,8 +52,8 @@ def done_file(task) -> Path:
 
 def is_done(job) -> bool:
     """Tell whether a run's record is there and of the inputs of today."""
-    told = content(job)
-    return told != "" and told == of_run(job) and not told.endswith(" none")
+    digest = content(job)
+    return digest != "" and digest == of_run(job) and not digest.endswith(" none")
 
 
 def content(task) -> str:
@@ -167,15 +167,15 @@ def states(jobs) -> pd.DataFrame:
     rows = []
     for job in jobs:
         folder, cost = run_folder(job), costs.read(job.profile, job.method)
-        told = _job_state(folder)
+        job_state = _job_state(folder)
         there = (folder / "record.json").is_file()
-        if told and told[0] == "running":
+        if job_state and job_state[0] == "running":
             state = "running"
         elif is_done(job):
-            state, told = "done", None
+            state, job_state = "done", None
         else:
-            state = "failed" if told else "older" if there else "to do"
-        reason = told[1] if told else ""
+            state = "failed" if job_state else "older" if there else "to do"
+        reason = job_state[1] if job_state else ""
         if state == "failed" and there:
             reason += " (an older record is kept)"
         row = {"method": job.method, "folder": job.folder, "state": state, "reason": reason}

@@ -113,6 +113,14 @@ def test_batch(test_rows):
     return next(batches(test_rows.image_path, Resize(64), len(test_rows)))
 
 
+# A record of a run, but for its place (method, dataset, category, profile, seed) and its metrics.
+RECORD = {
+    "parameters": {"resize": "stretch", "image_size": 256, "backbone": "tf_efficientnet_lite0"},
+    "protocol": {"resolution": "input", "image_size": 256, "selection": "none"}, "threshold": None,
+    "n_images": {"train": 10, "test_normal": 3, "test_anomalous": 3}, "peak_memory_mib": 3.0, "at_threshold": None,
+    "timing": {"fit_s": 1.0, "score_ms_per_image": 2.0}, "git_commit": None, "table_hash": "a", "content_hash": "b",
+    "notebook": "", "created": "", "device": "", "versions": {},
+}  # fmt: skip
 TINY = {"image_size": 64, "resize": "stretch", "backbone": "tf_efficientnet_lite0"}
 # Settings that make each method small enough for a test, by method name.
 SMALL_SETTINGS = {

@@ -6,16 +6,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, refused
+from conftest import SMALL_SETTINGS, refused
 
 from adlib.images import clustering
 from adlib.methods.few_shot import episodic_training, losses, support_images
 from adlib.methods.few_shot.contrastive import Contrastive
 
-SMALL = TINY | {
-    "stages": [1, 2, 3], "width": 16, "steps": 12, "episodes": 3, "learning_rate": 0.01, "pool": [5, 4],
-    "snapshot_every": 6, "hold_out": 0.34,
-}  # fmt: skip
+SMALL = SMALL_SETTINGS["contrastive"] | {"stages": [1, 2, 3], "width": 16, "pool": [5, 4], "snapshot_every": 6}
+SMALL |= {"steps": 12, "episodes": 3, "learning_rate": 0.01}
 
 
 @pytest.fixture(scope="module")

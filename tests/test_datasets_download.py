@@ -200,11 +200,10 @@ def test_instructions_say_where_what_and_how_to_check(tmp_path, capsys, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_get_by_package_and_unknown_names(tmp_path, capsys, monkeypatch):
+def test_get_by_package(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(download.elpv, "package_folder", lambda: None)
     assert datasets.get("elpv", tmp_path) is None
     assert "pip install elpv-dataset" in capsys.readouterr().out
-    refused("did you mean 'visa'", datasets.get, "visaa", tmp_path)
 
 
 def test_listing(small_tree, tmp_path, monkeypatch):

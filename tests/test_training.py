@@ -17,6 +17,7 @@ from torch import nn
 
 from adlib.errors import InputError, TrainingError
 from adlib.methods import checkpoints, memory, precision, training
+from adlib.methods.pagmfr.pagmfr import PAGMFR
 from adlib.methods.pagmfr.training_pairs import weighted_rows
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -258,25 +259,18 @@ def test_running_out_of_memory_is_one_line_that_names_the_knobs(tmp_path, error,
     def losses(modules, batch, _step):
         return full("losses", {"loss": modules["model"](batch[0]).square().mean()})
 
-    said = (
-        r"^x: memory ran out at step 3; the checkpoint of step 2 is kept; lower batch_size or raise accumulate \(parts"
-    )
+    said = r"^x: memory ran out at step 3; the checkpoint of step 2 is kept; lower batch_size or raise accumulate"
     with pytest.raises(TrainingError, match=said):
         train({"model": model}, [optimizer], lambda step: full("loading", batch_of(8)(step)), losses, 5, **options)
 
 
 def test_the_advice_against_full_memory_names_what_the_settings_have():
-    @dataclass
-    class Settings:
-        batch_size: int = 8
-        accumulate: int = 1
-        bank: int = 4
-        checkpointing: bool = False
-
-    assert memory.memory_knobs(Settings(), in_steps=True) == ("batch_size", "bank", "accumulate", "checkpointing")
-    assert memory.memory_knobs(Settings(bank=0, checkpointing=True), in_steps=True) == ("batch_size", "accumulate")
-    match = r"^x: memory ran out at last; lower bank \(pairs that are kept\)$"
-    with pytest.raises(TrainingError, match=match), memory.memory_errors("x", "at last", Settings()):
+    some, spent = PAGMFR.Settings(bank=4), PAGMFR.Settings(bank=0, checkpointing=True)
+    expected = ("batch_size", "image_size", "bank", "accumulate", "checkpointing")
+    assert memory.memory_knobs(some, in_steps=True) == expected
+    assert memory.memory_knobs(spent, in_steps=True) == ("batch_size", "image_size", "accumulate")
+    match = r"^x: memory ran out at last; lower image_size or lower bank \(pairs that are kept\)$"
+    with pytest.raises(TrainingError, match=match), memory.memory_errors("x", "at last", some):
         raise MemoryError
 
 

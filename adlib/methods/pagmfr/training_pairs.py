@@ -76,8 +76,8 @@ class Pairs:
             self.kind = judge_kind(self.images[:: max(1, len(self.images) // 24)])
         folders = (texture_folder(name, table.image_path.iloc[0]) for name in (s.textures, s.objects))
         self.sources = synthesis.Sources(*folders, list(table.image_path))
-        made = [role for role in ("textures", "objects") if not getattr(s, role)]
-        self.note = f"kind {self.kind}" + (f"; {' and '.join(made)} are made on the spot" if made else "")
+        roles = [role for role in ("textures", "objects") if not getattr(s, role)]
+        self.note = f"kind {self.kind}" + (f"; {' and '.join(roles)} are made on the spot" if roles else "")
         self.rule = None if s.foreground == "none" else synthesis.rule_for(dataset, category)
         self._foregrounds = {}
         self.bank, self.bank_weights = self._make_bank(encode) if s.bank else None, None
@@ -153,8 +153,8 @@ class Pairs:
 
     def _make_bank(self, encode) -> dict:
         s = self.settings
-        made = [self.pair(k % len(self.images), np.random.default_rng([s.seed, 3, k]))[:3] for k in range(s.bank)]
-        normal, damaged, masks = (np.stack(part) for part in zip(*made, strict=True))
+        pairs = [self.pair(k % len(self.images), np.random.default_rng([s.seed, 3, k]))[:3] for k in range(s.bank)]
+        normal, damaged, masks = (np.stack(part) for part in zip(*pairs, strict=True))
         bank = {"normal": normal, "image": damaged, "mask": torch.from_numpy(masks)}
         if encode:
             for role, images in (("normal_features", normal), ("features", damaged)):
