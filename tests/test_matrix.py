@@ -1,6 +1,6 @@
 """Every method on data of every shape: each cell ends in a record, or in one line that says what is missing.
 
-The result cells of every method's notebook in this process, and the whole notebook for three shapes. `make matrix`
+The result cells of every method's notebook in this process, and the whole notebook for two shapes. `make matrix`
 (benchmarks/matrix.py) runs whole notebooks on all shapes, each in a process of its own.
 """
 
@@ -55,7 +55,7 @@ SHAPES = {
     "MPDD": {"dataset": "mpdd"},
     "folder": {"dataset": "folder"},
 }
-WHOLE = ("one kind", "no masks", "eight training images")  # shapes on which the stories run, too
+WHOLE = ("no masks", "eight training images")  # shapes on which the stories run, too
 # What a method cannot do, in a line that comes before its fit; all other cells are records.
 ONE = "1 normal training image; {}: give at least 2"
 REFUSED = {
