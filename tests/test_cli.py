@@ -90,10 +90,8 @@ def test_the_defect_is_found_where_it_is(predicted):
 def test_a_training_that_breaks_down_is_one_line_and_exit_code_1(parts, tmp_path, capsys):
     changes = ["image_size=64", "hidden=8", "batch_size=2", "steps=4", "learning_rate=1.0e+30"]
     settings = [part for change in changes for part in ("--set", change)]
-    code = adlib(
-        "train", "-i", parts / "good", "-o", tmp_path / "m", "--method", "glass", "--profile", "smoke", *settings
-    )
-    assert code == 1
+    settings += ["--method", "glass", "--profile", "smoke"]
+    assert adlib("train", "-i", parts / "good", "-o", tmp_path / "m", *settings) == 1
     errors = capsys.readouterr().err
     assert "adlib: GLASS: the loss became" in errors
     assert len(errors.strip().splitlines()) == 1
@@ -217,9 +215,8 @@ def test_what_happens_to_the_files_while_they_are_scored_costs_a_row(tmp_path, p
 
     monkeypatch.setattr(Brightness, "score", meanwhile)
     scores, skipped = predict()
-    assert (
-        scores.image.tolist() == pd.read_csv(tmp_path / "out/scores.csv").image.tolist() == ["a.png", "b.png", "c.png"]
-    )
+    stored = pd.read_csv(tmp_path / "out/scores.csv")
+    assert scores.image.tolist() == stored.image.tolist() == ["a.png", "b.png", "c.png"]
     reasons = (r"d\.png: not a readable", r"a\.png: no such", r"b\.png: changed while it was scored")
     assert all(re.search(reason, line) for reason, line in zip(reasons, skipped, strict=True))
     calls.clear()

@@ -373,11 +373,8 @@ def test_load_folder(plain):
     assert datasets.load_folder(plain / "good").split.tolist() == ["train"] * 10
     folders = plain / "good", plain / "bad", plain / "masks"
     table = datasets.load_folder(*folders, category="part")
-    assert [row[:3] + row[4:] for row in summary(table)[-3:]] == [
-        ("test", "crack", 1, "1.png"),
-        ("test", "hole", 1, "1_mask.png"),
-        ("test", "bad", 1, "top_mask.png"),
-    ]
+    pairs = {"crack": "1.png", "hole": "1_mask.png", "bad": "top_mask.png"}
+    assert [row[:3] + row[4:] for row in summary(table)[-3:]] == [("test", name, 1, pairs[name]) for name in pairs]
     assert table[table.label == 0].split.value_counts().to_dict() == {"train": 8, "test": 2}
     assert table.category.unique().tolist() == ["part"]
     assert table.equals(datasets.load_folder(*folders, category="part"))

@@ -430,9 +430,8 @@ def test_readme_block_is_replaced_and_nothing_else(write, tmp_path):
 def committed(tmp_path_factory):
     """A results folder with the committed records only, and the tables made from them."""
     folder = tmp_path_factory.mktemp("results")
-    listed = subprocess.run(
-        ["git", "ls-files", "results/runs"], cwd=root(), capture_output=True, text=True, check=False
-    )
+    command = ["git", "ls-files", "results/runs"]
+    listed = subprocess.run(command, cwd=root(), capture_output=True, text=True, check=False)
     names = listed.stdout.split()
     if listed.returncode or not names:
         pytest.skip("not a git checkout with committed records")

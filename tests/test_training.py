@@ -60,10 +60,8 @@ def train(modules, optimizers, make_batch, losses, n_steps, **arguments):
 
 def run(model, optimizer, schedulers, n_steps, **options):
     def losses(modules, batch, _step):
-        return {
-            "mse": nn.functional.mse_loss(modules["model"](batch[0]), batch[1]),
-            "_size": torch.tensor(float(len(batch[0]))),
-        }
+        error = nn.functional.mse_loss(modules["model"](batch[0]), batch[1])
+        return {"mse": error, "_size": torch.tensor(float(len(batch[0])))}
 
     make_batch = options.pop("make_batch", batch_of(8))
     return train({"model": model}, [optimizer], make_batch, losses, n_steps, schedulers=schedulers, **options)

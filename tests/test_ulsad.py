@@ -108,10 +108,8 @@ def test_losses_and_gradients_match_the_original(golden, case):
     g.requires_grad_()
     # The file varies the weight of each term apart; the paper and the settings have one for all.
     directions = dict(zip(("local", "local_global", "attention"), file[f"lambda_{case}"].tolist(), strict=True))
-    found = [
-        ulsad_step.losses(f, ulsad_step.attend(f, f), r, g, directions[term])[term]
-        for term in ("local", "attention", "local_global")
-    ]
+    attended, terms = ulsad_step.attend(f, f), ("local", "attention", "local_global")
+    found = [ulsad_step.losses(f, attended, r, g, directions[term])[term] for term in terms]
     total = sum(found)
     np.testing.assert_allclose([x.item() for x in (*found, total)], file[f"losses_{case}"], atol=1e-5)
     total.backward()

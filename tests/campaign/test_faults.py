@@ -24,11 +24,6 @@ class Kill(BaseException):
     """Ends a process: nothing catches it."""
 
 
-def refuse_lines(said: str) -> None:
-    """A message is one line."""
-    assert "\n" not in said
-
-
 def model(number: int) -> dict:
     """Tensors and facts that belong together, and can be told from those of another number."""
     return {"tensors": {"bank": torch.full((64, 8), float(number))}, "threshold": {"value": float(number)}}
@@ -119,10 +114,10 @@ def test_a_flipped_bit_or_a_cut_file_is_refused_or_changes_nothing(tmp_path, mak
             damaged[rng.integers(len(content))] ^= 1 << rng.integers(8)
             file.write_bytes(damaged if turn % 4 else content[: rng.integers(len(content))])
             try:
-                value = read()
+                value, said = read(), ""
             except InputError as error:
-                value = None
-                refuse_lines(str(error))
+                value, said = None, str(error)
+            assert "\n" not in said
             assert value in (None, right), "another value, and no word"
             counts["refused" if value is None else "the same"] += 1
         file.write_bytes(content)
