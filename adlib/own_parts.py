@@ -86,11 +86,11 @@ def train(
             raise InputError(f"method {method!r} is not trained on other products; few_shot and unified are")
         fitted.train_episodes(product_tables(products))
         print(f"trained on {', '.join(fitted.trained_on)}: step {fitted.history.selected_step} is kept")
-    with _inside(table, facts["roi"], settings.get("bit_depth")) as seen:
+    with _inside(table, facts["roi"], settings.get("bit_depth")) as inside:
         if checkpoint is None:
-            fitted.fit(seen)
+            fitted.fit(inside)
         else:
-            fitted.use_original(checkpoint, normals=seen)
+            fitted.use_original(checkpoint, normals=inside)
             facts["trained_on"] = []
     if len(fitted.normal_scores) >= 2:
         facts |= _thresholds(fitted.normal_scores, fitted.normal_map_maxima)
@@ -118,8 +118,8 @@ def update(model, folder) -> tuple[int, list[str]]:
     digests = pd.Series([file_hash(path) for path in table.image_path], table.index)
     new = ~digests.isin(header.get("trained_on", ())) & ~digests.duplicated()
     if new.any():
-        with _inside(table[new].reset_index(drop=True), header.get("roi"), fitted.settings.bit_depth) as seen:
-            fitted.add(seen)
+        with _inside(table[new].reset_index(drop=True), header.get("roi"), fitted.settings.bit_depth) as inside:
+            fitted.add(inside)
         kept = {key: header[key] for key in ("threshold", "pixel_threshold", "roi") if key in header}
         fitted.save(model, trained_on=sorted({*header.get("trained_on", ()), *digests}), **kept)
     return int(new.sum()), unreadable
@@ -188,11 +188,11 @@ def set_threshold(
     header, fitted = storage.read_header(model), methods.load(model)
     files = _image_files(folder)
     trained_on = set(header.get("trained_on", ()))
-    seen = [file for file in files if trained_on and file_hash(file) in trained_on]
-    if seen and not even_so:
+    copies = [file for file in files if trained_on and file_hash(file) in trained_on]
+    if copies and not even_so:
         raise InputError(
-            f"{seen[0]}: the model was trained on this image ({len(seen)} of {len(files)} there), and a threshold from "
-            "it would flag good parts; give other good images, or --even-so"
+            f"{copies[0]}: the model was trained on this image ({len(copies)} of {len(files)} there), and a threshold "
+            "from it would flag good parts; give other good images, or --even-so"
         )
     scores, maxima, skipped = [], [], []
     for file in tqdm(files, desc="score", disable=None, leave=False):

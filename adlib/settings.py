@@ -86,9 +86,9 @@ class Settings:
                 object.__setattr__(self, name, value := tuple(value))
             if typing.get_origin(hint) is Literal and isinstance(value, str):
                 choice(name, value, typing.get_args(hint))
-            if wanted := _wanted(value, hint):
+            if condition := _wanted(value, hint):
                 shown = list(value) if isinstance(value, tuple) else value
-                raise InputError(f"{name} {shown!r} must {wanted}")
+                raise InputError(f"{name} {shown!r} must {condition}")
         self.check()
 
     def check(self) -> None:
@@ -178,8 +178,8 @@ def _wanted(value, hint) -> str:
         broken = (must.words for must in parts[1:] if not must.holds(value))
         return _wanted(value, parts[0]) or next(broken, "")
     if origin in (types.UnionType, typing.Union):
-        wanted = [_wanted(value, part) for part in parts]
-        return ", or ".join(dict.fromkeys(wanted)) if all(wanted) else ""
+        conditions = [_wanted(value, part) for part in parts]
+        return ", or ".join(dict.fromkeys(conditions)) if all(conditions) else ""
     if origin is Literal:
         allowed = any(value == part and type(value) is type(part) for part in parts)
         listed = ("one of " if len(parts) > 1 else "") + ", ".join(map(repr, parts))

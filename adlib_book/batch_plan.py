@@ -39,17 +39,17 @@ def missing(profile: str, jobs: list, tables: dict) -> list[str]:
     from adlib.images import backbones
     from adlib.synthesis.sources import texture_folder
 
-    wanted = Counter()
+    gaps = Counter()
     for name in dict.fromkeys(job.method for job in jobs):
         values = build(methods.get(name).Settings, profiles.method_settings(profile, name))
         if hasattr(values, "backbone") and (lacking := backbones.lacking(values.backbone, values.weights)):
-            wanted[lacking] += 1
+            gaps[lacking] += 1
         image = next(table.image_path.iloc[0] for table in tables.values())
         for role in ("textures", "objects"):
             folder = texture_folder(getattr(values, role, ""), image)
             if isinstance(folder, Path) and not folder.is_dir():
-                wanted[f"{role} {str(folder)!r}: no such folder here, below data/ or beside the data sets"] += 1
-    lines = [f"{line} ({count} method{'s' * (count > 1)})" for line, count in wanted.items()]
+                gaps[f"{role} {str(folder)!r}: no such folder here, below data/ or beside the data sets"] += 1
+    lines = [f"{line} ({count} method{'s' * (count > 1)})" for line, count in gaps.items()]
     for (dataset, category), table in tables.items():
         lines += [f"{dataset}/{category}: {line}" for line in datasets.missing_for_evaluation(table)]
     return lines

@@ -169,7 +169,7 @@ def _label_discs(axis, labels, places, areas) -> None:
     points = 72 / figure.dpi  # a pixel
     centres = axis.transData.transform(places) * points
     radii = np.sqrt(np.asarray(areas)) / 2
-    taken = [np.concatenate([c - r, c + r]) for c, r in zip(centres, radii, strict=True)]  # x0, y0, x1, y1
+    boxes = [np.concatenate([c - r, c + r]) for c, r in zip(centres, radii, strict=True)]  # x0, y0, x1, y1
     inside = axis.get_window_extent().extents * points
     sides = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]
     for i, label in enumerate(labels):
@@ -181,12 +181,12 @@ def _label_discs(axis, labels, places, areas) -> None:
             # On the diagonal the disc has less width: its label may come nearer.
             offset = side * (radii[i] * (1 if 0 in side else 0.72) + half + 2.5)
             box = np.concatenate([centres[i] + offset - half, centres[i] + offset + half])
-            covered = sum(_overlap(box, other) for j, other in enumerate(taken) if j != i)
+            covered = sum(_overlap(box, other) for j, other in enumerate(boxes) if j != i)
             outside = 4 * half.prod() - _overlap(box, inside)
             if covered + outside < best - 1e-6:
                 best, shift, where = covered + outside, offset, box
         text.set_position(tuple(shift))
-        taken.append(where)
+        boxes.append(where)
 
 
 def _overlap(a, b) -> float:

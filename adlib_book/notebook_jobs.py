@@ -108,14 +108,14 @@ def select(jobs: list[Job], **names: str) -> list[Job]:
         InputError: a name or glob is none of the jobs'.
     """
     for field, text in names.items():
-        wanted = [name.strip() for name in str(text).split(",") if name.strip()]
+        patterns = [name.strip() for name in str(text).split(",") if name.strip()]
         values = list(dict.fromkeys(str(getattr(job, field)) for job in jobs))
-        for name in wanted:
+        for name in patterns:
             if not fnmatch.filter(values, name):
                 listed = ", ".join(values[:20]) + (", ..." if len(values) > 20 else "")
                 raise InputError(f"{field} {name!r} is none of this batch{suggest(name, values)}; there are {listed}")
-        if wanted:
-            jobs = [job for job in jobs if any(fnmatch.fnmatch(str(getattr(job, field)), name) for name in wanted)]
+        if patterns:
+            jobs = [job for job in jobs if any(fnmatch.fnmatch(str(getattr(job, field)), name) for name in patterns)]
     return jobs
 
 

@@ -323,11 +323,11 @@ def write_threshold_maps(folder: Path, categories=THRESHOLD_CATEGORIES) -> None:
     settings = profiles.method_settings("smoke", "patchcore") | {"seed": 0}
     for category in categories:
         table = datasets.load("demo", None, category)
-        wanted = runs.content_hash("patchcore", build_settings(methods.get("patchcore").Settings, settings), 0, table)
+        digest = runs.content_hash("patchcore", build_settings(methods.get("patchcore").Settings, settings), 0, table)
         file = folder / f"{category}.js"
-        if file.is_file() and f'"hash": "{wanted}"' in file.read_text()[:200]:
+        if file.is_file() and f'"hash": "{digest}"' in file.read_text()[:200]:
             continue
-        _write_script(file, "adlibMaps", {"hash": wanted, "category": category, **_threshold_maps(table, settings)})
+        _write_script(file, "adlibMaps", {"hash": digest, "category": category, **_threshold_maps(table, settings)})
     _write_script(folder / "sets.js", "adlibSets", list(categories))
 
 

@@ -71,14 +71,14 @@ def build(profile: str, results=None) -> list[Table]:
         InputError: unknown profile, or the folder does not exist.
     """
     records = tables.read(profile, results)
-    made = [tables.coverage(records, profile)]
+    group = [tables.coverage(records, profile)]
     if len(records.table) == 0:
-        return made
+        return group
     cells = tables.make_cells(records)
-    made += [tables.headline(records, cells, profile), tables.overview(records, cells, profile)]
-    made += tables.by_category_all(records, cells, profile)
+    group += [tables.headline(records, cells, profile), tables.overview(records, cells, profile)]
+    group += tables.by_category_all(records, cells, profile)
     return [
-        *made,
+        *group,
         tables.logical_structural(records, profile),
         published_tables.beside_published(records, cells, profile),
     ]
@@ -97,21 +97,21 @@ def write_all(profiles: list[str] | None = None, results=None) -> list[Table]:
         the tables, in the order they were written to `<results>/tables`.
     """
     folder = Path(results) if results else results_dir()
-    made, names = [], profiles if profiles is not None else profiles_at_hand(folder)
+    all_tables, names = [], profiles if profiles is not None else profiles_at_hand(folder)
     for profile in names:
         group = build(profile, folder)
         _write_text(folder / "tables" / f"{profile}_all.tex", document(group))
-        made += group
+        all_tables += group
     group = published_tables.build()
     _write_text(folder / "tables" / "published_all.tex", document(group))
-    made += group
-    kept = {file.name for table in made for file in write(table, folder)}
+    all_tables += group
+    kept = {file.name for table in all_tables for file in write(table, folder)}
     owners = [*profiles_at_hand(folder), "published"]
     for file in (folder / "tables").iterdir():  # a table whose last record went away goes with it
         owner = max((name for name in owners if file.name.startswith(f"{name}_")), key=len, default="")
         if owner in (*names, "published") and file.name not in kept and not file.stem.endswith("_all"):
             file.unlink()
-    return made
+    return all_tables
 
 
 def write(table: Table, results=None) -> list[Path]:
@@ -218,12 +218,12 @@ def latex(table: Table) -> str:
         styler = styler.hide(axis="index")
     environment = "longtable" if len(text) > LONG else None
     caption = _latex_text(table.title) if environment else None
-    made = styler.to_latex(hrules=True, column_format="".join(widths), environment=environment, caption=caption)
+    body = styler.to_latex(hrules=True, column_format="".join(widths), environment=environment, caption=caption)
     linked = any(cell.runs for cell in table.cells.to_numpy().flat)
-    return f"{LATEX_PLAIN}\n{made}" if linked else made
+    return f"{LATEX_PLAIN}\n{body}" if linked else body
 
 
-def document(made: list[Table]) -> str:
+def document(all_tables: list[Table]) -> str:
     """A LaTeX document that inputs the given tables, for `pdflatex` in the folder of the tables.
 
     Its links open the records beside that folder.
@@ -237,7 +237,7 @@ def document(made: list[Table]) -> str:
         *LATEX_LINKS,
         r"\begin{document}",
     ]
-    for table in made:
+    for table in all_tables:
         if len(table.text) > LONG:
             lines += [r"{\scriptsize\setlength{\tabcolsep}{3pt}", rf"\input{{{table.name}.tex}}", "}", ""]
         else:

@@ -397,8 +397,8 @@ def by_category_all(records: Records, cells: pd.DataFrame, profile: str) -> list
 
 def headline(records: Records, cells: pd.DataFrame, profile: str) -> Table:
     """The table of the README: one row per data set, category and method."""
-    wanted = {metric: METRICS[metric] for metric in (*MAIN_METRICS, "aupro_05")}
-    return _rows_by_run(records, cells, f"{profile}_headline", f"Results, profile {profile}", wanted, memory=False)
+    labels = {metric: METRICS[metric] for metric in (*MAIN_METRICS, "aupro_05")}
+    return _rows_by_run(records, cells, f"{profile}_headline", f"Results, profile {profile}", labels, memory=False)
 
 
 def overview(records: Records, cells: pd.DataFrame, profile: str) -> Table:
@@ -406,13 +406,13 @@ def overview(records: Records, cells: pd.DataFrame, profile: str) -> Table:
     return _rows_by_run(records, cells, f"{profile}_overview", f"All metrics, profile {profile}", METRICS, memory=True)
 
 
-def _rows_by_run(records, cells, name, title, wanted, memory) -> Table:
+def _rows_by_run(records, cells, name, title, labels, memory) -> Table:
     lines, data = [], []
     groups = dict(iter(records.table.groupby(["dataset", "category", "column"])))
     for (dataset, category), part in cells.groupby(["dataset", "category"], sort=False):
         columns = _ordered(set(part.column), METHODS)
         cell_at = {(row.column, row.metric): row for row in part.itertuples()}
-        value = pd.DataFrame({m: [cell_at[c, m].mean for c in columns] for m in wanted}, index=columns)
+        value = pd.DataFrame({m: [cell_at[c, m].mean for c in columns] for m in labels}, index=columns)
         order = rank(value.T).T
         for column in columns:
             group = groups[dataset, category, column]
@@ -423,12 +423,12 @@ def _rows_by_run(records, cells, name, title, wanted, memory) -> Table:
                 costs["training images"] = str(group.n_images.iloc[0]["train"])
                 costs["peak MiB"] = _whole(group.peak_memory_mib.max())
             interval = "" if np.isnan(first.low) else f"{first.low:.1f} to {first.high:.1f}"
-            measured = {wanted[m]: Cell(cell_text(cell_at[column, m]), order.at[column, m]) for m in wanted}
+            measured = {labels[m]: Cell(cell_text(cell_at[column, m]), order.at[column, m]) for m in labels}
             key = {"data": dataset if category == dataset else f"{dataset} / {category}", "method": column}
             line = {"data": Cell(key["data"]), "method": Cell(column, runs=first.runs)}
             line |= {"image AUROC": measured["image AUROC"], "95 % interval": Cell(interval)} | measured
             lines.append(line | {label: Cell(cost) for label, cost in costs.items()})
-            plain = {wanted[m]: round(cell_at[column, m].mean, 2) for m in wanted}
+            plain = {labels[m]: round(cell_at[column, m].mean, 2) for m in labels}
             data.append(key | plain | {"95 % low": round(first.low, 2), "95 % high": round(first.high, 2)} | costs)
     notes = (
         LEGEND[0].replace("of a row", "of a category"),

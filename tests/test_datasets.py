@@ -16,7 +16,6 @@ from adlib.datasets.table import COLUMNS, make_table, sample
 from adlib.errors import InputError
 
 RNG = np.random.default_rng(0)
-GOOD = [(split, "good", 0, "000.png", None) for split in ("train", "validation", "test")]
 
 
 def image(path, size=8, mask=None):
@@ -32,6 +31,14 @@ def summary(table):
     """Split, defect, image and mask name of each row: enough to see the pairing."""
     rows = zip(table.split, table.defect, table.label, table.image_path, table.mask_path, strict=True)
     return [(*what, Path(image).name, mask and Path(mask).name) for *what, image, mask in rows]
+
+
+def good(**names):
+    """What `summary` has for good images of these names, by split."""
+    return [(split, "good", 0, name, None) for split, group in names.items() for name in group]
+
+
+GOOD = good(train=("000.png",), validation=("000.png",), test=("000.png",))
 
 
 # -- MVTec layout -----------------------------------------------------------------------------------------------------
@@ -53,13 +60,8 @@ def mvtec_tree(tmp_path):
 def test_mvtec_layout(mvtec_tree):
     table = datasets.load("mvtec", mvtec_tree, "bolt")
     assert (list(table.columns), table.attrs) == ([*COLUMNS, "mask_threshold"], {"dataset": "mvtec"})
-    assert summary(table) == [
-        ("train", "good", 0, "000.JPG", None),
-        ("train", "good", 0, "001.png", None),
-        ("test", "good", 0, "000.jpg", None),
-        ("test", "crack", 1, "a.jpg", "a_mask.png"),
-        ("test", "crack", 1, "b.jpg", "b.png"),
-    ]
+    cracks = [("test", "crack", 1, image, mask) for image, mask in (("a.jpg", "a_mask.png"), ("b.jpg", "b.png"))]
+    assert summary(table) == [*good(train=("000.JPG", "001.png"), test=("000.jpg",)), *cracks]
     assert table.mask_threshold.to_dict() == dict.fromkeys(range(5), 127)
     assert all(Path(p).is_absolute() and Path(p).is_file() for p in table.image_path)
     assert [mask is not None and mask.sum() for mask in datasets.masks(table)] == [0, 0, 0, 9, 9]
@@ -189,11 +191,8 @@ def visa_tree(tmp_path):
 def test_visa_raw(visa_tree):
     for root in (visa_tree, visa_tree / "candle"):
         table = datasets.load("visa", root, "candle")
-        assert summary(table) == [
-            ("train", "good", 0, "0000.JPG", None),
-            ("test", "good", 0, "0001.JPG", None),
-            ("test", "bad", 1, "000.JPG", "000.png"),
-        ]
+        bad = ("test", "bad", 1, "000.JPG", "000.png")
+        assert summary(table) == [*good(train=("0000.JPG",), test=("0001.JPG",)), bad]
     assert table.mask_threshold.tolist() == [0] * 3
     assert list(datasets.masks(table))[2].sum() == 9
     assert datasets.discover(visa_tree) == [("VisA_20220922", "visa", visa_tree, ["candle"])]
@@ -228,8 +227,8 @@ def test_btad(tmp_path):
     for name in ("train/ok/0000", "test/ok/0001", "test/ko/0002"):
         image(tmp_path / f"01/{name}.bmp")
     image(tmp_path / "01/ground_truth/ko/0002.png", mask=255)
-    good = [(split, "good", 0, name, None) for split, name in (("train", "0000.bmp"), ("test", "0001.bmp"))]
-    assert summary(datasets.load("btad", tmp_path, "01")) == [*good, ("test", "ko", 1, "0002.bmp", "0002.png")]
+    bad = ("test", "ko", 1, "0002.bmp", "0002.png")
+    assert summary(datasets.load("btad", tmp_path, "01")) == [*good(train=("0000.bmp",), test=("0001.bmp",)), bad]
     (tmp_path / "01/ground_truth/ko/0002.png").rename(tmp_path / "01/ground_truth/ko/2.png")
     refused(r"0002\.bmp: no mask", datasets.load, "btad", tmp_path, "01")
 

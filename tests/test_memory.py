@@ -9,7 +9,6 @@ from adlib.images import features
 from adlib.images.features import allocate, is_out_of_memory, peak_memory_mib
 
 PROGRAM = """
-from adlib.images import features
 from adlib.images.features import peak_memory_mib
 before = peak_memory_mib()
 held = bytearray(200 * 2**20)

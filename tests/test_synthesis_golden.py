@@ -115,9 +115,6 @@ def test_pnoise2_backend_walks_the_same_field(golden, k):
     else:
         from noise import pnoise2
 
-        values = [
-            pnoise2(c / scale + x, r / scale + y, int(octaves), persistence, lacunarity)
-            for r in range(side)
-            for c in range(side)
-        ]
+        rest, places = (int(octaves), persistence, lacunarity), np.ndindex(side, side)
+        values = [pnoise2(column / scale + x, row / scale + y, *rest) for row, column in places]
         np.testing.assert_allclose(np.reshape(values, (side, side)), data[f"noise_{k}"], atol=5e-5)

@@ -49,8 +49,8 @@ def rows(root=None, category="mono") -> list[tuple]:
     rows = []
     for split, numbers in (("train", order[:n_train]), ("test", order[n_train:])):
         rows += [sample(normal[i], None, "good", split, category) for i in sorted(numbers)]
-    for wanted in ("likely", "certain"):
-        rows += [sample(image, None, defect, "test", category) for image, defect in cells if defect == wanted]
+    for likelihood in ("likely", "certain"):
+        rows += [sample(image, None, defect, "test", category) for image, defect in cells if defect == likelihood]
     return rows
 
 

@@ -219,12 +219,12 @@ def _shadow(at) -> np.ndarray:
     return _circle(np.add(at, 2.0), 1.05 * RADIUS)
 
 
-def _spot(rng, well: int, taken: list) -> np.ndarray:
+def _spot(rng, well: int, spots: list) -> np.ndarray:
     """Draw a free place for a pin in a well, away from the pins that are there."""
     x, y, width, height = WELLS[well]
     for _ in range(1000):
         spot = rng.uniform((x + RADIUS + 3, y + RADIUS + 3), (x + width - RADIUS - 4, y + height - RADIUS - 4))
-        if all(np.hypot(*(spot - other)) > 2.2 * RADIUS for other in taken):
+        if all(np.hypot(*(spot - other)) > 2.2 * RADIUS for other in spots):
             return spot
     raise RuntimeError("no free place in the well")  # four pins of this size always fit in practice
 
@@ -239,10 +239,10 @@ def tray(rng, defect, defect_rng):
     """
     pins = []  # (well, place, colour)
     for well in range(6):
-        taken = []
+        spots = []
         for _ in range(COUNTS[well // 3][well % 3]):
-            taken.append(_spot(rng, well, taken))
-        pins += [(well, at, well % 3) for at in taken]
+            spots.append(_spot(rng, well, spots))
+        pins += [(well, at, well % 3) for at in spots]
     changed, mask = [], None  # changed: places where a pin is or should be
     if defect in ("missing", "misplaced"):
         well, at, colour = pins.pop(defect_rng.integers(len(pins)))

@@ -246,8 +246,8 @@ class ULSAD:
 
         def compute_losses(modules, batch, step):
             f, attended_f = (None if x is None else channels_first(x, self.device) for x in batch[:2])
-            given, local = disturbed(f, s.noise, s.hidden), step % s.global_every > 0
-            reconstructed = modules["reconstruction"](given, local=local)  # (B, 2 C, h, w), or its local half
+            inputs, local = disturbed(f, s.noise, s.hidden), step % s.global_every > 0
+            reconstructed = modules["reconstruction"](inputs, local=local)  # (B, 2 C, h, w), or its local half
             if local:
                 return {"local": local_loss(f, reconstructed, s.direction)}
             from_image = modules["global"](channels_first(batch[2], self.device).float() / 255)  # (B, C, h, w)
