@@ -16,14 +16,16 @@ def test_padim_refuses_images_of_another_size(train):
     refused("resize them to 64x64", Padim(**SMALL).fit(train).score, torch.zeros(1, 3, 120, 120))
 
 
-def test_padim_is_the_mahalanobis_distance(train, test_batch):
-    method = Padim(**SMALL, d=20, sigma=0.0, k=4).fit(train)
+@pytest.mark.parametrize("ridge", [None, 0.5])
+def test_padim_is_the_mahalanobis_distance(train, test_batch, ridge):
+    method = Padim(**SMALL, d=20, sigma=0.0, k=4, ridge=ridge).fit(train)
     chosen, _ = support_images.choose_support(train, 4, seed=0)
     stack = method.embed(support_images.read_images(chosen.image_path, method.resize))[:, method.channels]
     query = method.embed(test_batch.images[-1:])[0, method.channels]
+    epsilon = 0.01 if ridge is None else ridge * stack.double().var((0, 2, 3), correction=0).mean().item()
     for row, column in ((0, 0), (3, 9), (15, 15)):
         x = stack[:, :, row, column].double().numpy()
-        covariance = np.cov(x.T) + 0.01 * np.eye(20)
+        covariance = np.cov(x.T) + epsilon * np.eye(20)
         difference = query[:, row, column].double().numpy() - x.mean(0)
         expected = np.sqrt(difference @ np.linalg.inv(covariance) @ difference)
         cell = row * 16 + column

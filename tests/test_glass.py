@@ -177,15 +177,6 @@ def test_one_step_is_the_gradient_that_autograd_finds(hidden):
     torch.testing.assert_close(trace[1]["tokens"], expected.detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_hard_examples_keep_at_least_the_share_above_the_quantile():
-    generator = torch.Generator().manual_seed(0)
-    scores, labels = torch.rand(101, generator=generator), (torch.rand(101, generator=generator) < 0.3).float()
-    kept, kept_labels = glass_step.hard_examples(scores, labels, 0.5)
-    error, kept_error = (scores - labels) ** 2, (kept - kept_labels) ** 2
-    assert (len(kept), len(glass_step.hard_examples(scores, labels, 0)[0])) == (51, 101)
-    assert kept_error.min() >= error.median()
-
-
 # -- features and labels ----------------------------------------------------------------------------------------------
 
 

@@ -8,8 +8,6 @@ import time
 
 import torch
 
-from adlib.methods import checkpoints
-
 PASSES = 2  # of each precision; the first warms up
 
 
@@ -24,24 +22,21 @@ def fastest(modules, batch, compute_losses, device: torch.device) -> str:
     """Return `bf16` where the device has it and a step, forward and backward, takes less time so, else `no`.
 
     Args:
-        modules, compute_losses: as for `training.train`; weights and running statistics are as before afterwards.
+        modules, compute_losses: as for `training.train`; here in evaluation mode, so that running statistics stay.
         batch: that of the first step, on the device.
     """
     if not has_bf16(device):
         return "no"
-    before, seconds = checkpoints.states(modules), {}
+    seconds = {}
     with torch.random.fork_rng([device.index] if device.type == "cuda" else []):
         for precision in ("no", "bf16") * PASSES:
-            for module in modules.values():
-                module.train()
             started = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                losses = compute_losses(modules, batch, 0)
+                losses = compute_losses({name: module.eval() for name, module in modules.items()}, batch, 0)
             sum(value for key, value in losses.items() if not key.startswith("_")).backward()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds[precision] = time.perf_counter() - started
-    for name, module in modules.items():
-        module.load_state_dict(before[name])
+    for module in modules.values():
         module.zero_grad(set_to_none=True)
     return min(seconds, key=seconds.get)

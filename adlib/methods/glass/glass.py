@@ -36,7 +36,7 @@ from adlib.images.maps import align, check_images, top_mean, upsample_and_smooth
 from adlib.methods import Scores, storage, training
 from adlib.methods.glass import noise
 from adlib.methods.glass.hypothesis import MODES, Verdict, decide, published_name
-from adlib.methods.glass.step import Ensemble, Network, some_rows
+from adlib.methods.glass.step import Ensemble, Network, read_original, some_rows
 from adlib.methods.normals import score_normals, split_normals, without_selection
 from adlib.settings import build
 from adlib.synthesis.judge import Judge
@@ -391,26 +391,6 @@ def optimizers(network: Network | Ensemble, rate: float) -> list[torch.optim.Opt
         torch.optim.Adam(parts("adaptor"), lr=rate, weight_decay=1e-5),
         torch.optim.AdamW(parts("discriminator"), lr=2 * rate),
     ]
-
-
-def read_original(path) -> Network:
-    """Read a checkpoint of the authors' code: two state dicts, `pre_projection` and `discriminator`."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        adaptor, head = content["pre_projection"], content["discriminator"]
-        matrix, bias = (next(v for v in adaptor.values() if v.ndim == n) for n in (2, 1))
-        state = {"adaptor.weight": matrix, "adaptor.bias": bias}
-        for theirs, ours in (("body.block1.0", "linear"), ("body.block1.1", "norm"), ("tail.0", "out")):
-            for key in [key for key in head if key.startswith(theirs + ".")]:
-                state[f"discriminator.{ours}.{key.removeprefix(theirs + '.')}"] = head[key]
-        network = Network(matrix.shape[0], head["body.block1.0.weight"].shape[0], 1)
-        network.load_state_dict(state | {"centre": network.centre})
-    except FileNotFoundError:
-        raise InputError(f"checkpoint {path} does not exist; expected a ckpt*.pth of the authors' code") from None
-    except Exception as error:  # torch, pickle and zip each raise their own; to the user they mean one thing
-        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise InputError(f"checkpoint {path} is not one of the authors' GLASS code ({reason})") from None
-    return network
 
 
 def token_labels(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from adlib.errors import InputError
+
 TINY = 1e-10  # added to a norm before dividing
 CLAMP = 1e-5  # label smoothing of the focal loss
 BLOCK = 2**18  # numbers of a block of rows in the ascent: its buffers stay in the cache
@@ -70,6 +72,26 @@ class Network(nn.Module):
         """Set the centre to A of the mean features (L, D): A is linear, so that is the mean of A(t(x)), at no pass."""
         with torch.no_grad():
             self.centre.copy_(self.adaptor(mean_features))
+
+
+def read_original(path) -> Network:
+    """Read a checkpoint of the authors' code: two state dicts, `pre_projection` and `discriminator`."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        adaptor, head = content["pre_projection"], content["discriminator"]
+        matrix, bias = (next(v for v in adaptor.values() if v.ndim == n) for n in (2, 1))
+        state = {"adaptor.weight": matrix, "adaptor.bias": bias}
+        for theirs, ours in (("body.block1.0", "linear"), ("body.block1.1", "norm"), ("tail.0", "out")):
+            for key in [key for key in head if key.startswith(theirs + ".")]:
+                state[f"discriminator.{ours}.{key.removeprefix(theirs + '.')}"] = head[key]
+        network = Network(matrix.shape[0], head["body.block1.0.weight"].shape[0], 1)
+        network.load_state_dict(state | {"centre": network.centre})
+    except FileNotFoundError:
+        raise InputError(f"checkpoint {path} does not exist; expected a ckpt*.pth of the authors' code") from None
+    except Exception as error:  # torch, pickle and zip each raise their own; to the user they mean one thing
+        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        raise InputError(f"checkpoint {path} is not one of the authors' GLASS code ({reason})") from None
+    return network
 
 
 class Ensemble(nn.ModuleList):
