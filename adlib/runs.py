@@ -13,7 +13,6 @@ import hashlib
 import json
 import platform
 import random
-import re
 import subprocess
 import time
 from importlib import metadata
@@ -31,32 +30,9 @@ from adlib.images import backbones
 from adlib.images.features import peak_memory_mib
 from adlib.methods import storage
 from adlib.paths import atomic_path, results_dir, root
+from adlib.record_files import KINDS, SCHEMA, collect, read_record, write_record  # noqa: F401 - part of this module
 from adlib.settings import as_dict, build
 
-# Every key of record.json with the types it may have.
-SCHEMA = {
-    "method": (str,),
-    "dataset": (str,),
-    "category": (str,),
-    "profile": (str,),
-    "parameters": (dict,),
-    "seed": (int,),
-    "protocol": (dict,),
-    "metrics": (dict,),
-    "threshold": (dict, type(None)),
-    "at_threshold": (dict, type(None)),
-    "n_images": (dict,),
-    "timing": (dict,),
-    "peak_memory_mib": (float, int),
-    "device": (str,),
-    "versions": (dict,),
-    "git_commit": (str, type(None)),
-    "table_hash": (str,),
-    "content_hash": (str,),
-    "notebook": (str,),
-    "created": (str,),
-}
-KINDS = ("logical", "structural", "mean")  # of `by_kind`, where a record has it
 MAPS_SIDE, MAPS_IMAGES = 128, 200  # pixels, images
 VERSIONED = ("adlib", "torch", "torchvision", "timm", "faiss-cpu", "numpy", "scipy", "pandas", "scikit-learn")
 
@@ -246,15 +222,6 @@ def evaluate_model(model, *, dataset, data_root, category, out_dir) -> dict:
     return run.write(evaluation, thresholds.Threshold(**limit) if limit else None, **extra)
 
 
-def write_record(directory, record: dict) -> None:
-    """Check a record against the schema and write it as `record.json`; on any error the old one stays."""
-    problems = _problems(record)
-    if problems:
-        raise InputError(f"record for {directory} is incomplete: {problems[0]}")
-    with atomic_path(Path(directory) / "record.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
-
-
 def write_maps(directory, evaluation: Evaluation) -> None:
     """Write `maps.npz` for figures: anomaly maps and masks, made smaller; git ignores it, metrics never read it.
 
@@ -298,69 +265,6 @@ def read_maps(directory) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         return None
 
 
-def read_record(directory) -> dict:
-    """Read and check `record.json` of a run folder."""
-    file = Path(directory) / "record.json"
-    try:
-        record = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{file} does not exist; expected the record of a run") from None
-    except (ValueError, RecursionError):  # no JSON, a number of 5,000 digits, a list in a list in a list ...
-        raise InputError(f"{file} is damaged: not valid JSON; delete the folder and run again") from None
-    problems = _problems(record)
-    if problems:
-        raise InputError(f"{file} is damaged: {problems[0]}; delete the folder and run again")
-    return record
-
-
-def collect(folder=None) -> tuple[pd.DataFrame, list[str]]:
-    """Read all records below `results/runs` (or `folder`).
-
-    Returns:
-        one row per run: method, dataset, category, profile, seed, the metrics, seconds, memory, `run` (its folder below
-        the results) and, as they stand in the record, protocol, parameters, n_images, table_hash, by_kind (None where
-        anomalies are of one kind), weights (None without a backbone, and in records that do not say it) and older (why
-        it is of an earlier version, else None), sorted; and one line
-        for every record that could not be read, that says it is of another run than its folder, or repeats another.
-    """
-    folder = Path(folder) if folder else results_dir() / "runs"
-    rows, damaged, files = [], [], {}
-    keys = ("profile", "method", "dataset", "category", "seed")
-    for file in sorted(folder.rglob("record.json")):
-        try:
-            record = read_record(file.parent)
-        except InputError as error:
-            damaged.append(str(error))
-            continue
-        profile, method, dataset, category, seed = who = tuple(record[key] for key in keys)
-        own, place = f"{profile}/{method}/{dataset}-{category}-seed{seed}", file.parent.relative_to(folder).as_posix()
-        if re.search(r"-seed\d+$", place) and place != own:
-            damaged.append(f"{file} is damaged: it is the record of {own}; put it there or run again")
-            continue
-        if (*who, record.get("variant")) in files:
-            damaged.append(f"{file} repeats {files[*who, record.get('variant')]}; keep one of them")
-            continue
-        files[*who, record.get("variant")] = file
-        rows.append(
-            {key: record[key] for key in keys}
-            | record["metrics"]
-            | {
-                "selection": record["protocol"].get("selection"),
-                "fit_s": record["timing"].get("fit_s"),
-                "score_ms_per_image": record["timing"].get("score_ms_per_image"),
-                "peak_memory_mib": record["peak_memory_mib"],
-                **{
-                    key: record.get(key)
-                    for key in ("protocol", "parameters", "n_images", "table_hash", "by_kind", "weights")
-                },
-                "older": record.get("older"),
-                "run": place,
-            }
-        )
-    table = pd.DataFrame(rows)
-    return (table.sort_values(["profile", "method", "run"]).reset_index(drop=True) if len(table) else table), damaged
-
-
 def content_hash(method: str, settings, seed: int, table: pd.DataFrame) -> str:
     """Hash everything a result depends on: method, settings, seed, the content of the data, and the code."""
     digest = hashlib.blake2b(digest_size=16)
@@ -400,52 +304,6 @@ def git_commit() -> str | None:
         return commit + ("+" if changed.stdout.strip() else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _problems(record) -> list[str]:
-    if not isinstance(record, dict):
-        return ["expected a JSON object"]
-    missing = [f"key {key!r} is missing" for key in SCHEMA if key not in record]
-    wrong = [
-        f"key {key!r} has type {type(record[key]).__name__}"
-        for key, kinds in SCHEMA.items()
-        if key in record and not isinstance(record[key], kinds)
-    ]
-    if missing or wrong:
-        return missing + wrong
-    number = lambda value: type(value) in (int, float) and abs(value) < 2**53  # noqa: E731 - no bool, NaN or infinity
-    name = lambda value: not {"/", "\\", "\0"} & set(value) and value.strip(".")  # noqa: E731 - of a file or folder
-    bad = [f"{key} is {record[key]!r}" for key in ("method", "dataset", "category", "profile") if not name(record[key])]
-    bad += [f"{key} is {record[key]!r}" for key in ("seed", "peak_memory_mib") if not number(record[key])]
-    if not isinstance(record.get("older"), str | None):
-        bad.append(f"older is {record['older']!r}")
-    kinds = record.get("by_kind")
-    try:
-        values = [] if kinds is None else [kinds[kind][key] for kind in KINDS for key in ("image_auroc", "spro_05")]
-    except (LookupError, TypeError):
-        values = [kinds]
-    if not all(value is None or number(value) for value in values):
-        bad.append(f"by_kind is {str(kinds)[:60]!r}")
-    inner = [
-        *(("n_images", key, number) for key in ("train", "test_normal", "test_anomalous")),
-        *(("timing", key, number) for key in ("fit_s", "score_ms_per_image") if key in record["timing"]),
-        *(("protocol", key, lambda value: isinstance(value, str)) for key in ("resolution", "selection")),
-        (
-            "protocol",
-            "image_size",
-            lambda value: value is None or all(map(number, value if isinstance(value, list) else [value])),
-        ),
-    ]
-    bad += [
-        f"{group}.{key} is {record[group].get(key, 'missing')!r}"
-        for group, key, right in inner
-        if key not in record[group] or not right(record[group][key])
-    ]
-    return bad + [
-        f"metric {name!r} is {value!r}, not a fraction in [0, 1]"
-        for name, value in record["metrics"].items()
-        if value is not None and not (type(value) in (int, float) and 0 <= value <= 1)
-    ]
 
 
 def _relative(path: str) -> str:

@@ -12,10 +12,8 @@ exceeds the spread of the ranks, and "no difference was found" means nothing.
 
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from adlib.errors import InputError
 
@@ -67,7 +65,9 @@ def average_ranks(table: pd.DataFrame, alpha: float = 0.05) -> Ranks:
     p_value = None
     # Friedman's statistic is 0/0 where all methods tie on every data set.
     if k > 2 and n > 1 and (ranks.nunique(axis=1) > 1).any():
-        p_value = float(stats.friedmanchisquare(*table.to_numpy().T).pvalue)
+        from scipy.stats import friedmanchisquare  # here and below: takes longer to load than all tables to write
+
+        p_value = float(friedmanchisquare(*table.to_numpy().T).pvalue)
     distance = critical_distance(k, n, alpha) if k > 1 and n > 1 else None
     return Ranks(ranks.mean().sort_values(kind="stable"), n, p_value, distance, alpha)
 
@@ -78,7 +78,9 @@ def critical_distance(k: int, n: int, alpha: float = 0.05) -> float:
     >>> round(critical_distance(4, 14), 2)   # Demšar's example has 4 methods on 14 data sets
     1.25
     """
-    q = stats.studentized_range.ppf(1 - alpha, k, np.inf) / np.sqrt(2)
+    from scipy.stats import studentized_range
+
+    q = studentized_range.ppf(1 - alpha, k, np.inf) / np.sqrt(2)
     return float(q * np.sqrt(k * (k + 1) / (6 * n)))
 
 
@@ -104,6 +106,8 @@ def plot(ranks: Ranks, title: str = ""):
     """Critical-difference diagram: methods at their average rank, bars join those that the test cannot tell apart."""
     average, k = ranks.average, len(ranks.average)
     left = -(-k // 2)  # the better half is labelled on the left
+    import matplotlib.pyplot as plt
+
     figure, axis = plt.subplots(figsize=(6.6, 1.2 + 0.22 * (left + 3)))
     axis.hlines(0, 1, k, color="black", linewidth=1)
     for rank in range(1, k + 1):

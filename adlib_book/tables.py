@@ -17,13 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from adlib import profiles, runs
-from adlib.datasets.catalogue import DATASETS
+from adlib import profiles
+from adlib.datasets.catalogue import DATASETS, category_kind
 from adlib.errors import InputError
-from adlib.evaluation import metrics
 from adlib.methods import METHODS
 from adlib.paths import results_dir
-from adlib.synthesis.pagmfr import category_kind
+from adlib.record_files import KINDS, collect
 from adlib_book.ranks import average_ranks
 
 METRICS = {
@@ -82,7 +81,7 @@ class Table:
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
-    @property
+    @functools.cached_property
     def text(self) -> pd.DataFrame:
         """The text of every cell."""
         return self.cells.map(lambda cell: cell.text)
@@ -108,7 +107,7 @@ class Records:
     """Records of one profile, sorted into columns that may be compared.
 
     Attributes:
-        table: one row per run, as `runs.collect`, with `column`: the method, and what sets its protocol apart.
+        table: one row per run, as `record_files.collect`, with `column`: the method, and what sets its protocol apart.
         damaged: (dataset, category, method) of the records that could not be used.
         left_out: one line per record that was left out, and why.
         protocol: what all plain columns share, in words.
@@ -135,7 +134,7 @@ def read(profile: str, results=None) -> Records:
         raise InputError(
             f"results folder {folder} does not exist; expected one that holds runs/<profile>/<method>/<run>"
         )
-    records, lines = runs.collect(folder / "runs")
+    records, lines = collect(folder / "runs")
     good = set(records.run) if len(records) else set()
     places = sorted((folder / "runs" / profile).rglob("record.json"))
     bad = [file.parent for file in places if file.parent.relative_to(folder / "runs").as_posix() not in good]
@@ -256,28 +255,29 @@ def make_cells(records: Records) -> pd.DataFrame:
     rows = []
     for (dataset, category, column), group in records.table.groupby(["dataset", "category", "column"], sort=True):
         low, high = _interval(records, group)
+        seeds, run_names, method = list(group.seed), list(group.run), group.method.iloc[0]
         for metric in METRICS:
             rows.append(
                 {
                     "dataset": dataset,
                     "category": category,
                     "column": column,
-                    "method": group.method.iloc[0],
+                    "method": method,
                     "metric": metric,
                     "low": low if metric == "image_auroc" else np.nan,
                     "high": high if metric == "image_auroc" else np.nan,
                 }
-                | _measured(group[metric], group)._asdict()
+                | _measured(group[metric], seeds, run_names)._asdict()
             )
     return pd.DataFrame(rows)
 
 
-def _measured(values, group: pd.DataFrame) -> Measured:
-    """Sum up fractions, one per run of `group`, None or NaN where the data define none."""
-    values = {seed: 100 * value for seed, value in zip(group.seed, values, strict=True) if _known(value)}
+def _measured(values, seeds, runs: list) -> Measured:
+    """Sum up fractions, one per run, None or NaN where the data define none."""
+    values = {seed: 100 * value for seed, value in zip(seeds, values, strict=True) if _known(value)}
     array = np.array(list(values.values()))
     mean, sd = array.mean() if len(array) else np.nan, array.std(ddof=1) if len(array) > 1 else np.nan
-    return Measured(mean, sd, values, sorted(group.seed), list(group.run))
+    return Measured(mean, sd, values, sorted(seeds), runs)
 
 
 def _interval(records: Records, group: pd.DataFrame) -> tuple[float, float]:
@@ -288,9 +288,10 @@ def _interval(records: Records, group: pd.DataFrame) -> tuple[float, float]:
             return np.nan, np.nan
         try:
             with open(records.folder / "runs" / run / "scores.csv", newline="", encoding="utf-8") as file:
-                rows = sorted(
-                    (row["image_path"], int(row["label"]), float(row["score"])) for row in csv.DictReader(file)
-                )
+                lines = csv.reader(file)
+                header = next(lines)
+                path, label, score = (header.index(name) for name in ("image_path", "label", "score"))
+                rows = sorted((line[path], int(line[label]), float(line[score])) for line in lines)
             labels = np.array([label for _, label, _ in rows], np.int64)
             pairs = pair_wins(labels, np.array([score for *_, score in rows], np.float64))
             if not abs(pairs.mean() - stored) < 1e-4:  # scores are stored with six digits
@@ -303,18 +304,15 @@ def _interval(records: Records, group: pd.DataFrame) -> tuple[float, float]:
     if len({pairs.shape for pairs in wins}) > 1:
         return np.nan, np.nan
     pairs = np.mean(wins, axis=0)  # the mean over seeds of AUROC is the AUROC of the mean wins
-    times = _resamples(labels.tobytes())
-    values = ((times[:, labels == 1] @ pairs) * times[:, labels == 0]).sum(1) / pairs.size
-    low, high = metrics.percentiles(values)
-    return 100 * low, 100 * high
+    bad, good = map(_resamples, pairs.shape)
+    low, high = 100 * np.quantile(((bad @ pairs) * good).sum(1) / pairs.size, [0.025, 0.975])
+    return float(low), float(high)
 
 
-@functools.lru_cache(maxsize=4)  # all methods see the same test images of a category, and the same resamples of them
-def _resamples(labels: bytes) -> np.ndarray:
-    """How often each image is drawn in each resample: float64 (n_resamples, n_images)."""
-    labels = np.frombuffer(labels, np.int64)
-    rows = metrics.resampled_rows(labels, np.random.default_rng(0))
-    return np.stack([np.bincount(index, minlength=len(labels)) for index in rows]).astype(np.float64)
+@functools.cache  # all methods see the same resamples
+def _resamples(n: int) -> np.ndarray:
+    """How often each of `n` images is drawn in each of 1,000 resamples with replacement: float64 (1000, n)."""
+    return np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), size=1000).astype(np.float64)
 
 
 def pair_wins(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -484,14 +482,13 @@ def logical_structural(records: Records, profile: str) -> Table:
 
     Where a method has every category of a data set of several, further rows hold the means over the categories.
     """
-    kinds = runs.KINDS
     labels = {"image_auroc": "image AUROC", "spro_05": "sPRO@0.05"}
-    measures = {(key, kind): f"{label}, {kind}" for key, label in labels.items() for kind in kinds}
+    measures = {(key, kind): f"{label}, {kind}" for key, label in labels.items() for kind in KINDS}
     both = records.table[records.table.by_kind.notna()] if len(records.table) else records.table
     cells = {}  # (dataset, category, column) -> label -> cell
     for place, group in both.groupby(["dataset", "category", "column"]) if len(both) else ():
         cells[place] = {
-            label: _measured([values[kind][key] for values in group.by_kind], group)
+            label: _measured([values[kind][key] for values in group.by_kind], group.seed, list(group.run))
             for (key, kind), label in measures.items()
         }
     for dataset, column in dict.fromkeys((dataset, column) for dataset, _, column in cells):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from adlib import synthesis
+from adlib.datasets.catalogue import category_kind
 from adlib.synthesis import Rule, Sources, defaults, names, nsa, objects, pagmfr, perlin, registry, synthesise, textures
 
 FAMILIES = names("image")
@@ -371,7 +372,7 @@ def test_pagmfr_chooses_by_category():
     texture, part = ("mvtec/leather", "wfdd/grey_cloth", "btad/02"), ("screw", "bracket_black")
     places = dict.fromkeys(texture, "texture") | dict.fromkeys([f"mvtec/{name}" for name in part], "object")
     places |= {"mvtec_loco/pushpins": "object", "visa/pcb1": "object", "mvtec/my_part": "auto"}
-    assert {place: pagmfr.category_kind(*place.split("/")) for place in places} == places
+    assert {place: category_kind(*place.split("/")) for place in places} == places
 
 
 def test_pagmfr_chooses_by_the_images():

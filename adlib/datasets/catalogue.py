@@ -55,3 +55,24 @@ DATASETS = {name: _entry(name, values) for name, values in yaml.safe_load(_FILE.
 def layout_of(dataset: str) -> str:
     """Return the layout of a data set, and any other name as it is."""
     return DATASETS[dataset].layout if dataset in DATASETS else dataset
+
+
+# Which categories of the known layouts are textures; data sets in MVTec's layout (MPDD, WFDD) share its entry.
+TEXTURES = ("carpet", "grid", "leather", "tile", "wood", "grey_cloth", "grid_cloth", "pink_flower", "yellow_cloth")
+OBJECTS = (*DATASETS["mvtec_ad"].categories, *DATASETS["mpdd"].categories)
+KINDS = {
+    "mvtec": dict.fromkeys(OBJECTS, "object") | dict.fromkeys(TEXTURES, "texture"),
+    "btad": {"01": "object", "02": "texture", "03": "object"},
+    "demo": {**dict.fromkeys(("brick", "grass", "gravel"), "texture"), "gear": "object", "tray": "object"},
+    **{layout: {"*": "object"} for layout in ("visa", "loco", "mvtec3d")},
+}
+
+
+def category_kind(dataset: str, category: str) -> str:
+    """Return "texture" or "object" for a known category of a layout or data set, "auto" for any other.
+
+    >>> category_kind("mvtec", "leather"), category_kind("visa", "pcb1"), category_kind("folder", "bolts")
+    ('texture', 'object', 'auto')
+    """
+    kinds = KINDS.get(layout_of(dataset), {})
+    return kinds.get(category, kinds.get("*", "auto"))

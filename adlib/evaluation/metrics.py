@@ -448,26 +448,15 @@ def bootstrap_interval(
         raise InputError(f"bootstrap: expected arrays of one common length of at least 1, got {sorted(sizes)}")
     if not 0 < level < 1 or n_resamples < 1:
         raise InputError(f"bootstrap: level {level!r} must lie in (0, 1) and n_resamples {n_resamples!r} be at least 1")
-    labels = np.zeros(sizes.pop()) if labels is None else labels
+    labels = np.zeros(sizes.pop()) if labels is None else np.asarray(labels)
+    strata = [np.flatnonzero(labels == value) for value in np.unique(labels)]
     values = []
-    for rows in resampled_rows(labels, rng, n_resamples):
+    for _ in range(n_resamples):
+        rows = np.concatenate([rng.choice(stratum, len(stratum)) for stratum in strata])
         value = metric(*(a[rows] if isinstance(a, np.ndarray) else [a[i] for i in rows] for a in arrays))
         if value is None or np.isnan(value):
             raise InputError("bootstrap: the metric is undefined on a resample; pass `labels` so that no class is lost")
         values.append(value)
-    return percentiles(values, level)
-
-
-def resampled_rows(labels, rng: np.random.Generator, n_resamples: int = 1000):
-    """Yield the rows (B,) of one resample after another; each class keeps its number of images."""
-    labels = np.asarray(labels)
-    strata = [np.flatnonzero(labels == value) for value in np.unique(labels)]
-    for _ in range(n_resamples):
-        yield np.concatenate([rng.choice(stratum, len(stratum)) for stratum in strata])
-
-
-def percentiles(values, level: float = 0.95) -> tuple[float, float]:
-    """Return the ends of the middle `level` of `values`."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -8,36 +8,16 @@ reproduction.
 import cv2
 import numpy as np
 
-from adlib.datasets.catalogue import layout_of
 from adlib.errors import InputError
 from adlib.settings import choice
 from adlib.synthesis.blends import as_float, perlin_dtd
 from adlib.synthesis.cutpaste import jitter_colours, turn
 from adlib.synthesis.draws import overlap, pixel, uniform
-from adlib.synthesis.foregrounds import RULES, auto_mask, looks_like_object
-from adlib.synthesis.nsa import CLASSES, changed_mask, paste
+from adlib.synthesis.foregrounds import auto_mask, looks_like_object
+from adlib.synthesis.nsa import changed_mask, paste
 from adlib.synthesis.registry import register
 
 TRIES = 20
-# Which categories of the known layouts are textures; data sets in MVTec's layout (MPDD, WFDD) share its entry.
-TEXTURES = ("carpet", "grid", "leather", "tile", "wood", "grey_cloth", "grid_cloth", "pink_flower", "yellow_cloth")
-OBJECTS = (*(name for name, nsa_class in CLASSES.items() if nsa_class.mode == "normal"), *RULES["mvtec"])
-KINDS = {
-    "mvtec": dict.fromkeys(OBJECTS, "object") | dict.fromkeys(TEXTURES, "texture"),
-    "btad": {"01": "object", "02": "texture", "03": "object"},
-    "demo": {**dict.fromkeys(("brick", "grass", "gravel"), "texture"), "gear": "object", "tray": "object"},
-    **{layout: {"*": "object"} for layout in ("visa", "loco", "mvtec3d")},
-}
-
-
-def category_kind(dataset: str, category: str) -> str:
-    """Return "texture" or "object" for a known category of a layout or data set, "auto" for any other.
-
-    >>> category_kind("mvtec", "leather"), category_kind("visa", "pcb1"), category_kind("folder", "bolts")
-    ('texture', 'object', 'auto')
-    """
-    kinds = KINDS.get(layout_of(dataset), {})
-    return kinds.get(category, kinds.get("*", "auto"))
 
 
 def judge_kind(images) -> str:

@@ -13,10 +13,11 @@ import torch
 
 from adlib import settings as S
 from adlib import synthesis
+from adlib.datasets.catalogue import category_kind
 from adlib.errors import InputError
 from adlib.images import to_tensor
 from adlib.methods import training
-from adlib.synthesis.pagmfr import category_kind, judge_kind
+from adlib.synthesis.pagmfr import judge_kind
 from adlib.synthesis.registry import SomeFamilies
 from adlib.synthesis.sources import texture_folder
 
