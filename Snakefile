@@ -6,6 +6,7 @@
 # The output of a job is a file that says what its result was made from, never the result: Snakemake deletes the outputs
 # of a job that fails, is refused or cancelled, and the record of an earlier run must outlive that.
 
+import os
 import shlex
 from pathlib import Path
 
@@ -23,6 +24,10 @@ if workflow.is_main_process:  # a job of a cluster reads this file too, for itse
     selected = notebook_jobs.select(PLAN, **CHOSEN)
     TO_DO = notebook_jobs.to_do(selected, PROFILE, DATA_ROOT, whole=not any(CHOSEN.values()))
     progress.forget(TO_DO)
+# Snakemake starts a job with the threads of its rule; a number that the user asked for stays: last digits depend on it.
+if os.environ.get("OMP_NUM_THREADS"):
+    user_threads = shlex.quote(os.environ["OMP_NUM_THREADS"])
+    shell.prefix(f"export OMP_NUM_THREADS={user_threads} MKL_NUM_THREADS={user_threads}; ")
 
 
 def made_before(wildcards):
