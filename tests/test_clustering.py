@@ -96,20 +96,8 @@ def test_bad_input_is_one_line():
         ("at least 4", "kmeans", REFERENCE[:3], "minority"),
         ("finite", "kmeans", REFERENCE * np.nan, "minority"),
         ("needs the grid", "kmeans", REFERENCE, "border"),
-        ("needs known_normal", "kmeans", REFERENCE, "support"),
     ):
         refused(said, clustering.cluster, *arguments)
-
-
-def test_support_rule_needs_no_size():
-    """Query and support are clustered together; whatever holds no support is anomalous, however large."""
-    x, truth = cells(130)  # 90 % of the query is anomalous
-    both = np.concatenate([x, REFERENCE])
-    known = np.arange(len(both)) >= len(x)
-    found = clustering.cluster("kmeans", both, "support", known_normal=known)
-    np.testing.assert_array_equal(found.anomalous, np.append(truth, np.zeros(len(REFERENCE), bool)))
-    clean = clustering.cluster("kmeans", np.concatenate([cells(0)[0], REFERENCE]), "support", known_normal=known)
-    assert not clean.anomalous.any()
 
 
 def test_comparison_of_algorithms_and_rules():
@@ -119,7 +107,7 @@ def test_comparison_of_algorithms_and_rules():
     masks = [truth.reshape(GRID) for _, truth in images]
     labels = [i % 2 for i in range(6)]
     found = cluster_answers.compare(grids, labels, REFERENCE, masks, names=("agglomerative", "bank_knn"))
-    assert list(found.index) == [(n, r) for n in ("agglomerative", "bank_knn") for r in clustering.RULES[:3]]
+    assert list(found.index) == [(n, r) for n in ("agglomerative", "bank_knn") for r in clustering.RULES]
     assert (found["image AUROC"].loc[:, "reference"] == 1).all()
     assert (found["wrong side"].loc[:, "reference"] == 0).all()
     large = np.stack([cells(90, seed=i)[0].T.reshape(-1, *GRID) for i in range(2)])

@@ -24,7 +24,7 @@ BRANCHES = {
     "ulsad": {"noise": 0.5, "hidden": 0.5, "maps": "auto", "position_wise": "auto"},
     "pagmfr": {"bank": 4},
     "draem": {"bank": 4, "network": "authors"},
-    "unified": {"clustering": "kmeans"},
+    "unified": {"references": []},
     "contrastive": {"positives": "self", "rule": "minority"},
 }
 CASES = [(name, {}) for name in methods.METHODS] + list(BRANCHES.items())

@@ -79,13 +79,13 @@ def test_an_old_name_says_the_new_one():
 
 # Settings that may be 0, negative, an empty list, and so on; "method.name" where methods differ.
 ZERO = [
-    "anchor", "area", "average", "bank", "blocks", "context", "direction", "dropout", "gamma", "jitter", "n_ascent",
-    "n_calibration", "noise", "p", "pos_weight", "probability", "radius", "rotate", "seed", "sigma", "snapshot_every",
-    "step_size", "swap", "warm_up", "few_shot.learning_rate", "unified.learning_rate", "ulsad.hidden",
+    "anchor", "area", "average", "bank", "blocks", "context", "direction", "drawn", "dropout", "gamma", "jitter",
+    "n_ascent", "n_calibration", "noise", "p", "pos_weight", "probability", "radius", "rotate", "seed", "sigma",
+    "snapshot_every", "step_size", "warm_up", "few_shot.learning_rate", "unified.learning_rate", "ulsad.hidden",
 ]  # fmt: skip
-EMPTY = ["contrastive.families", "ulsad.global_losses"]
+EMPTY = ["contrastive.families", "ulsad.global_losses", "unified.references"]
 SHARES = [  # at most 1
-    "average", "coreset", "jitter", "p", "probability", "radius", "rotate", "swap", "token_share", "unified.whiten",
+    "average", "coreset", "jitter", "p", "probability", "radius", "rotate", "token_share", "unified.whiten",
 ]  # fmt: skip
 ABOVE_1 = ["ulsad.batch_size"]
 BELOW_1 = ["dropout", "hold_out", "ulsad.hidden", "warm_up"]

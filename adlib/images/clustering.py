@@ -18,7 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 from adlib.errors import InputError
 from adlib.settings import choice
 
-RULES = ("reference", "minority", "border", "support")
+RULES = ("reference", "minority", "border")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ def cluster(
     rule: str = "reference",
     reference: np.ndarray | None = None,
     grid: tuple[int, int] | None = None,
-    known_normal: np.ndarray | None = None,
     gate: float = 0.0,
     seed: int = 0,
 ) -> Clustering:
@@ -58,11 +57,9 @@ def cluster(
         x: (n, d) features of the cells; brought to unit length, so Euclidean distance and cosine agree.
         rule: which cluster is anomalous. `minority`: every cluster but the largest (FOCAL). `reference`: the clusters
             farther from `reference` than the nearest one. `border`: every cluster but the one that holds most of the
-            image's border, for centred objects (needs `grid`). `support`: the clusters that hold less than a quarter
-            of their share of the cells `known_normal`.
+            image's border, for centred objects (needs `grid`).
         reference: (m, d) cells of normal images.
         grid: (h, w) with h w = n.
-        known_normal: bool (n,), cells of `x` that come from normal images.
         gate: two sides count only when their `separation` exceeds this; see `gate_from_normals`.
         seed: of the algorithm's random start.
 
@@ -80,14 +77,12 @@ def cluster(
         raise InputError("rule 'reference' and algorithm 'bank_knn' need reference=, cells of normal images")
     if rule == "border" and (grid is None or grid[0] * grid[1] != len(x)):
         raise InputError(f"rule 'border' needs the grid of the {len(x)} cells, got {grid}")
-    if rule == "support" and (known_normal is None or len(known_normal) != len(x) or not np.any(known_normal)):
-        raise InputError("rule 'support' needs known_normal=, true for at least one cell of x")
     reference = None if reference is None else _unit(reference)
     own = None
     labels = np.zeros(len(x), int)
     if np.ptp(x, axis=0).max() >= 1e-6:  # else all cells are alike: one cluster, whatever the algorithm
         labels, own = ALGORITHMS[name](x, reference, seed)
-    normal = _normal_side(labels, x, rule, reference, grid, known_normal)
+    normal = _normal_side(labels, x, rule, reference, grid)
     separated = separation(x, normal)
     scores = np.where(normal, *own) if own is not None else _scores(x, normal)
     open_gate = separated > gate and not normal.all()
@@ -187,13 +182,9 @@ ALGORITHMS = {
 # -- rules and scores
 
 
-def _normal_side(labels, x, rule: str, reference, grid, known_normal) -> np.ndarray:
+def _normal_side(labels, x, rule: str, reference, grid) -> np.ndarray:
     """Return which cells (n,) lie in a cluster that the rule calls normal; noise never does."""
     clusters = sorted(set(labels.tolist()) - {-1})
-    if rule == "support":
-        shares = {c: known_normal[labels == c].mean() for c in clusters}
-        enough = min(0.25 * known_normal.mean(), max(shares.values()))  # one cluster is normal in any case
-        return np.isin(labels, [c for c in clusters if shares[c] >= enough])
     if rule == "minority":
         normal = max(clusters, key=lambda c: np.count_nonzero(labels == c))
     elif rule == "border":

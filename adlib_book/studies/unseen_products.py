@@ -133,10 +133,7 @@ def study(
     for trained_on, held_out in folds:
         sizes = detectors(k, 0, training or {}, common or {})["unified, trained"]
         probe = _share(sizes[0](**sizes[1]), cached)
-        pools = None
-        if any(name.endswith(", trained") for name in methods or detectors(k, 0, {}, {})):
-            tables = {name: load(name, data_root)[0] for name in trained_on}
-            pools, products = probe.make_pools(tables)
+        lessons = {}  # of the trained classes
         tests = {name: load(name, data_root) for name in held_out}
         tests = {name: (train, read_queries(test, probe.resize, n_test)) for name, (train, test) in tests.items()}
         for seed in seeds:
@@ -145,7 +142,9 @@ def study(
                     continue
                 method = _share(cls(**settings), cached)
                 if name.endswith(", trained"):
-                    method.train_episodes(None, pools=pools, products=products)
+                    if cls not in lessons:
+                        lessons[cls] = method.make_pools({name: load(name, data_root)[0] for name in trained_on})
+                    method.train_episodes(None, None, *lessons[cls])
                 line = f"seed {seed} {name:>30}:"
                 for category, (train, queries) in tests.items():
                     support = choose_support(train, k, seed)[0]
@@ -156,7 +155,7 @@ def study(
                         scored.append(pd.DataFrame(part))
                     line += f" {category} {rows[-1]['image_auroc']:.3f}"
                     if swaps is not None and name == "unified, trained" and category not in DEMO:
-                        swaps += _swapped(name, method, support, queries, category, seed)
+                        swaps += context_swaps(name, method, support, queries, category, seed)
                 if report:
                     report(line)
     for (name, seed), group in pd.concat(scored).groupby(["method", "seed"], sort=False):
@@ -276,7 +275,8 @@ def _evaluate(name: str, method, queries: Queries):
         yield f"{name}, in yardsticks", ratio, measured(ratio)
 
 
-def _swapped(name, method, support, queries, category, seed) -> list[dict]:
+def context_swaps(name, method, support, queries, category, seed) -> list[dict]:
+    """One row for each kind of defect with at least four images: `swap_answer`, at 5 % false alarms."""
     good, table = read_images(support.image_path, method.resize), queries.table
     line = thresholds.from_normals(method.normal_scores, "quantile", false_alarm_rate=0.05).value
     rows = []

@@ -1,11 +1,10 @@
 """Episodes: a query and a handful of normal images to judge it by, for methods whose "anomalous" is relative.
 
     pool = build_pool(train, describe, resize, seed=0)           features of one category, made once
-    episode = draw(pool, rng, shots=(1, 2, 4), swap=0.2)         a query, its support, and what is anomalous here
+    episode = draw(pool, rng, shots=(1, 2, 4))                   a query, its support, and what is anomalous here
 
 The encoder is frozen, so a pool is made once and episodes are cut out of cached features. A pool holds normal images
-and pseudo-anomalies in *styles*: one family with one source of foreign material, painted onto several hosts. A style
-can then serve as a defect, or, in a *context swap*, be declared acceptable by showing it in the support.
+and pseudo-anomalies in *styles*: one family with one source of foreign material, painted onto several hosts.
 """
 
 from typing import Annotated, NamedTuple
@@ -18,9 +17,10 @@ from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 
 from adlib import settings as S
 from adlib.datasets import check_training_table, table_hash
+from adlib.datasets.demo.products import VERSION, product
 from adlib.errors import InputError
 from adlib.images import Resize, to_tensor
-from adlib.methods.few_shot.support_images import choose_support, jittered, read_images
+from adlib.methods.few_shot.support_images import choose_support, read_images
 from adlib.methods.normals import split_normals
 from adlib.synthesis import Sources, foreground, synthesise
 from adlib.synthesis.judge import N_IMAGES, Judge
@@ -61,11 +61,30 @@ def cell_targets(coverage: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 PoolSize = Annotated[tuple[S.Count, ...], S.Must(lambda v: len(v) == 2, "be two numbers, for example [24, 9]")]
 
 
+class Pictures(NamedTuple):
+    """Normal images of one category, and pseudo-anomalies in S styles on m hosts each.
+
+    Attributes:
+        normal: N images uint8 (H, W, 3).
+        painted: S m images uint8 (H, W, 3), style by style; masks: bool (S m, H, W); hosts: int64 (S, m), the normal
+            image that was painted on, -1 for one that is not among them.
+        styles, source: as of `Pool`.
+    """
+
+    category: str
+    normal: list[np.ndarray]
+    painted: list[np.ndarray]
+    masks: np.ndarray
+    hosts: np.ndarray
+    styles: tuple[str, ...]
+    source: str
+
+
 class Pool(NamedTuple):
     """Cached features of one category; one list entry per stage.
 
     Attributes:
-        normal: (N, C, h, w) features of normal images; augmented: the same of one slightly changed copy each.
+        normal: (N, C, h, w) features of normal images.
         defective: (S, m, C, h, w), style by host; hosts: int64 (S, m), the normal image that was painted on.
         coverage: float32 (S, m, h, w) on the grid of the first stage.
         styles: name of each style.
@@ -74,7 +93,6 @@ class Pool(NamedTuple):
 
     category: str
     normal: list[torch.Tensor]
-    augmented: list[torch.Tensor]
     defective: list[torch.Tensor]
     hosts: np.ndarray
     coverage: torch.Tensor
@@ -86,76 +104,84 @@ class Episode(NamedTuple):
     """One query and its support; one list entry per stage.
 
     Attributes:
-        query: (C, h, w); support: (k, C, h, w); augmented: (k, C, h, w), changed copies of the supports.
-        coverage: float32 (h, w), share of each cell of the first grid that is anomalous *in this context*.
-        kind: "clean", "defect" or "swap".
+        query: (C, h, w); support: (k, C, h, w).
+        coverage: float32 (h, w), share of each cell of the first grid that is anomalous.
+        kind: "clean" or "defect".
     """
 
     query: list[torch.Tensor]
     support: list[torch.Tensor]
-    augmented: list[torch.Tensor]
     coverage: torch.Tensor
     kind: str
 
 
-def build_pool(
-    table: pd.DataFrame,
-    describe,
-    resize: Resize,
-    seed: int,
-    foreign=(),
-    n_normals: int = 24,
-    n_styles: int = 9,
-    families: tuple[str, ...] = (),
-    grid: tuple[int, int] | None = None,
-) -> Pool:
+def build_pool(table: pd.DataFrame, describe, resize: Resize, seed: int, foreign=(), *size, grid=None, **how) -> Pool:
     """Make the cached features of a category.
 
     Args:
-        table: normal training images of one category.
         describe: function from images (B, 3, H, W) to a list of feature maps (B, C, h, w).
+        grid: (h, w) of the cells that defects are counted in; None for that of the first stage.
+        table, resize, seed, foreign, size, how: as for `paint`.
+    """
+    return describe_pictures(paint(table, resize, seed, foreign, *size, **how), describe, grid)
+
+
+def describe_pictures(pictures: Pictures, describe, grid: tuple[int, int] | None = None) -> Pool:
+    """Make the cached features of pictures; arguments as for `build_pool`."""
+    shape = pictures.hosts.shape
+    normal = _describe(to_tensor(pictures.normal), describe)
+    defective = [f.unflatten(0, shape) for f in _describe(to_tensor(pictures.painted), describe)]
+    coverage = cell_means(pictures.masks, grid or tuple(normal[0].shape[2:])).unflatten(0, shape)
+    return Pool(pictures.category, normal, defective, pictures.hosts, coverage, pictures.styles, pictures.source)
+
+
+def paint(table, resize: Resize, seed: int, foreign=(), n_normals=24, n_styles=9, families=()) -> Pictures:
+    """Read normal images of a category and paint defects onto them.
+
+    Args:
+        table: normal training images of one category.
         resize: preparation of the images.
         seed: choice of images and everything about the pseudo-anomalies.
         foreign: paths of normal images of *other* categories; a third of the styles paste from them, because what is
             normal there is anomalous here.
         n_normals: normal images, at most; n_styles: styles of pseudo-anomaly, each on `HOSTS` hosts.
         families: of `adlib.synthesis`, one a style in turn; () for a mix of foreign patches, CutPaste, NSA, textures.
-        grid: (h, w) of the cells that defects are counted in; None for that of the first stage.
     """
     rng = np.random.default_rng(seed)
     hosts_table = table.iloc[np.sort(rng.permutation(len(table))[:n_normals])]
     if len(hosts_table) < 2:
         raise InputError(f"category {table.category.iloc[0]!r} has one normal image; an episode needs at least 2")
     hosts_uint8 = [resize.read(path)[0] for path in hosts_table.image_path]  # (H, W, 3)
-    images = to_tensor(hosts_uint8)
-    normal = _describe(images, describe)
-    augmented = _describe(jittered(images, rng), describe)
+    rng.random(4 * len(hosts_uint8))  # drawn for copies that no method uses any more; records rest on what follows
     products = [foreground(image) for image in hosts_uint8]
     n_hosts = min(HOSTS, len(hosts_table))
     painted, masks, hosts, styles = [], [], [], []
     for s in range(n_styles):
-        style, paint = _draw_style(s, rng, resize, foreign, hosts_uint8, families)
+        style, on_host = _draw_style(s, rng, resize, foreign, hosts_uint8, families)
         styles.append(style)
         hosts.append(rng.permutation(len(hosts_table))[:n_hosts])
         for i in hosts[-1]:
-            image, mask = _painted(paint, hosts_uint8[i], products[i], rng)
+            image, mask = _painted(on_host, hosts_uint8[i], products[i], rng)
             painted.append(image)
             masks.append(mask)
-    defective = [f.unflatten(0, (n_styles, n_hosts)) for f in _describe(to_tensor(painted), describe)]
-    coverage = cell_means(masks, grid or tuple(normal[0].shape[2:])).unflatten(0, (n_styles, n_hosts))
     category = str(table.category.iloc[0])
     source = f"{category} {table_hash(table)} seed {seed}, {n_normals} normals, {n_styles} styles"
-    return Pool(category, normal, augmented, defective, np.stack(hosts), coverage, tuple(styles), source)
+    return Pictures(category, hosts_uint8, painted, np.stack(masks), np.stack(hosts), tuple(styles), source)
 
 
-def draw(
-    pool: Pool, rng: np.random.Generator, shots: tuple[int, ...] = (1, 2, 4), clean: float = 0.3, swap: float = 0.0
-) -> Episode:
+def drawn_pictures(number: int, resize: Resize) -> Pictures:
+    """The pictures of a product that is drawn by code; every defect is on a picture of its own."""
+    normal, painted, masks, kinds = product(number, resize.hw)
+    hosts = np.full((len(painted), 1), -1)
+    return Pictures("drawn", normal, painted, masks, hosts, kinds, f"drawn {VERSION}.{number}")
+
+
+def draw(pool: Pool, rng: np.random.Generator, shots: tuple[int, ...] = (1, 2, 4), clean: float = 0.3) -> Episode:
     """Cut an episode out of a pool; the query's host is never among the supports.
 
     Args:
         shots: numbers of support images to draw from.
-        clean: share of queries without a defect; swap: share of queries whose defect the support declares acceptable.
+        clean: share of queries without a defect.
     """
     n_normals, n_hosts = len(pool.normal[0]), pool.hosts.shape[1]
     k = min(int(rng.choice(shots)), n_normals - 1)
@@ -163,18 +189,10 @@ def draw(
     style, j = int(rng.integers(len(pool.styles))), int(rng.integers(n_hosts))
     host = int(pool.hosts[style, j]) if chance >= clean else int(rng.integers(n_normals))
     others = rng.permutation([i for i in range(n_normals) if i != host])[:k]
-    support, augmented = [f[others] for f in pool.normal], [f[others] for f in pool.augmented]
-    empty = torch.zeros_like(pool.coverage[0, 0])
+    support = [f[others] for f in pool.normal]
     if chance < clean:
-        return Episode([f[host] for f in pool.normal], support, augmented, empty, "clean")
-    query = [f[style, j] for f in pool.defective]
-    if chance >= clean + swap or n_hosts < 2:
-        return Episode(query, support, augmented, pool.coverage[style, j], "defect")
-    # The same style on other hosts joins the support: in this process it is acceptable.
-    shown = rng.permutation([i for i in range(n_hosts) if i != j])[:k]
-    support = [torch.cat([f, d[style, shown]]) for f, d in zip(support, pool.defective, strict=True)]
-    augmented = [torch.cat([f, d[style, shown]]) for f, d in zip(augmented, pool.defective, strict=True)]
-    return Episode(query, support, augmented, empty, "swap")
+        return Episode([f[host] for f in pool.normal], support, torch.zeros_like(pool.coverage[0, 0]), "clean")
+    return Episode([f[style, j] for f in pool.defective], support, pool.coverage[style, j], "defect")
 
 
 def _describe(images: torch.Tensor, describe, batch_size: int = 16) -> list[torch.Tensor]:
@@ -241,23 +259,15 @@ class Product(NamedTuple):
     source: str
 
 
-def make_product(
-    support: pd.DataFrame, held_out: pd.DataFrame, resize: Resize, number: int = N_IMAGES, seed: int = 0
-) -> Product:
-    """Make the judge of a product from its held-out normals, at most `number` images."""
-    source = f"{table_hash(support)} {table_hash(held_out)}"
-    judge = Judge(held_out, resize, number, seed)
-    return Product(str(held_out.category.iloc[0]), read_images(support.image_path, resize), judge, source)
-
-
-def make_pools(tables: dict, validation: dict | None, describe, resize: Resize, settings, grid: tuple[int, int]):
+def make_pools(tables: dict, validation: dict | None, make, resize: Resize, settings):
     """Make what episodes are cut from, and what selection goes by; see `FewShot.train_episodes`.
 
     Products left out of the training select by themselves; without any, every category gives up a share `hold_out` of
     its normals. Supports hold as many images as the largest of `shots`.
 
     Returns:
-        list of `Pool`, list of `Product`; the latter is empty where the settings need no judge.
+        list of what `make` makes of the `Pictures` of each category, list of `Product`; the latter is empty
+        where the settings need no judge.
     """
     s, k = settings, max(settings.shots)
     if not tables:
@@ -277,12 +287,20 @@ def make_pools(tables: dict, validation: dict | None, describe, resize: Resize, 
     for support, held_out in parts if s.watched(parts) else ():
         if not len(support) or not len(held_out):
             raise InputError("a product to select by needs at least 2 different normal images, one of them its support")
-        products.append(make_product(support, held_out, resize, max(2, N_IMAGES // len(parts)), s.seed))
+        judge = Judge(held_out, resize, max(2, N_IMAGES // len(parts)), s.seed)
+        source = f"{table_hash(support)} {table_hash(held_out)}"
+        products.append(Product(str(held_out.category.iloc[0]), read_images(support.image_path, resize), judge, source))
     paths = {name: list(table.image_path) for name, table in {**train, **(validation or {})}.items()}
     pools = []
     for name, table in train.items():
         foreign = [path for other, images in paths.items() if other != name for path in images[:20]]
-        pools.append(build_pool(table, describe, resize, s.seed, foreign, *s.pool, grid=grid))
+        pictures = paint(table, resize, s.seed, foreign, *s.pool)
+        if k > len(pictures.normal) - 1:
+            raise InputError(
+                f"shots {s.shots}: category {name!r} has {len(pictures.normal)} normal images here, one of them the "
+                "query; lower shots or raise the first of pool"
+            )
+        pools.append(make(pictures))
     return pools, products
 
 

@@ -17,6 +17,7 @@ What was trained on other products serves with any support: `FewShot.load(folder
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -78,7 +79,6 @@ class SupportSettings(training.Options):
     snapshot_every: S.Whole = 100  # steps
     episodes: S.Count = 6  # episodes per step, of different categories
     shots: Shots = (1, 2, 4)  # support images of a training episode
-    swap: S.Closed = 0.0  # share of episodes whose support shows the query's kind of defect, so that it is none
     pool: episodic_training.PoolSize = (24, 9)  # normal images of a category, at most; styles of defect on them
 
 
@@ -97,13 +97,11 @@ class FewShotSettings(SupportSettings):
 class Projection(nn.Module):
     """z = normalise(x + MLP(x)), one MLP a stage, last layer zero at the start: untrained, only the normalisation.
 
-    With `unit` false there is no normalisation. `scale` and `offset` turn a distance into a logit for the losses of
-    `FewShot`; the score itself stays the distance.
+    `scale` and `offset` turn a distance into a logit for the losses of `FewShot`; the score itself stays the distance.
     """
 
-    def __init__(self, channels: tuple[int, ...], seed: int = 0, unit: bool = True):
+    def __init__(self, channels: tuple[int, ...], seed: int = 0):
         super().__init__()
-        self.unit = unit
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             self.mlps = nn.ModuleList(
@@ -117,8 +115,7 @@ class Projection(nn.Module):
 
     def forward(self, stage: int, x: torch.Tensor) -> torch.Tensor:
         """Project rows (N, C) of a stage."""
-        z = x + self.mlps[stage](x)
-        return F.normalize(z, dim=1) if self.unit else z
+        return F.normalize(x + self.mlps[stage](x), dim=1)
 
 
 class Memory(NamedTuple):
@@ -306,24 +303,6 @@ class FewShot:
         if pools is None:
             pools, products = self.make_pools(tables, validation)
         self.settings = s = without_selection(self.settings, products)
-        for pool in pools:
-            if max(s.shots) > len(pool.normal[0]) - 1:
-                raise InputError(
-                    f"shots {s.shots}: category {pool.category!r} has {len(pool.normal[0])} normal images here, one of "
-                    "them the query; lower shots or raise the first of pool"
-                )
-        grids = self.grids()
-
-        def make_batch(step):
-            rng = training.step_generator(s.seed, step)
-            numbers = rng.permutation(len(pools))[: s.episodes]
-            episodes = [episodic_training.draw(pools[i], rng, s.shots, swap=s.swap) for i in numbers]
-            return [(e, [episodic_training.draw_rows(rng, len(e.support[0]), g) for g in grids]) for e in episodes]
-
-        def compute_losses(modules, batch, step):
-            terms = [self.episode_losses(modules, episode, rows) for episode, rows in batch]
-            return {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
-
         # What is judged stays the same, and so do its features.
         views = [
             [self.describe(to_tensor(part)) for part in np.split(p.judge.images, range(8, len(p.judge.images), 8))]
@@ -331,7 +310,7 @@ class FewShot:
         ]
 
         def validate() -> dict[str, float]:
-            rows = [self._rate(*one, grids[0]) for one in zip(products, views, strict=True)]
+            rows = [self._rate(*one) for one in zip(products, views, strict=True)]
             return pd.DataFrame(rows).mean().to_dict()
 
         untrained = {name: copy.deepcopy(module.state_dict()) for name, module in self.modules.items()}
@@ -340,8 +319,8 @@ class FewShot:
         self.history = history = training.train(
             self.modules,
             [optimizer],
-            make_batch,
-            compute_losses,
+            partial(self.make_batch, pools),
+            self.losses,
             s.steps,
             s,
             checkpoint=checkpoint,
@@ -356,7 +335,7 @@ class FewShot:
             workers=0,
             progress=f"{self.name} episodes",
         )
-        self.trained_on = sorted(pool.category for pool in pools)
+        self.trained_on = sorted({pool.category for pool in pools})
         # Step 0 is a candidate like any other: training that does not help must not be kept.
         if s.selection == "synthetic" and before["score"] >= history.validation.score.max():
             self.use_snapshot(untrained)
@@ -368,21 +347,30 @@ class FewShot:
             history.validation = pd.concat([first, history.validation], ignore_index=True)
         return self
 
+    def make_batch(self, pools, step: int):
+        """Episodes of some products, with the support patches that each keeps."""
+        s, rng = self.settings, training.step_generator(self.settings.seed, step)
+        numbers = rng.permutation(len(pools))[: s.episodes]
+        episodes = [episodic_training.draw(pools[i], rng, s.shots) for i in numbers]
+        return [(e, [episodic_training.draw_rows(rng, len(f), f.shape[2:]) for f in e.support]) for e in episodes]
+
+    def losses(self, modules, batch, step) -> dict[str, torch.Tensor]:
+        """The loss terms of a step: of its episodes, averaged."""
+        terms = [self.episode_losses(modules, episode, rows) for episode, rows in batch]
+        return {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
+
     def make_pools(self, tables: dict, validation: dict | None = None):
         """Make what episodes are cut from, and what selection goes by; see `train_episodes`."""
-        grid = self.grids()[0]
-        return episodic_training.make_pools(tables, validation, self.describe, self.resize, self.settings, grid)
+        make = partial(episodic_training.describe_pictures, describe=self.describe)
+        return episodic_training.make_pools(tables, validation, make, self.resize, self.settings)
 
-    def grids(self) -> list[tuple[int, int]]:
-        """(h_l, w_l) of each stage."""
-        return [tuple(f.shape[2:]) for f in self.describe(torch.zeros(1, 3, *self.resize.hw))]
-
-    def _rate(self, product, views: list, grid: tuple[int, int]) -> dict[str, float]:
+    def _rate(self, product, views: list) -> dict[str, float]:
         """Rating of a product's judge, by scores against its support; `views`: its images, described."""
         context = self.condition(product.support)
         with torch.no_grad():
             scores = [self._answer(view, context, self.resize.hw) for view in views]
         image, maps = (np.concatenate(parts) for parts in ([x.image for x in scores], [x.map for x in scores]))
+        grid = tuple(views[0][0].shape[2:])
         return product.judge.rate(image, maps) | episodic_training.cell_metrics(maps, product.judge, grid)
 
     def episode_losses(self, modules, episode, rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -427,7 +415,7 @@ def mean_grid(grids: list[torch.Tensor], size) -> torch.Tensor:
     return sum(1 / len(grids) * enlarge(grid, tuple(size), align_corners=True) for grid in grids)
 
 
-def stage_contrast(z, memory, coverage, grid, kind: str = "nearest_positive") -> torch.Tensor | None:
+def stage_contrast(z, memory, coverage, grid) -> torch.Tensor | None:
     """Contrastive losses of an episode's normal cells against support patches and the episode's anomalous cells."""
     coverage = F.adaptive_avg_pool2d(coverage[None], tuple(grid))[0]
     target, valid = (x.flatten() for x in episodic_training.cell_targets(coverage))
@@ -436,4 +424,4 @@ def stage_contrast(z, memory, coverage, grid, kind: str = "nearest_positive") ->
         return None
     # At most 128 evenly spread anchors: neighbours say nearly the same.
     anchors = normal[torch.linspace(0, len(normal) - 1, min(128, len(normal))).long()]
-    return losses.contrastive_loss(kind, z[anchors], z[target], memory)
+    return losses.contrastive_loss("nearest_positive", z[anchors], z[target], memory)

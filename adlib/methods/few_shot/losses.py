@@ -113,6 +113,12 @@ def focal_loss(logits, target, valid, gamma: float = 2.0, alpha: float = 0.75) -
     return ((weight * (1 - p_t) ** gamma * cross_entropy) * valid).sum() / valid.sum().clamp(min=1)
 
 
+def balanced_focal_loss(logits, target, valid, gamma: float = 2.0) -> torch.Tensor:
+    """Focal loss with the same weight for all anomalous cells together as for all normal ones."""
+    anomalous = focal_loss(logits, target, valid & target, gamma, alpha=1.0)
+    return 0.5 * (anomalous + focal_loss(logits, target, valid & ~target, gamma, alpha=0.0))
+
+
 def dice_loss(logits, target, valid, smooth: float = 1.0) -> torch.Tensor:
     """1 - Dice overlap of sigmoid(logits) and the target on the valid cells; 0 is a perfect match."""
     p, t = logits.sigmoid() * valid, (target & valid).float()
