@@ -18,7 +18,6 @@ from adlib.methods.glass import glass, noise
 from adlib.methods.glass import hypothesis as glass_judge
 from adlib.methods.glass import onnx_export as glass_onnx
 from adlib.methods.glass import step as glass_step
-from adlib.synthesis.judge import Judge
 
 STEPS = [f"manifold_{start}" for start in ("default", "inside", "outside")]
 STEPS += ["hypersphere", "hypersphere_far", "no_mining", "no_ohem"]
@@ -295,16 +294,22 @@ def test_some_rows_prefer_anomalous_tokens():
     assert set(range(5)) <= set(blended.tolist())
 
 
-def test_noise_in_units_of_the_data_is_chosen_by_the_judge(train, monkeypatch):
+def test_noise_in_units_of_the_data(train):
     rows = np.array([[[0.0, 0], [10, 0]], [[3, 4], [10, 1]]], np.float32)  # distances 5 and 1
     assert noise.cell_distance(rows) == 3
-    rated = []
-    monkeypatch.setattr(noise, "TRIAL_STEPS", 2)
-    monkeypatch.setattr(Judge, "rate", lambda *_: rated.append(1) or {"score": len(rated)})  # the later the better
-    method = glass.Glass(**TINY | {"noise": "auto", "average": 0.5, "heads": 2}).fit(train)
-    assert (len(rated), len(method.network)) == (len(noise.LEVELS), 2)
-    assert method.verdict.why.endswith(f"noise of {noise.LEVELS[-1]} distances between normal cells")
-    assert glass.Glass(**TINY | {"noise": "auto"}).fit(train.iloc[:1]).unit > 0  # one image, nothing to judge by
+    changes = {"noise": "auto", "heads": 3, "bank": 6, "hypothesis": "manifold"}
+    method = glass.Glass(**TINY | changes).prepare(train)
+    large, small, third = method.units
+    assert (large / small, third) == (pytest.approx(noise.LEVELS[0] / noise.LEVELS[1]), large)
+    normal, blended, labels = (part.flatten(0, 1) for part in method.make_batch(0))
+    head, far = method.network[0].train(), []
+    for unit in (1.0, 3.0):  # a global anomaly lies three times as far from its normal token
+        trace = []
+        drawn = torch.randn(normal.shape, generator=torch.Generator().manual_seed(0)) * 0.05
+        glass_step.losses(head, normal, blended, labels, drawn, method.step_settings, trace, unit=unit)
+        far.append((trace[-1]["tokens"] - head.adaptor(normal)).norm(dim=1).mean().item())
+    assert far[1] / far[0] == pytest.approx(3, rel=0.05)
+    assert glass.Glass(**TINY | {"noise": "auto"}).fit(train.iloc[:1]).units[0] > 0  # one image
 
 
 def test_features_are_scaled_to_the_asked_length(train):

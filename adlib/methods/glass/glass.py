@@ -121,21 +121,15 @@ class Glass:
             tokens = embed(features, s.patch_size, s.embedding_dim)
             return tokens * self.feature_factor
 
-    def build_networks(self, n_heads: int | None = None) -> None:
+    def build_networks(self) -> None:
         """Make the networks that the settings and `shape`, width D and number of positions L of the tokens, ask for."""
         s = self.settings
-        n_heads = n_heads or s.heads
         self.verdict, self.resize = Verdict(*self.verdict), replace(self.resize, scale=self.scale)
         with torch.random.fork_rng():
             torch.manual_seed(s.seed)
-            heads = [Network(self.shape[0], s.hidden, self.shape[1]).to(self.device) for _ in range(n_heads)]
+            heads = [Network(self.shape[0], s.hidden, self.shape[1]).to(self.device) for _ in range(s.heads)]
         # What is scored with is `averaged`: the network itself, or in training the running mean of its weights.
-        self.network = self.averaged = heads[0] if n_heads == 1 else Ensemble(heads)
-
-    def _start_anew(self, n_heads: int | None = None) -> None:
-        self.build_networks(n_heads)
-        if self.settings.average:
-            self.averaged = copy.deepcopy(self.network).requires_grad_(False)
+        self.network = self.averaged = heads[0] if s.heads == 1 else Ensemble(heads)
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
@@ -151,42 +145,23 @@ class Glass:
         table, validation = split_normals(table, self.settings, validation)
         self.settings = s = without_selection(self.settings, validation)
         self.prepare(table)
-        judged = s.watched(validation) or (s.noise == "auto" and len(validation) > 0)
-        validate = self._validation(validation) if judged else None
-        if s.noise == "auto":
-            self._choose_noise(validate)
-        self.history = self._train(
+        averaged = {"averaged": self.averaged} if s.average else {}
+        self.history = training.train(
+            {"network": self.network, **averaged},
+            optimizers(self.network, s.learning_rate),
+            self.make_batch,
+            self.losses,
             s.epochs * self.batches_per_epoch if s.steps is None else s.steps,
             s,
             checkpoint=checkpoint,
             origin=training.origin(self, table, validation),
-            validate=validate if s.watched(validation) else None,
+            validate=self._validation(validation) if s.watched(validation) else None,
             progress="GLASS",
         )
         self.features = self.images = self.bank = None  # the caches have served
         self.network = self.averaged
         score_normals(self, validation, s.batch_size)
         return self
-
-    def _train(self, n_steps: int, options, **arguments) -> training.History:
-        averaged = {"averaged": self.averaged} if options.average else {}
-        modules, both = {"network": self.network, **averaged}, optimizers(self.network, options.learning_rate)
-        return training.train(modules, both, self.make_batch, self.losses, n_steps, options, **arguments)
-
-    def _choose_noise(self, rate) -> None:
-        """Keep the level of noise at which a network that is trained for a short time is rated best by the judge."""
-        distance, ratings = noise.cell_distance(self.features, self.settings.seed), {}
-        for level in noise.LEVELS if rate and distance else ():
-            self.unit = level * distance / noise.PAPER_LENGTH
-            self._start_anew(n_heads=1)
-            self._train(noise.TRIAL_STEPS, replace(self.settings, selection="last", snapshot_every=0))
-            ratings[level] = rate()["score"]
-        level = max(ratings, key=ratings.get, default=noise.LEVELS[0])
-        self.unit = level * distance / noise.PAPER_LENGTH or 1.0
-        said = f"{self.verdict.why}; noise of {level} distances between normal cells"
-        self.verdict = self.verdict._replace(why=said)
-        print(f"GLASS, {self.verdict}", flush=True)
-        self._start_anew()
 
     def prepare(self, table):
         """Everything before the first step: hypothesis, cached features and images, untrained network."""
@@ -208,10 +183,14 @@ class Glass:
             self.feature_factor = float(s.feature_norm / length)
             features *= np.float32(self.feature_factor)
         n, positions, width = features.shape
-        self.shape, self.unit = (width, positions), 1.0
-        self._start_anew()
+        self.shape, self.units = (width, positions), (1.0,) * s.heads
+        if s.noise == "auto":
+            self.units = noise.units(features, s.heads, s.seed)
+        self.build_networks()
+        if s.average:
+            self.averaged = copy.deepcopy(self.network).requires_grad_(False)
         self.mean_features = torch.from_numpy(features.mean(axis=0)).to(self.device)  # (L, D)
-        self.sigma_noise = (0.015 if s.noise == "auto" else s.noise) * (PAPER_WIDTH / width) ** 0.5  # times `unit`
+        self.sigma_noise = (0.015 if s.noise == "auto" else s.noise) * (PAPER_WIDTH / width) ** 0.5  # times a unit
         self.batches_per_epoch = min(-(-n // s.batch_size), IMAGES_PER_EPOCH // s.batch_size + 1)
         return self
 
@@ -311,9 +290,9 @@ class Glass:
         if blended.ndim == 4:
             blended = self.embed(blended).flatten(2).transpose(1, 2).clone()  # (B, L, D)
         normal, blended, labels = normal.flatten(0, 1), blended.flatten(0, 1), labels.flatten()
-        drawn = torch.randn(normal.shape, device=self.device) * (self.sigma_noise * self.unit)
+        drawn = torch.randn(normal.shape, device=self.device) * self.sigma_noise
         rows = some_rows(labels, self.settings.token_share) if self.settings.token_share < 1 else None
-        return modules["network"](normal, blended, labels, drawn, self.step_settings, rows=rows, unit=self.unit)
+        return modules["network"](normal, blended, labels, drawn, self.step_settings, rows=rows, units=self.units)
 
     def _validation(self, held_out):
         """Return the function that rates the network on held-out damaged images; their features are made once."""

@@ -57,12 +57,12 @@ class Network(nn.Module):
         self.discriminator = Discriminator(width, hidden)
         self.register_buffer("centre", torch.zeros(n_positions, width))
 
-    def forward(self, *batch, **options) -> dict[str, torch.Tensor]:
-        """Return the losses of one batch (see `losses`).
+    def forward(self, *batch, units=(1.0,), **options) -> dict[str, torch.Tensor]:
+        """Return the losses of one batch (see `losses`); its `unit` is the only one of `units`.
 
         The whole step is the forward pass, because that is what several processes wrap to share their gradients.
         """
-        return losses(self, *batch, **options)
+        return losses(self, *batch, unit=units[0], **options)
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return logits (N,) for pooled backbone features (N, D): the way of a test image."""
@@ -100,9 +100,10 @@ class Ensemble(nn.ModuleList):
     Ours: after few steps much of a score is the luck of the initial weights, and that part averages out.
     """
 
-    def forward(self, *batch, **options) -> dict[str, torch.Tensor]:
-        """Return the mean over the networks of each loss term and of each number for the log."""
-        terms = [network(*batch, **options) for network in self]
+    def forward(self, *batch, units=None, **options) -> dict[str, torch.Tensor]:
+        """Return the mean over the networks, each with its unit, of each loss term and of each number for the log."""
+        units = units or (1.0,) * len(self)
+        terms = [network(*batch, units=(unit,), **options) for network, unit in zip(self, units, strict=True)]
         return {name: torch.stack([torch.as_tensor(t[name]) for t in terms]).mean(0) for name in terms[0]}
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -128,13 +129,13 @@ def losses(
         settings: `hypothesis` ("manifold" or "hypersphere"), `n_ascent`, `step_size`, `radius`, `p`.
         trace: a list that receives one dict for every pass of the ascent (`tokens`, `logits`), for pictures.
         rows: (rows of `normal`, rows of `blended`) to use, index tensors; None for all, as in the original.
-        unit: what the radius 0.5 of the manifold and the length of a step are multiplied by; the noise is in it.
+        unit: what noise, the radius 0.5 of the manifold and the length of a step are multiplied by.
 
     Returns:
         "normal", "global", "local" loss terms (scalars with gradient), and for the log, with a leading "_": shares of
         tokens on the right side of 0.5, and the radii r_t, r_g, r_f (0.75-quantiles of distances to the centre).
     """
-    s, discriminator = settings, network.discriminator
+    s, discriminator, noise = settings, network.discriminator, noise * unit
     sphere = s.hypothesis == "hypersphere"
     centre = centre_v = network.centre.repeat(len(normal) // len(network.centre), 1)  # (B L, D)
     if rows is not None:
