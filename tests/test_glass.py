@@ -299,8 +299,8 @@ def test_noise_in_units_of_the_data(train):
     assert noise.cell_distance(rows) == 3
     changes = {"noise": "auto", "heads": 3, "bank": 6, "hypothesis": "manifold"}
     method = glass.Glass(**TINY | changes).prepare(train)
-    large, small, third = method.units
-    assert (large / small, third) == (pytest.approx(noise.LEVELS[0] / noise.LEVELS[1]), large)
+    small, large, third = method.units
+    assert (small / large, third) == (pytest.approx(noise.LEVELS[0] / noise.LEVELS[1]), small)
     normal, blended, labels = (part.flatten(0, 1) for part in method.make_batch(0))
     head, far = method.network[0].train(), []
     for unit in (1.0, 3.0):  # a global anomaly lies three times as far from its normal token

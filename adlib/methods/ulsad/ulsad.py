@@ -349,7 +349,7 @@ class ULSAD:
     def _normalise_by(self, normal: torch.Tensor, by_place: bool) -> np.ndarray:
         """Set level and quantiles; `normal`: small maps of normal images without a level. Return their raw maps."""
         self.level = self._places if by_place else self._no_level()
-        raw = self._enlarged(self._levelled(normal))
+        raw = self._enlarged(normal)
         self.quantiles = np.tile(np.float32([0, 0.1]), (2, 1))  # 0.1 (map - 0) / (0.1 - 0): the map as it is
         if self.settings.quantiles is not None:
             self.quantiles = map_quantiles(smooth(raw, SIGMA, BORDER), self.settings.quantiles)
@@ -370,7 +370,7 @@ class ULSAD:
         small, clean = self._small_maps(self._judge_features, self._judge.images), self._judge.labels == 0
         for by_place in {"off": (False,), "on": (True,), "auto": (False, True)}[s.position_wise]:
             self._normalise_by(small[clean], by_place)
-            maps = self._on_one_scale(self._enlarged(self._levelled(small)))
+            maps = self._on_one_scale(self._enlarged(small))
             for name in ("max", "local", "global") if s.maps == "auto" else (s.maps,):
                 ratings[name, by_place] = self._judge.rate(*read_maps(maps, name))
         self.reading = max(ratings, key=lambda reading: ratings[reading]["score"])
@@ -392,7 +392,7 @@ class ULSAD:
         f = (pooled - self.channel_mean.view(1, -1, 1, 1)) / self.channel_std.view(1, -1, 1, 1)
         outputs = f, self._reconstructed(f), self.global_net(images.to(self.device))
         small = self._measured(small_maps(*outputs), self._residuals(*outputs))
-        return self._on_one_scale(self._enlarged(self._levelled(small)))
+        return self._on_one_scale(self._enlarged(small))
 
     def _reconstructed(self, features: torch.Tensor) -> torch.Tensor:
         """R, or its local half where the settings do not look at what imitates the global net."""
@@ -424,14 +424,12 @@ class ULSAD:
         outputs = self._outputs(features, images)
         return torch.cat([self._measured(small_maps(*one), self._residuals(*one)) for one in outputs])
 
-    def _levelled(self, maps: torch.Tensor) -> torch.Tensor:
-        return (maps - self.level[0]) / self.level[1]
-
     def _raw_maps(self, features: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Maps (N, 2, H, W) of standardised features (N, h, w, C) and images, before they are on one scale."""
-        return self._enlarged(self._levelled(self._small_maps(features, images)))
+        return self._enlarged(self._small_maps(features, images))
 
     def _enlarged(self, maps: torch.Tensor) -> np.ndarray:
+        maps = (maps - self.level[0]) / self.level[1]
         return enlarge(maps.flatten(0, 1), self.resize.hw).unflatten(0, (-1, 2)).cpu().numpy()  # (B, 2, H, W)
 
     def _on_one_scale(self, raw_maps: np.ndarray) -> np.ndarray:
