@@ -74,7 +74,9 @@ class GlassSettings(training.Options):
     families: SomeFamilies = ("glass_las",)  # of adlib.synthesis, in turn: where local anomalies come from
     bank: S.Whole = 0  # make so many local anomalies once and reuse them; 0 makes new ones in every step (paper)
     token_share: S.ShareTo1 = 1.0  # share of all tokens that a step trains on; the paper takes all
-    textures: str = ""  # folder, also by its name below data/ ("dtd"; "dtd?": if it is there); "": made on the spot
+    # Folder, also by its name below data/ ("dtd"); "mixed", see `synthesis.sources`; "dtd?mixed": the folder if it is
+    # there; "": patterns made on the spot.
+    textures: str = ""
     foreground: str = "rules"  # rules (published, or auto), paper (rules where the authors mask), none, or a folder
     average: S.Closed = 0.0  # decay of the running mean of the weights that scores are made with; 0: no mean (paper)
     interpolation: S.Interpolation = "area"  # of the resized image; the authors' code: antialias

@@ -30,7 +30,7 @@ class PairSettings(training.Options):
 
     families: SomeFamilies = ("pagmfr",)  # of adlib.synthesis
     kind: Literal["auto", "texture", "object"] = "auto"  # of category; auto: by name, or judged
-    textures: str = ""  # folder of textures, also by its name below data/ ("dtd"); "" for textures made on the spot
+    textures: str = ""  # folder, also by its name below data/ ("dtd"); "mixed", or "" for patterns made on the spot
     objects: str = ""  # folder of pictures of foreign objects; "" for objects made on the spot
     foreground: Literal["rules", "none"] = "rules"  # where they may be; rules: on the product
     probability: S.Closed = 0.5  # share of anomalous images in a batch
