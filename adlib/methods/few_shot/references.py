@@ -130,10 +130,8 @@ def remember(support, turned, copies, identity: float, own: bool) -> tuple[Memor
     if turned is not None:
         views = ((to_rows(turned) - mean) @ white).view(3, *z.shape).transpose(0, 1).flatten(1, 2)
     memory = Memory(mean, white, z, delta, views)
-    if k == 1:
-        compared = compare(copies, memory, own)
-    else:
-        compared = torch.cat([compare(support[i : i + 1], memory.without(i), own) for i in range(k)])
+    pairs = [(copies, memory)] if k == 1 else [(support[i : i + 1], memory.without(i)) for i in range(k)]
+    compared = torch.cat([compare(query, rest, own) for query, rest in pairs])
     distance, view = compared[:, QUANTITIES.index("distance")], compared[:, QUANTITIES.index("turned")]
     if (view < distance).float().mean() < FREE:
         memory = memory._replace(turned=views[:, :0])
