@@ -61,6 +61,7 @@ RENAMED = {
     "lr": "learning_rate",
     "validate_every": "snapshot_every",
     "scale": "resize",
+    "token_share": "cell_share",
 }
 
 _WORDS = {bool: "be true or false", int: "be a whole number", float: "be a number", str: "be text", tuple: "be a list"}

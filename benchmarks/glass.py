@@ -101,7 +101,7 @@ def their_noise(rng) -> np.ndarray:
 
 
 def their_local_anomaly(image, texture, rng):
-    """One blended image, float (3, H, W), and the labels of its tokens, float (h w,)."""
+    """One blended image, float (3, H, W), and the labels of its cells, float (h w,)."""
     from torchvision.transforms import v2
 
     while True:
@@ -131,16 +131,16 @@ class TheirDiscriminator(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(ours.linear, ours.norm, nn.LeakyReLU(0.2), ours.out, nn.Sigmoid())
 
-    def forward(self, tokens):
+    def forward(self, cells):
         """Return probabilities (N, 1)."""
-        return self.layers(tokens)
+        return self.layers(cells)
 
 
 # -- the comparison ---------------------------------------------------------------------------------------------------
 
 
 def compare_passes(width: int, hidden: int, repeats: int = REPEATS) -> dict:
-    """21 passes, losses and backward on given tokens."""
+    """21 passes, losses and backward on given cells."""
     from adlib.methods.glass import step as glass_step
 
     generator = torch.Generator().manual_seed(0)
@@ -164,7 +164,7 @@ def compare_passes(width: int, hidden: int, repeats: int = REPEATS) -> dict:
         times["ours"].append(middle - started)
         found["ours"] = [float(terms[key].detach()) for key in ("normal", "global", "local")]
     gap = max(abs(a - b) for a, b in zip(*found.values(), strict=True))
-    return row("GLASS: ascent, losses, gradients", f"{n} tokens, D {width}, hidden {hidden}", times, gap)
+    return row("GLASS: ascent, losses, gradients", f"{n} cells, D {width}, hidden {hidden}", times, gap)
 
 
 def compare_steps(width: int, hidden: int, repeats: int = REPEATS) -> dict:

@@ -22,7 +22,7 @@ import torch
 from adlib import datasets, images, synthesis
 from adlib.evaluation import metrics
 from adlib.images.maps import top_mean, upsample_and_smooth
-from adlib.methods.glass.glass import Glass, optimizers, token_labels
+from adlib.methods.glass.glass import Glass, cell_labels, optimizers
 from adlib.methods.glass.step import Ensemble, Network, some_rows
 from adlib_book import studies
 
@@ -37,15 +37,15 @@ class Variant:
 
     name: str
     lr: float = 1e-4  # of the adaptor; the discriminator's is twice that
-    norm: float | None = None  # mean length of a token; None: as they are
+    norm: float | None = None  # mean length of a cell; None: as they are
     prepare: str = "none"  # none, standardise (every channel to deviation 1), whiten (all principal components)
     noise: float = PAPER_NOISE  # length of the noise on a global anomaly
     families: str = "glass_las"  # or "mixed"
     hypothesis: str = "manifold"
     average: float = 0.0  # decay of the running mean of the weights
     hidden: int = 128
-    token_share: float = 0.25
-    patch_size: int = 3  # neighbourhood whose mean is a token, cells
+    cell_share: float = 0.25
+    patch_size: int = 3  # neighbourhood whose mean is a cell, cells
     heads: int = 1  # networks that learn from the same batches and score together
     looks: tuple[int, ...] = (150,)  # steps at which it is measured; the last ends the training
 
@@ -81,7 +81,7 @@ STEP = {"n_ascent": 5, "step_size": 0.004, "radius": 0.75, "p": 0.5}
 
 
 def prepare(table, textures: str, every: int, patch_size: int) -> dict:
-    """Tokens (float16), labels and masks of training, held-out and test images; `every` n-th of a large category."""
+    """Cells (float16), labels and masks of training, held-out and test images; `every` n-th of a large category."""
     train, test = table[(table.split == "train") & (table.label == 0)], table[table.split == "test"]
     attributes = table.attrs
     train, held = datasets.hold_out(train.iloc[::every], 0.2, 0)
@@ -122,14 +122,14 @@ def prepare(table, textures: str, every: int, patch_size: int) -> dict:
             rng, family = np.random.default_rng([7, k]), families[k % len(families)]
             picture, mask = method.blend(k % len(train), rng, family)
             pictures.append(picture)
-            labels.append(token_labels(mask, GRID))
+            labels.append(cell_labels(mask, GRID))
         found[name], found[f"{name}_labels"] = features(pictures), np.stack(labels)
     return found
 
 
-def transform(tokens: np.ndarray, v: Variant):
-    """Fit `v.prepare` and `v.norm` to training tokens (n, L, D); return the function that applies them."""
-    rows = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
+def transform(cells: np.ndarray, v: Variant):
+    """Fit `v.prepare` and `v.norm` to training cells (n, L, D); return the function that applies them."""
+    rows = cells.reshape(-1, cells.shape[-1]).astype(np.float64)
     mean, matrix = np.zeros(rows.shape[1]), np.eye(rows.shape[1])
     if v.prepare != "none":
         mean = rows.mean(0)
@@ -146,10 +146,10 @@ def transform(tokens: np.ndarray, v: Variant):
 # -- one variant ------------------------------------------------------------------------------------------------------
 
 
-def measure(network, tokens, labels, masks, apply, prefix: str) -> dict:
-    """Image AUROC of the largest token and of the smoothed map's highest per cent, pixel AUROC, AUPRO."""
+def measure(network, cells, labels, masks, apply, prefix: str) -> dict:
+    """Image AUROC of the largest cell and of the smoothed map's highest per cent, pixel AUROC, AUPRO."""
     with torch.no_grad():
-        found = [network.logits(apply(part).flatten(0, 1)).sigmoid() for part in np.array_split(tokens, 8)]
+        found = [network.logits(apply(part).flatten(0, 1)).sigmoid() for part in np.array_split(cells, 8)]
     grid = torch.cat(found).reshape(-1, *GRID)
     maps = upsample_and_smooth(grid, (SIZE, SIZE), 4.0)
     pixel = metrics.pixel_metrics(list(maps), list(masks))
@@ -176,7 +176,7 @@ def run(data: dict, v: Variant, seed: int) -> list[dict]:
             network.renew_centre(centre)
         x, y = apply(data["train"][chosen % n]).flatten(0, 1), torch.from_numpy(labels[chosen]).flatten()
         noise = torch.randn_like(x) * v.noise / WIDTH**0.5
-        terms = network(x, apply(blended[chosen]).flatten(0, 1), y, noise, settings, rows=some_rows(y, v.token_share))
+        terms = network(x, apply(blended[chosen]).flatten(0, 1), y, noise, settings, rows=some_rows(y, v.cell_share))
         sum(value for key, value in terms.items() if key[0] != "_").backward()
         for optimizer in both:
             optimizer.step()
@@ -196,7 +196,7 @@ def run(data: dict, v: Variant, seed: int) -> list[dict]:
 
 
 def load(options, patch_size: int) -> dict:
-    """Tokens of a category, from the cache where they are."""
+    """Cells of a category, from the cache where they are."""
     file = Path(options.cache) / f"glass_{options.category}_{patch_size}.npz" if options.cache else None
     if file and file.is_file():
         return dict(np.load(file))
@@ -219,12 +219,12 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    tokens = {}
+    cells = {}
     for number in range(len(VARIANTS)) if options.only is None else options.only:
         size = VARIANTS[number].patch_size
-        if size not in tokens:
-            tokens = {size: load(options, size)}  # one window at a time in memory
+        if size not in cells:
+            cells = {size: load(options, size)}  # one window at a time in memory
         for seed in options.seeds:
-            rows = [{"category": options.category} | row for row in run(tokens[size], VARIANTS[number], seed)]
+            rows = [{"category": options.category} | row for row in run(cells[size], VARIANTS[number], seed)]
             print(pd.DataFrame(rows).to_string(header=seed == options.seeds[0], index=False), flush=True)
             studies.write_rows("glass_accuracy", pd.DataFrame(rows))

@@ -28,8 +28,8 @@ def plain_losses(backbone, mean, std, reconstruction_net, global_net, images) ->
     with torch.no_grad():
         shallow, deep = backbone(images)
         joined = torch.cat([shallow, F.interpolate(deep, size=shallow.shape[-2:], mode="bilinear")], dim=1)
-        tokens = joined.flatten(2).transpose(1, 2)  # (B, h w, sum C_l)
-        pooled = F.adaptive_avg_pool1d(tokens, len(mean)).transpose(1, 2).unflatten(2, shallow.shape[-2:])
+        cells = joined.flatten(2).transpose(1, 2)  # (B, h w, sum C_l)
+        pooled = F.adaptive_avg_pool1d(cells, len(mean)).transpose(1, 2).unflatten(2, shallow.shape[-2:])
         f = (pooled - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
     r, g = reconstruction_net(f), global_net(images)
     c = f.shape[1]

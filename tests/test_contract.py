@@ -285,7 +285,7 @@ def plain(train):
 
 RESUMED = [(name, {}) for name in [*TRAINED, *EPISODIC]]
 RESUMED += [
-    ("glass", {"heads": 2, "bank": 3, "average": 0.9, "token_share": 0.5}),
+    ("glass", {"heads": 2, "bank": 3, "average": 0.9, "cell_share": 0.5}),
     ("ulsad", {"noise": 0.5, "hidden": 0.5, "schedule": "cosine"}),
     ("draem", {"bank": 4}),
 ]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(DEVICE.type == "cpu", reason="there is no other 
 # What takes another way through the code than the defaults do, by method.
 BRANCHES = {
     "patchcore": {"image_score": "reweight"},
-    "glass": {"bank": 3, "heads": 2, "average": 0.9, "image_score": "top", "token_share": 0.5},
+    "glass": {"bank": 3, "heads": 2, "average": 0.9, "image_score": "top", "cell_share": 0.5},
     "ulsad": {"noise": 0.5, "hidden": 0.5, "maps": "auto", "position_wise": "auto"},
     "pagmfr": {"bank": 4},
     "draem": {"bank": 4, "network": "authors"},

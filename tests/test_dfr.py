@@ -54,8 +54,8 @@ def test_aggregation_of_a_ramp_by_hand():
 
 def test_pca_width_counts_components():
     rng = np.random.default_rng(0)
-    tokens = rng.normal(0, [3, 1, 0.1, 0], (4000, 4)).astype(np.float32) + 5  # variances 9, 1, 0.01, 0
-    assert [dfr.pca_width(tokens, share) for share in (0.85, 0.95, 0.9999)] == [1, 2, 3]
+    cells = rng.normal(0, [3, 1, 0.1, 0], (4000, 4)).astype(np.float32) + 5  # variances 9, 1, 0.01, 0
+    assert [dfr.pca_width(cells, share) for share in (0.85, 0.95, 0.9999)] == [1, 2, 3]
     assert dfr.pca_width(np.ones((5, 4), np.float32), 0.9) == 1
 
 

@@ -52,8 +52,8 @@ def step(request, golden):
 
 
 def test_every_pass_of_the_ascent_is_the_original_one(step):
-    tokens = np.stack([row["tokens"].numpy() for row in step.trace])
-    np.testing.assert_allclose(tokens, step.data["trajectory"], rtol=0, atol=2e-5)
+    cells = np.stack([row["cells"].numpy() for row in step.trace])
+    np.testing.assert_allclose(cells, step.data["trajectory"], rtol=0, atol=2e-5)
     scores = np.stack([row["logits"].sigmoid().numpy() for row in step.trace])
     np.testing.assert_allclose(scores, step.data["pass_scores"], rtol=0, atol=1e-5)
 
@@ -123,7 +123,7 @@ def test_the_judge_decides_as_the_original(golden):
 
 
 def walk(n_steps, noise, hypothesis_origin=None):
-    """Ascend 40 random tokens of width 6; returns them, the segments and the trace."""
+    """Ascend 40 random cells of width 6; returns them, the segments and the trace."""
     torch.manual_seed(0)
     discriminator = glass_step.Discriminator(6, 5).train()
     true, offset = torch.randn(40, 6), noise * torch.randn(40, 6)
@@ -139,7 +139,7 @@ def test_uphill_raises_the_loss_at_every_step_and_leads_towards_normal():
     assert loss == sorted(set(loss))
     fooled = [row["logits"][40:].mean() for row in trace]
     assert fooled[-1] < fooled[0]  # less anomalous to the discriminator
-    moved = trace[1]["tokens"] - trace[0]["tokens"]
+    moved = trace[1]["cells"] - trace[0]["cells"]
     torch.testing.assert_close(moved.norm(dim=1), torch.full((40,), 0.001), rtol=1e-2, atol=1e-6)
     assert len(segments) == 1
 
@@ -147,11 +147,11 @@ def test_uphill_raises_the_loss_at_every_step_and_leads_towards_normal():
 @pytest.mark.parametrize("noise", [0.01, 0.4, 3.0])
 def test_after_a_projection_the_distance_lies_between_r_and_twice_r(noise):
     _, segments, _ = walk(5, noise)
-    true, _, trace = walk(6, noise)  # pass 5 sees the projected tokens
-    distance = (trace[5]["tokens"] - true).norm(dim=1)
+    true, _, trace = walk(6, noise)  # pass 5 sees the projected cells
+    distance = (trace[5]["cells"] - true).norm(dim=1)
     assert 0.5 - 1e-5 <= distance.min() <= distance.max() <= 1.0 + 1e-5
     scale = segments[0][1]
-    before = (trace[4]["tokens"] - true).norm(dim=1)
+    before = (trace[4]["cells"] - true).norm(dim=1)
     assert ((scale > 1) == (before < 0.5)).float().mean() > 0.95
 
 
@@ -161,7 +161,7 @@ def test_the_walk_does_not_depend_on_the_size_of_its_blocks(monkeypatch, hypothe
     monkeypatch.setattr(glass_step, "BLOCK", 35)  # 7 rows of 5: the last block is a short one
     blocks = walk(11, 0.4, hypothesis_origin=hypothesis_origin)[-1]
     for one, other in zip(whole, blocks, strict=True):
-        torch.testing.assert_close(one["tokens"], other["tokens"])
+        torch.testing.assert_close(one["cells"], other["cells"])
 
 
 @pytest.mark.parametrize("hidden", [3, 4, 40])
@@ -173,7 +173,7 @@ def test_one_step_is_the_gradient_that_autograd_finds(hidden):
     gradient = torch.autograd.grad(torch.nn.functional.softplus(-logits).mean(), noisy)[0]
     expected = noisy + 0.1 * gradient / (gradient.norm(dim=1, keepdim=True) + 1e-10)
     glass_step.ascend(discriminator, true, noisy.detach() - true, None, torch.tensor(0.5), 2, 0.1, 5, trace=trace)
-    torch.testing.assert_close(trace[1]["tokens"], expected.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trace[1]["cells"], expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 # -- features and labels ----------------------------------------------------------------------------------------------
@@ -181,9 +181,9 @@ def test_one_step_is_the_gradient_that_autograd_finds(hidden):
 
 def test_token_labels_are_the_maximum_over_each_square():
     mask = np.zeros((32, 40), bool)
-    mask[7, 8] = True  # one pixel: token row 0, column 1
+    mask[7, 8] = True  # one pixel: cell row 0, column 1
     mask[24:, 36] = True
-    labels = glass.token_labels(mask, (4, 5)).reshape(4, 5)
+    labels = glass.cell_labels(mask, (4, 5)).reshape(4, 5)
     assert np.argwhere(labels).tolist() == [[0, 1], [3, 4]]
     assert labels.sum() == 2
 
@@ -233,13 +233,13 @@ def test_both_hypotheses_train_and_log(train, hypothesis):
 
 
 @pytest.mark.parametrize("hypothesis", ["manifold", "hypersphere"])
-def test_a_batch_of_a_bank_knows_its_anomalous_tokens(train, hypothesis):
-    settings = TINY | {"bank": 6, "token_share": 0.25, "hypothesis": hypothesis}
+def test_a_batch_of_a_bank_knows_its_anomalous_cells(train, hypothesis):
+    settings = TINY | {"bank": 6, "cell_share": 0.25, "hypothesis": hypothesis}
     method = glass.Glass(**settings).prepare(train)
     normal, blended, labels = method.make_batch(0)
     assert normal.shape == blended.shape == (2, 64, 152)
     changed = (normal != blended).any(dim=2)
-    assert changed[labels > 0.5].float().mean() > 0.9  # an anomalous token differs from its normal one
+    assert changed[labels > 0.5].float().mean() > 0.9  # an anomalous cell differs from its normal one
     assert set(method.bank) <= set(range(6))
     method.settings = dataclasses.replace(method.settings, bank=1)  # of a smaller bank the other images are normal, too
     seen = {method.make_batch(step)[0][0].sum().item() for step in range(20)}
@@ -249,9 +249,9 @@ def test_a_batch_of_a_bank_knows_its_anomalous_tokens(train, hypothesis):
 def test_heads_score_by_their_mean(train):
     method = glass.Glass(**TINY | {"heads": 3, "image_score": "top"}).fit(train)
     assert not torch.equal(method.network[0].adaptor.weight, method.network[1].adaptor.weight)  # other initial weights
-    tokens = torch.rand(5, 152)
-    mean = sum(head.logits(tokens) for head in method.network) / 3
-    torch.testing.assert_close(method.network.logits(tokens), mean)
+    cells = torch.rand(5, 152)
+    mean = sum(head.logits(cells) for head in method.network) / 3
+    torch.testing.assert_close(method.network.logits(cells), mean)
     scores = method.score(torch.rand(2, 3, 64, 64))
     top = np.sort(scores.map.reshape(2, -1), axis=1)[:, -40:].mean(axis=1)  # 1 % of 64 x 64 pixels
     np.testing.assert_allclose(scores.image, top, rtol=1e-5)
@@ -285,7 +285,7 @@ def test_averaged_weights_are_the_running_mean_of_the_snapshots(train):
     torch.testing.assert_close(method.network.adaptor.weight.detach(), mean)
 
 
-def test_some_rows_prefer_anomalous_tokens():
+def test_some_rows_prefer_anomalous_cells():
     labels = torch.zeros(100)
     labels[:5] = 1
     torch.manual_seed(0)
@@ -303,11 +303,11 @@ def test_noise_in_units_of_the_data(train):
     assert (small / large, third) == (pytest.approx(noise.LEVELS[0] / noise.LEVELS[1]), small)
     normal, blended, labels = (part.flatten(0, 1) for part in method.make_batch(0))
     head, far = method.network[0].train(), []
-    for unit in (1.0, 3.0):  # a global anomaly lies three times as far from its normal token
+    for unit in (1.0, 3.0):  # a global anomaly lies three times as far from its normal cell
         trace = []
         drawn = torch.randn(normal.shape, generator=torch.Generator().manual_seed(0)) * 0.05
         glass_step.losses(head, normal, blended, labels, drawn, method.step_settings, trace, unit=unit)
-        far.append((trace[-1]["tokens"] - head.adaptor(normal)).norm(dim=1).mean().item())
+        far.append((trace[-1]["cells"] - head.adaptor(normal)).norm(dim=1).mean().item())
     assert far[1] / far[0] == pytest.approx(3, rel=0.05)
     assert glass.Glass(**TINY | {"noise": "auto"}).fit(train.iloc[:1]).units[0] > 0  # one image
 
@@ -355,9 +355,9 @@ def test_original_weights_score_and_get_thresholds_and_are_saved(train, tmp_path
     method = glass.Glass(**TINY | {"feature_norm": 3.0})  # of a training here; theirs know nothing of it
     method.use_original(file)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    tokens = method.embed(images).flatten(2).transpose(1, 2)  # (2, 64, 152)
+    cells = method.embed(images).flatten(2).transpose(1, 2)  # (2, 64, 152)
     with torch.no_grad():
-        expected = torch.stack([network.logits(rows).sigmoid().max() for rows in tokens])
+        expected = torch.stack([network.logits(rows).sigmoid().max() for rows in cells])
     scores = method.score(images)
     np.testing.assert_allclose(scores.image, expected, rtol=1e-5)
     refused("not fitted", method.save, tmp_path / "model")

@@ -85,7 +85,7 @@ ZERO = [
 ]  # fmt: skip
 EMPTY = ["contrastive.families", "ulsad.global_losses", "unified.references"]
 SHARES = [  # at most 1
-    "average", "coreset", "jitter", "p", "probability", "radius", "rotate", "token_share", "unified.whiten",
+    "average", "coreset", "jitter", "p", "probability", "radius", "rotate", "cell_share", "unified.whiten",
 ]  # fmt: skip
 ABOVE_1 = ["ulsad.batch_size"]
 BELOW_1 = ["dropout", "hold_out", "ulsad.hidden", "warm_up"]

@@ -266,11 +266,11 @@ def test_lattice_takes_any_size_and_is_zero_on_the_lattice():
     assert np.abs(field).max() > 0.3
 
 
-def test_token_mask_pads_the_last_tokens():
+def test_token_mask_pads_the_last_cells():
     mask = np.zeros((10, 17), bool)
     mask[9, 16] = True
-    tokens = perlin.token_mask(mask, 8)
-    assert tokens.tolist() == [[0, 0, 0], [0, 0, 1]]
+    cells = perlin.cell_mask(mask, 8)
+    assert cells.tolist() == [[0, 0, 0], [0, 0, 1]]
 
 
 # -- textures, objects, foregrounds -----------------------------------------------------------------------------------
@@ -465,18 +465,18 @@ def test_sources_from_folder_list_and_array(tmp_path):
 
 @pytest.mark.parametrize("shape", [(50, 16), (16, 12, 10), (3, 16, 12, 10)])
 def test_gaussian_features(shape):
-    tokens = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    made, mask, _ = synthesise("feature_gauss", tokens, np.random.default_rng(0))
-    assert (made.dtype, mask.all(), mask.size) == (tokens.dtype, True, tokens.size // 16)
-    assert abs((made - tokens).std() - 0.015) < 0.001
-    as_tensor, _, _ = synthesise("feature_gauss", torch.from_numpy(tokens), np.random.default_rng(0))
+    cells = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    made, mask, _ = synthesise("feature_gauss", cells, np.random.default_rng(0))
+    assert (made.dtype, mask.all(), mask.size) == (cells.dtype, True, cells.size // 16)
+    assert abs((made - cells).std() - 0.015) < 0.001
+    as_tensor, _, _ = synthesise("feature_gauss", torch.from_numpy(cells), np.random.default_rng(0))
     assert isinstance(as_tensor, torch.Tensor)
     np.testing.assert_array_equal(as_tensor.numpy(), made)
 
 
 def test_perlin_features_touch_only_the_mask():
-    tokens = torch.zeros(40, 8, 14, 18)
-    made, mask, info = synthesise("feature_perlin", tokens, np.random.default_rng(0), sigma=1.0)
+    cells = torch.zeros(40, 8, 14, 18)
+    made, mask, info = synthesise("feature_perlin", cells, np.random.default_rng(0), sigma=1.0)
     touched = (made != 0).any(dim=1).numpy()
     assert np.array_equal(touched, mask)
     assert abs(made.movedim(1, -1)[torch.from_numpy(mask)].std() - 1) < 0.05
@@ -529,7 +529,7 @@ def test_images_foregrounds_features_and_names_that_cannot_be_used():
         refused("shape", synthesise, name, host(), rng, np.ones((95, 96), bool))
     refused("sigma", synthesise, "feature_gauss", np.zeros((4, 4), np.float32), rng, sigma=-1)
     refused("grid", synthesise, "feature_perlin", np.zeros((4, 4), np.float32), rng)
-    refused("features", synthesise, "feature_gauss", "tokens", rng)
+    refused("features", synthesise, "feature_gauss", "cells", rng)
     refused("at least one", pagmfr.judge_kind, [])
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from adlib.synthesis import nsa
 from adlib.synthesis.blends import as_float, blend
-from adlib.synthesis.perlin import combine, lattice_noise, rotate, token_mask
+from adlib.synthesis.perlin import cell_mask, combine, lattice_noise, rotate
 
 
 @pytest.mark.parametrize("k", range(6))
@@ -30,7 +30,7 @@ def test_mask_combination_and_token_mask_equal_glass(golden, k):
     mask, _ = combine(data[f"thr1_{k}"] > 0, data[f"thr2_{k}"] > 0, float(data[f"draw_{k}"]))
     mask &= data[f"foreground_{k}"] > 0
     assert np.array_equal(mask, data[f"mask_pixel_{k}"] > 0)
-    assert np.array_equal(token_mask(mask, 8), data[f"mask_token_{k}"] > 0)
+    assert np.array_equal(cell_mask(mask, 8), data[f"mask_token_{k}"] > 0)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -41,7 +41,7 @@ def test_las_blend_equals_glass(golden, k):
     opacity = 1 - np.clip(data[f"beta_raw_{k}"], 0.2, 0.8)
     expected = data[f"blend_{k}"].transpose(1, 2, 0)
     np.testing.assert_allclose(blend(image, texture, mask, opacity), expected, atol=2e-6)
-    assert np.array_equal(token_mask(mask, 8), data[f"mask_token_{k}"] > 0)
+    assert np.array_equal(cell_mask(mask, 8), data[f"mask_token_{k}"] > 0)
 
 
 @pytest.mark.parametrize("k", range(4))

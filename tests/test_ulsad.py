@@ -82,7 +82,7 @@ def test_attention_matches_the_original_and_the_plain_form(golden, case):
 
 def test_the_attention_loss_is_the_plain_one_for_any_tile(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    f, g = torch.randn(2, 2, 12, 5, 7, generator=generator)  # 35 tokens an image
+    f, g = torch.randn(2, 2, 12, 5, 7, generator=generator)  # 35 cells an image
     sa, found = ulsad_step.attend(f, f), []
     for tile in (None, 8, 35, 100):
         query = g.clone().requires_grad_()

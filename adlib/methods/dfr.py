@@ -156,9 +156,9 @@ def _pointwise(widths) -> nn.Sequential:
     return nn.Sequential(*layers[:-2])
 
 
-def pca_width(tokens: np.ndarray, variance: float = 0.9) -> int:
-    """Return how many principal components keep a share `variance` of the variance of tokens (n, C); at least 1."""
-    centred = tokens.reshape(-1, tokens.shape[-1]) - tokens.reshape(-1, tokens.shape[-1]).mean(axis=0, dtype=np.float64)
+def pca_width(cells: np.ndarray, variance: float = 0.9) -> int:
+    """Return how many principal components keep a share `variance` of the variance of cells (n, C); at least 1."""
+    centred = cells.reshape(-1, cells.shape[-1]) - cells.reshape(-1, cells.shape[-1]).mean(axis=0, dtype=np.float64)
     values = np.linalg.eigvalsh(centred.T @ centred)[::-1].clip(0)  # falling
     if values.sum() == 0:
         return 1

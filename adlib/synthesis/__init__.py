@@ -12,7 +12,7 @@
 Opacity is the share of the foreign material, everywhere: 1 replaces the host, 0 leaves it untouched. The papers of
 DRAEM and GLASS write beta for the share of the original, so beta = 1 - opacity.
 
-`names("image")` lists the families that work on images, `names("feature")` those that work on feature tokens.
+`names("image")` lists the families that work on images, `names("feature")` those that work on feature cells.
 A new family is one decorated function:
 
     @register("dead_pixel")

@@ -64,7 +64,7 @@ def glass_las(
     """GLASS's local anomaly synthesis (Chen et al., ECCV 2024): one or two Perlin masks, a texture.
 
     Two masks are united, intersected or the first used alone, a third each. `opacity` None draws the paper's beta ~
-    N(0.5, 0.1^2) clipped to [0.2, 0.8]; a number fixes it. The mask of feature tokens is `perlin.token_mask(mask)`.
+    N(0.5, 0.1^2) clipped to [0.2, 0.8]; a number fixes it. The mask of feature cells is `perlin.cell_mask(mask)`.
     """
     mask, info = dual_mask(foreground.shape, rng, foreground, exponents, threshold, area, backend, octaves)
     if opacity is None:

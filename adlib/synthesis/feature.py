@@ -1,6 +1,6 @@
-"""Pseudo-anomalies among features instead of pixels: noise on the tokens of a normal image.
+"""Pseudo-anomalies among features instead of pixels: noise on the cells of a normal image.
 
-Tokens are numpy arrays or torch tensors of one of the shapes (L, C), (C, H, W) or (B, C, H, W); the mask has the
+Cells are numpy arrays or torch tensors of one of the shapes (L, C), (C, H, W) or (B, C, H, W); the mask has the
 shape without C. The result has the type, device and shape of what was given. For the gradients of a torch tensor
 the noise is a constant.
 """
@@ -16,9 +16,9 @@ from adlib.synthesis.registry import register
 
 @register("feature_gauss", kind="feature")
 def feature_gauss(features, rng, sigma=0.015):
-    """SimpleNet (Liu et al., CVPR 2023): N(0, sigma^2) on every value of every token.
+    """SimpleNet (Liu et al., CVPR 2023): N(0, sigma^2) on every value of every cell.
 
-    The length of the noise on a token grows with the root of its width C: 0.015 on 1536 values makes 0.588. For
+    The length of the noise on a cell grows with the root of its width C: 0.015 on 1536 values makes 0.588. For
     another width, keep sigma * sqrt(C).
     """
     shape = _token_shape(features)
@@ -27,16 +27,16 @@ def feature_gauss(features, rng, sigma=0.015):
 
 @register("feature_perlin", kind="feature")
 def feature_perlin(features, rng, sigma=0.015, probability=0.5, threshold=0.2, exponents=(0, 6)):
-    """SuperSimpleNet (Rolih et al., 2024): Gaussian noise on blobs of tokens.
+    """SuperSimpleNet (Rolih et al., 2024): Gaussian noise on blobs of cells.
 
-    Each image of the batch is anomalous with `probability`; its mask is Perlin noise on the token grid above
-    `threshold`. Exponents that would make more lattice cells than tokens are left out. Needs (C, H, W) or
+    Each image of the batch is anomalous with `probability`; its mask is Perlin noise on the cell grid above
+    `threshold`. Exponents that would make more lattice cells than the map has cells are left out. Needs (C, H, W) or
     (B, C, H, W).
     """
     shape = _token_shape(features)
     if len(shape) == 1:
         raise InputError(
-            f"feature_perlin needs a grid of tokens, (C, H, W) or (B, C, H, W), got {tuple(features.shape)}"
+            f"feature_perlin needs a grid of cells, (C, H, W) or (B, C, H, W), got {tuple(features.shape)}"
         )
     probability = uniform("probability", probability, rng, 0, 1)
     highest = min(exponents[1], min(shape[-2:]).bit_length() - 1)

@@ -177,12 +177,12 @@ def combine(first: np.ndarray, second: np.ndarray, draw: float) -> tuple[np.ndar
     return first, "first"
 
 
-def token_mask(mask: np.ndarray, stride: int = 8) -> np.ndarray:
-    """Mask of feature tokens: true where any pixel of the token's square is (max-pooling of stride x stride).
+def cell_mask(mask: np.ndarray, stride: int = 8) -> np.ndarray:
+    """Mask of feature cells: true where any pixel of the cell's square is (max-pooling of stride x stride).
 
     Args:
         mask: bool (H, W).
-        stride: pixels a token; the last token of a row or column may cover fewer.
+        stride: pixels a cell; the last cell of a row or column may cover fewer.
 
     Returns:
         bool (ceil(H / stride), ceil(W / stride)).

@@ -77,7 +77,7 @@ def synthesise(name: str, image, rng: np.random.Generator, foreground=None, sour
     Args:
         name: a family of `names()`.
         image: the normal host, uint8 or float in [0, 1], (H, W, 3) or grey (H, W); for a family of kind "feature" an
-            array or tensor of tokens, see `adlib.synthesis.feature`.
+            array or tensor of cells, see `adlib.synthesis.feature`.
         rng: the source of every random draw.
         foreground: (H, W), nonzero on the product; the anomaly stays inside. None for the whole image.
         sources: `Sources`, or a folder or a list of images that serves wherever the family needs foreign pixels.

@@ -1,8 +1,8 @@
 """GLASS: global and local anomaly co-synthesis strategy (Chen et al., ECCV 2024, arXiv 2407.09359).
 
     fit    frozen features -> hypothesis: manifold or hypersphere -> adaptor and discriminator, trained on three
-           streams of tokens: normal, weak anomalies made in feature space (GAS), strong ones made in the image (LAS)
-    score  discriminator on every token -> map; its largest value -> image score
+           streams of cells: normal, weak anomalies made in feature space (GAS), strong ones made in the image (LAS)
+    score  discriminator on every cell -> map; its largest value -> image score
 
 The defaults are those of the authors' released code. The steps of the training are in `step`, the choice of
 the hypothesis in `hypothesis`.
@@ -70,10 +70,10 @@ class GlassSettings(training.Options):
     n_ascent: S.Whole = 20  # steps of the ascent; without any the global anomalies are plain noise
     step_size: S.NotNegative = 0.001  # length of one step in feature space
     radius: S.Closed = 0.75  # quantile of distances to the centre that makes r, a share (not a length)
-    p: S.Closed = 0.5  # local tokens below this quantile of the error are dropped; 0 keeps all
+    p: S.Closed = 0.5  # local cells below this quantile of the error are dropped; 0 keeps all
     families: SomeFamilies = ("glass_las",)  # of adlib.synthesis, in turn: where local anomalies come from
     bank: S.Whole = 0  # make so many local anomalies once and reuse them; 0 makes new ones in every step (paper)
-    token_share: S.ShareTo1 = 1.0  # share of all tokens that a step trains on; the paper takes all
+    cell_share: S.ShareTo1 = 1.0  # share of all cells that a step trains on; the paper takes all
     # Folder, also by its name below data/ ("dtd"); "mixed", see `synthesis.sources`; "dtd?mixed": the folder if it is
     # there; "": patterns made on the spot.
     textures: str = ""
@@ -83,11 +83,11 @@ class GlassSettings(training.Options):
     epochs: S.Count = 640  # the code's meta epochs
     batch_size: S.Count = 8  # images
     sigma: S.NotNegative = 4.0  # Gaussian smoothing of the map, input pixels; 0 for none
-    image_score: Literal["max", "top"] = "max"  # max: of the tokens; top: mean of the highest 1 % of the map
+    image_score: Literal["max", "top"] = "max"  # max: of the cells; top: mean of the highest 1 % of the map
 
 
 class Glass:
-    """A discriminator of normal and pseudo-anomalous tokens.
+    """A discriminator of normal and pseudo-anomalous cells.
 
     Args:
         settings: changes to `GlassSettings`, by name.
@@ -116,15 +116,15 @@ class Glass:
     # -- features -----------------------------------------------------------------------------------------------------
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Embed images (B, 3, H, W) in [0, 1] as tokens (B, D, h, w)."""
+        """Embed images (B, 3, H, W) in [0, 1] as cells (B, D, h, w)."""
         s = self.settings
         with torch.inference_mode():
             features = self.backbone(images.to(self.device))
-            tokens = embed(features, s.patch_size, s.embedding_dim)
-            return tokens * self.feature_factor
+            cells = embed(features, s.patch_size, s.embedding_dim)
+            return cells * self.feature_factor
 
     def build_networks(self) -> None:
-        """Make the networks that the settings and `shape`, width D and number of positions L of the tokens, ask for."""
+        """Make the networks that the settings and `shape`, width D and number of positions L of the cells, ask for."""
         s = self.settings
         self.verdict, self.resize = Verdict(*self.verdict), replace(self.resize, scale=self.scale)
         with torch.random.fork_rng():
@@ -204,7 +204,7 @@ class Glass:
             self.resize = replace(self.resize, scale=self.scale)
 
     def make_batch(self, step: int):
-        """Features of normal images, the same images with local anomalies, and the labels of their tokens.
+        """Features of normal images, the same images with local anomalies, and the labels of their cells.
 
         Returns:
             normal (B, L, D); blended: images (B, 3, H, W), or features (B, L, D) from the bank; labels (B, L).
@@ -227,15 +227,15 @@ class Glass:
     def _local(self, i: int, rng, turn: int):
         """A local anomaly on training image `i`, families taking turns: uint8 (H, W, 3), labels (L,)."""
         image, mask = self.blend(i, rng, self.settings.families[turn % len(self.settings.families)])
-        return image, torch.from_numpy(token_labels(mask, self.grid))
+        return image, torch.from_numpy(cell_labels(mask, self.grid))
 
     def _bank_item(self, k: int):
         """Local anomaly `k` of the bank, made when first asked for: training image, features (L, D), labels (L,)."""
         if k not in self.bank:
             i = k % len(self.features)
             image, labels = self._local(i, np.random.default_rng([self.settings.seed, 3, k]), k)
-            tokens = self.embed(to_tensor([image]))[0].flatten(1).T.contiguous().cpu()
-            self.bank[k] = (i, tokens, labels)
+            cells = self.embed(to_tensor([image]))[0].flatten(1).T.contiguous().cpu()
+            self.bank[k] = (i, cells, labels)
         return self.bank[k]
 
     def blend(self, i: int, rng, family: str):
@@ -293,35 +293,35 @@ class Glass:
             blended = self.embed(blended).flatten(2).transpose(1, 2).clone()  # (B, L, D)
         normal, blended, labels = normal.flatten(0, 1), blended.flatten(0, 1), labels.flatten()
         drawn = torch.randn(normal.shape, device=self.device) * self.sigma_noise
-        rows = some_rows(labels, self.settings.token_share) if self.settings.token_share < 1 else None
+        rows = some_rows(labels, self.settings.cell_share) if self.settings.cell_share < 1 else None
         return modules["network"](normal, blended, labels, drawn, self.step_settings, rows=rows, units=self.units)
 
     def _validation(self, held_out):
         """Return the function that rates the network on held-out damaged images; their features are made once."""
         s = self.settings
         judge = Judge(held_out, self.resize, seed=s.seed)
-        tokens = channels_first(picture_features(judge.images, self.embed, s.batch_size), self.device)
-        return lambda: judge.rate(*self._scores(tokens, self.resize.hw))
+        cells = channels_first(picture_features(judge.images, self.embed, s.batch_size), self.device)
+        return lambda: judge.rate(*self._scores(cells, self.resize.hw))
 
     # -- score ------------------------------------------------------------------------------------------------------
 
     def score(self, batch: Batch | torch.Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1] at the network's input size.
 
-        Token score: the discriminator's probability. Map: token scores, bilinear to the input size, then Gaussian
-        smoothing. Image score: the largest token score, or with `image_score="top"` the mean of the highest 1 % of
-        the map: a single token may be high by chance, a defect of some size is not.
+        Cell score: the discriminator's probability. Map: cell scores, bilinear to the input size, then Gaussian
+        smoothing. Image score: the largest cell score, or with `image_score="top"` the mean of the highest 1 % of
+        the map: a single cell may be high by chance, a defect of some size is not.
         """
         storage.check_fitted(self)
         images = check_images(batch)
         return self._scores(self.embed(images), tuple(images.shape[-2:]))
 
     @torch.no_grad()
-    def _scores(self, tokens: torch.Tensor, size) -> Scores:
-        """Scores of tokens (B, D, h, w)."""
+    def _scores(self, cells: torch.Tensor, size) -> Scores:
+        """Scores of cells (B, D, h, w)."""
         network = self.averaged.eval()
-        logits = network.logits(patches.to_rows(tokens))  # (B h w,)
-        probabilities = patches.to_grid(logits.sigmoid(), tokens.shape[2:])  # (B, h, w)
+        logits = network.logits(patches.to_rows(cells))  # (B h w,)
+        probabilities = patches.to_grid(logits.sigmoid(), cells.shape[2:])  # (B, h, w)
         maps = upsample_and_smooth(probabilities, size, self.settings.sigma)
         if self.settings.image_score == "top":
             image = top_mean(torch.from_numpy(maps))
@@ -347,7 +347,7 @@ class Glass:
         own = (s.embedding_dim or sum(self.backbone.channels), s.hidden, s.heads)
         if own != (width, hidden, 1):
             raise InputError(
-                f"{path} holds 1 head of token width {width} and hidden width {hidden}, these settings make {own[2]} "
+                f"{path} holds 1 head of cell width {width} and hidden width {hidden}, these settings make {own[2]} "
                 f"of {own[0]} and {own[1]}; set heads=1, hidden={hidden}, and backbone, stages and "
                 "embedding_dim as they were in training"
             )
@@ -374,8 +374,8 @@ def optimizers(network: Network | Ensemble, rate: float) -> list[torch.optim.Opt
     ]
 
 
-def token_labels(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """float32 (L,): 1 for every token that holds an anomalous pixel (adaptive max-pooling, 8 x 8 in the paper)."""
+def cell_labels(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """float32 (L,): 1 for every cell that holds an anomalous pixel (adaptive max-pooling, 8 x 8 in the paper)."""
     pooled = F.adaptive_max_pool2d(torch.from_numpy(mask[None, None].astype(np.float32)), grid)
     return pooled.flatten().numpy()
 

@@ -36,8 +36,8 @@ class Deployed(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return image scores (B,) and maps (B, H, W) for images (B, 3, H, W) in [0, 1]."""
-        tokens = embed(self.backbone(images), *self.pooling) * self.factor  # (B, D, h, w)
-        rows = tokens.permute(0, 2, 3, 1)  # (B, h, w, D)
+        cells = embed(self.backbone(images), *self.pooling) * self.factor  # (B, D, h, w)
+        rows = cells.permute(0, 2, 3, 1)  # (B, h, w, D)
         grid = rows.shape[1:3]
         probabilities = self.network.logits(rows.flatten(0, 2)).sigmoid().reshape(-1, 1, *grid)  # (B, 1, h, w)
         maps = F.interpolate(probabilities, size=self.size, mode="bilinear", align_corners=False)

@@ -1,8 +1,8 @@
-"""One training step of GLASS: three streams of tokens, a walk uphill, and three losses (Chen et al., arXiv 2407.09359).
+"""One training step of GLASS: three streams of cells, a walk uphill, and three losses (Chen et al., arXiv 2407.09359).
 
-    u  normal tokens                   A(t(x))              label 0
+    u  normal cells                    A(t(x))              label 0
     g  global synthesis (GAS)          u + noise, ascended  label 1: weak anomalies, close to normal
-    v  local synthesis (LAS)           A(t(x_a))            label of each token: 1 where a texture was blended in
+    v  local synthesis (LAS)           A(t(x_a))            label of each cell: 1 where a texture was blended in
 
 The loss that g *ascends* is that of calling g anomalous. Uphill is therefore where the discriminator is fooled: towards
 normal. Truncated projection keeps g from arriving there, and hard examples remain.
@@ -24,10 +24,10 @@ BLOCK = 2**18  # numbers of a block of rows in the ascent: its buffers stay in t
 
 
 class Discriminator(nn.Module):
-    """Linear, batch normalisation, leaky ReLU, linear without bias: one logit a token.
+    """Linear, batch normalisation, leaky ReLU, linear without bias: one logit a cell.
 
     Args:
-        width: length D of a token; hidden: width H of the hidden layer.
+        width: length D of a cell; hidden: width H of the hidden layer.
     """
 
     def __init__(self, width: int, hidden: int):
@@ -38,9 +38,9 @@ class Discriminator(nn.Module):
         for layer in (self.linear, self.out):
             nn.init.xavier_normal_(layer.weight)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return logits (N,) for tokens (N, D)."""
-        return self.head(self.linear(tokens))
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        """Return logits (N,) for cells (N, D)."""
+        return self.head(self.linear(cells))
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return logits (N,) for values (N, H) of the hidden layer before normalisation."""
@@ -64,9 +64,9 @@ class Network(nn.Module):
         """
         return losses(self, *batch, unit=units[0], **options)
 
-    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+    def logits(self, cells: torch.Tensor) -> torch.Tensor:
         """Return logits (N,) for pooled backbone features (N, D): the way of a test image."""
-        return self.discriminator(self.adaptor(tokens))
+        return self.discriminator(self.adaptor(cells))
 
     def renew_centre(self, mean_features: torch.Tensor) -> None:
         """Set the centre to A of the mean features (L, D): A is linear, so that is the mean of A(t(x)), at no pass."""
@@ -95,7 +95,7 @@ def read_original(path) -> Network:
 
 
 class Ensemble(nn.ModuleList):
-    """Networks with different initial weights that learn from the same batches; a token's logit is their mean.
+    """Networks with different initial weights that learn from the same batches; a cell's logit is their mean.
 
     Ours: after few steps much of a score is the luck of the initial weights, and that part averages out.
     """
@@ -106,9 +106,9 @@ class Ensemble(nn.ModuleList):
         terms = [network(*batch, units=(unit,), **options) for network, unit in zip(self, units, strict=True)]
         return {name: torch.stack([torch.as_tensor(t[name]) for t in terms]).mean(0) for name in terms[0]}
 
-    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+    def logits(self, cells: torch.Tensor) -> torch.Tensor:
         """Return mean logits (N,) for pooled backbone features (N, D)."""
-        return torch.stack([network.logits(tokens) for network in self]).mean(0)
+        return torch.stack([network.logits(cells) for network in self]).mean(0)
 
     def renew_centre(self, mean_features: torch.Tensor) -> None:
         """Set the centre of each network."""
@@ -124,16 +124,16 @@ def losses(
     Args:
         network: in training mode. All passes share one set of running statistics, as in the original.
         normal, blended: (B L, D) pooled features t(x) of normal images and t(x_a) of blended ones, image by image.
-        labels: (B L,) float, 1 where a blended token is anomalous.
-        noise: (B L, D), added to the normal tokens before the ascent.
+        labels: (B L,) float, 1 where a blended cell is anomalous.
+        noise: (B L, D), added to the normal cells before the ascent.
         settings: `hypothesis` ("manifold" or "hypersphere"), `n_ascent`, `step_size`, `radius`, `p`.
-        trace: a list that receives one dict for every pass of the ascent (`tokens`, `logits`), for pictures.
+        trace: a list that receives one dict for every pass of the ascent (`cells`, `logits`), for pictures.
         rows: (rows of `normal`, rows of `blended`) to use, index tensors; None for all, as in the original.
         unit: what noise, the radius 0.5 of the manifold and the length of a step are multiplied by.
 
     Returns:
         "normal", "global", "local" loss terms (scalars with gradient), and for the log, with a leading "_": shares of
-        tokens on the right side of 0.5, and the radii r_t, r_g, r_f (0.75-quantiles of distances to the centre).
+        cells on the right side of 0.5, and the radii r_t, r_g, r_f (0.75-quantiles of distances to the centre).
     """
     s, discriminator, noise = settings, network.discriminator, noise * unit
     sphere = s.hypothesis == "hypersphere"
@@ -147,7 +147,7 @@ def losses(
         to_centre_u, to_centre_v = (u - centre).norm(dim=1), (v - centre_v).norm(dim=1)
         r_t = torch.cat([to_centre_v[~anomalous], to_centre_u]).quantile(s.radius)
         r_f = to_centre_v[anomalous].quantile(s.radius) if anomalous.any() else torch.zeros(())
-        low = r_t if sphere else u.new_tensor(0.5 * unit)  # a fixed radius about each token's own normal feature
+        low = r_t if sphere else u.new_tensor(0.5 * unit)  # a fixed radius about each cell's own normal feature
 
     # -- global anomaly synthesis: a walk without gradients, then the same walk as one differentiable expression ------
     offset = u.detach() + noise - centre if sphere else noise  # g - origin
@@ -172,7 +172,7 @@ def losses(
         g = u + (offset + pushed @ weight if segments else offset)
     logits = discriminator(torch.cat([u, g])).float()  # (2 B L,): one batch for the statistics
     if trace is not None:
-        trace.append({"tokens": g.detach().clone(), "logits": logits.detach().clone()})
+        trace.append({"cells": g.detach().clone(), "logits": logits.detach().clone()})
 
     # -- local anomaly synthesis --------------------------------------------------------------------------------------
     if sphere:
@@ -209,9 +209,9 @@ def ascend(
     every: int = 5,
     trace: list | None = None,
 ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Walk noisy tokens up the gradient of their loss against label 1, with truncated projection.
+    """Walk noisy cells up the gradient of their loss against label 1, with truncated projection.
 
-    With d the gradient for a token g and W the weight of the first layer, the original repeats
+    With d the gradient for a cell g and W the weight of the first layer, the original repeats
 
         g <- g + step_size d / |d|,    d = W' e,    e the gradient at the hidden layer,
 
@@ -219,13 +219,13 @@ def ascend(
     step_size (W W') e / |d|, where |d|^2 = e' (W W') e. With s the sum of the step_size e / |d| since the last
     projection, g - o has moved by W' s, and its squared length has grown by (W' s)' (2 (g - o) + W' s), which is
     s' (h + h_before - 2 W o). So a pass needs one product with the H x H matrix W W' (or two with W, where H is more
-    than twice D) for half of the tokens, where the original needs two with W for all; u passes through W once.
+    than twice D) for half of the cells, where the original needs two with W for all; u passes through W once.
 
-    Batch normalisation ties all tokens together at two points of a pass: at the statistics and at their gradient.
+    Batch normalisation ties all cells together at two points of a pass: at the statistics and at their gradient.
     Between the two everything goes block by block of rows, so that the work happens in the processor's cache.
 
     Args:
-        true: (N, D) normal tokens u, which share the batch statistics.
+        true: (N, D) normal cells u, which share the batch statistics.
         offset: (N, D) g - o at the start. origin: (N, D) the points o, or None for u itself.
         low: the smallest distance r; the largest is 2 r.
         n_steps, step_size, every: number of steps, their length, and steps between two projections.
@@ -261,9 +261,9 @@ def ascend(
         bias = norm.bias - mean * gain
         if trace is not None:
             logits = [F.leaky_relu(torch.addcmul(bias, x, gain), 0.2) @ out for x in (h_true, h)]
-            trace.append({"tokens": walker + start + pushed @ weight, "logits": torch.cat(logits)})
+            trace.append({"cells": walker + start + pushed @ weight, "logits": torch.cat(logits)})
         # Gradient of the mean of -log sigmoid(logit), back through activation and batch normalisation.
-        through = h.new_zeros(2, hidden)  # sums over tokens: the gradient after normalisation, and times its input
+        through = h.new_zeros(2, hidden)  # sums over cells: the gradient after normalisation, and times its input
         for block in blocks:
             y, slope = buffers[:, : block.stop - block.start]
             torch.addcmul(bias, h[block], gain, out=y)  # normalised
@@ -331,7 +331,7 @@ def _update_running(norm: nn.BatchNorm1d, statistics, n: int) -> None:
 
 
 def some_rows(labels: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw rows of normal and of blended tokens: a share of them, anomalous ones first (up to half of the draw)."""
+    """Draw rows of normal and of blended cells: a share of them, anomalous ones first (up to half of the draw)."""
     n = max(2, round(share * len(labels)))
     order = torch.randperm(len(labels), device=labels.device)
     shuffled = labels[order] > 0.5
@@ -347,7 +347,7 @@ def project(offset: torch.Tensor, low, high) -> torch.Tensor:
 
 
 def hard_examples(scores, labels, p: float):
-    """Keep the tokens whose squared error is at or above its p-quantile; p = 0 keeps all.
+    """Keep the cells whose squared error is at or above its p-quantile; p = 0 keeps all.
 
     >>> import torch
     >>> hard_examples(torch.tensor([0.1, 0.2, 0.9, 0.4]), torch.tensor([0.0, 0.0, 1.0, 1.0]), 0.5)[0]

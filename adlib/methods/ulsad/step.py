@@ -17,7 +17,7 @@ from torch import nn
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TERMS = ("attention", "local_global")  # of the loss, those of the global branch
 LAST = 14  # layers of the reconstruction network before its last convolution
-TILE = 256  # queries whose attention to all tokens is held at once
+TILE = 256  # queries whose attention to all cells is held at once
 
 
 # -- the two networks -------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def dissimilarity(a: torch.Tensor, b: torch.Tensor, direction: float = 0.5) -> t
 
 
 def attend(query: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """softmax(Q F^T / sqrt(C)) F over all h w tokens of an image, without learned projections.
+    """softmax(Q F^T / sqrt(C)) F over all h w cells of an image, without learned projections.
 
     Never holds the (h w, h w) matrix: the softmax is accumulated tile by tile (`scaled_dot_product_attention`).
 

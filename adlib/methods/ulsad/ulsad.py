@@ -122,8 +122,8 @@ def pool_features(features: list[torch.Tensor], channels: int) -> torch.Tensor:
     joined = torch.cat(same, dim=1)  # (B, sum C_l, H, W)
     if joined.shape[1] == channels:
         return joined
-    tokens = F.adaptive_avg_pool1d(joined.flatten(2).transpose(1, 2), channels)  # (B, H W, C)
-    return tokens.transpose(1, 2).reshape(len(joined), channels, *grid)
+    cells = F.adaptive_avg_pool1d(joined.flatten(2).transpose(1, 2), channels)  # (B, H W, C)
+    return cells.transpose(1, 2).reshape(len(joined), channels, *grid)
 
 
 def disturbed(features: torch.Tensor, noise: float, hidden: float) -> torch.Tensor:
