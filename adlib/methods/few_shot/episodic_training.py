@@ -295,12 +295,12 @@ def make_pools(tables: dict, validation: dict | None, make, resize: Resize, sett
     for name, table in train.items():
         foreign = [path for other, images in paths.items() if other != name for path in images[:20]]
         pictures = paint(table, resize, s.seed, foreign, *s.pool)
+        pools.append(make(pictures))  # before the check: features that are NaN are the worse fault
         if k > len(pictures.normal) - 1:
             raise InputError(
                 f"shots {s.shots}: category {name!r} has {len(pictures.normal)} normal images here, one of them the "
                 "query; lower shots or raise the first of pool"
             )
-        pools.append(make(pictures))
     return pools, products
 
 
