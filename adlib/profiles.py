@@ -166,12 +166,3 @@ def shaped(method: str, values: dict, image_paths, report=None) -> dict:
     if report and line:
         report(line)
     return values | {"resize": "stretch", "image_size": size}
-
-
-def study_settings(profile: str, study: str, overrides: dict | None = None) -> dict:
-    """Return the settings of a study: the profile's, then `overrides` on top; unknown names are refused."""
-    studies = load(profile)["studies"]
-    choice("study", study, studies)
-    for name in overrides or {}:
-        choice(f"setting of {study}", name, studies[study])
-    return {**studies[study], **(overrides or {})}

@@ -94,6 +94,35 @@ def curves(results: dict, title: str = ""):
     return figure
 
 
+def score_histogram(scores: pd.DataFrame, threshold=None, title: str = ""):
+    """Histogram of image scores by kind (columns `score`, `defect`, `label`), with the threshold if there is one.
+
+    Args:
+        threshold: a number, what `thresholds.from_normals` returned, or None.
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 2.8))
+    normal, kinds = (sorted(set(scores.defect[scores.label == label])) for label in (0, 1))
+    free = [color for color in sns.color_palette(PALETTE) if color != NORMAL]
+    others = free[: len(kinds)] if len(kinds) <= len(free) else sns.husl_palette(len(kinds))
+    colors = dict.fromkeys(normal, NORMAL) | dict(zip(kinds, others, strict=True))
+    style = {"multiple": "stack", "bins": 30, "alpha": 0.9, "ax": axis}
+    sns.histplot(scores, x="score", hue="defect", hue_order=list(colors), palette=colors, **style)
+    if len(colors) > 9:  # a longer legend would lie on the bars
+        sns.move_legend(axis, "center left", bbox_to_anchor=(1, 0.5), ncols=-(-len(colors) // 12), frameon=False)
+    threshold = getattr(threshold, "value", threshold)
+    if threshold is not None:
+        axis.axvline(threshold, color="black", linestyle="--", linewidth=1)
+        axis.annotate(
+            " threshold from\n held-out normals",
+            (threshold, 0.97),
+            xycoords=("data", "axes fraction"),
+            va="top",
+            fontsize="small",
+        )
+    axis.set(xlabel="image score (higher is more anomalous)", ylabel="images", title=title)
+    return figure
+
+
 def score_histograms(results: dict, columns: int = 4, title: str = ""):
     """Image scores of several methods, {label: (scores table, threshold or None)}, each in units of its threshold."""
     rows = -(-len(results) // columns)

@@ -160,7 +160,7 @@ def test_settings_choose_what_is_audited(small_tree, monkeypatch):
 def test_what_the_profile_names_and_is_not_there_is_left_out(small_tree, monkeypatch, capsys):
     """A batch on other data must not fail because the audit's own data sets are absent."""
     study = {"runs": {"patchcore": ["mvtec/plate", "mvtec/cup"]}, "changes": {"patchcore": SMALL_SETTINGS["patchcore"]}}
-    monkeypatch.setattr("adlib.profiles.study_settings", lambda *_: study)
+    monkeypatch.setattr("adlib_book.studies.study_settings", lambda *_: study)
     monkeypatch.setattr("adlib.datasets.discover", lambda _root: [("mvtec", "mvtec", small_tree, ["plate"])])
     assert [one.category for one in audit.fit_all("laptop", str(small_tree))] == ["plate"]
     assert "left out: mvtec/cup" in capsys.readouterr().out

@@ -155,7 +155,7 @@ def test_a_figure_is_written_as_picture_and_as_vectors_with_the_same_bytes(tmp_p
     monkeypatch.setenv("ADLIB_FIGURES", str(tmp_path))
     written = []
     for _ in range(2):
-        figures.save(figures.score_histogram(scores, 0.5), "x", vector=True)
+        figures.save(book_figures.score_histogram(scores, 0.5), "x", vector=True)
         written.append([(tmp_path / f"x.{suffix}").read_bytes() for suffix in ("png", "pdf")])
     assert written[0] == written[1]
     assert written[0][1].startswith(b"%PDF")
@@ -196,10 +196,10 @@ def test_no_shape_of_data_breaks_a_picture(shape, n_normal, kinds, flat, n_masks
     width, height = gallery.get_size_inches()
     assert max(width, height) < 14
 
-    histogram = figures.score_histogram(table)
+    histogram = book_figures.score_histogram(table)
     assert sum(patch.get_height() for patch in histogram.axes[0].patches) == len(table)
     assert len({text.get_text() for text in histogram.axes[0].get_legend().get_texts()}) == kinds + (n_normal > 0)
-    (line,) = figures.score_histogram(table, SimpleNamespace(value=0.5)).axes[0].lines
+    (line,) = book_figures.score_histogram(table, SimpleNamespace(value=0.5)).axes[0].lines
     assert line.get_xdata()[0] == 0.5
     one_class = n_normal == 0 or kinds == 0
     roc = book_figures.curves({"a": (table, np.array(maps), np.array(masks))}).axes[0]

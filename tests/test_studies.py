@@ -72,7 +72,7 @@ def test_settings_of_a_method_are_the_profiles_then_the_studys_then_the_callers(
 
 def test_an_unknown_setting_is_refused_and_a_study_that_was_not_run_is_an_empty_table(study):
     refused("did you mean 'n_train'", study, n_trian=3)
-    refused("study", profiles.study_settings, "smoke", "29_nothing")
+    refused("study", studies.study_settings, "smoke", "29_nothing")
     assert len(studies.read("27_robustness", "paper")) == 0
 
 

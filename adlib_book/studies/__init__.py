@@ -39,6 +39,15 @@ CORRUPTIONS = ("brighter", "darker", "blur", "noise", "jpeg", "shift", "rotation
 SCORERS = ("k-NN", "one-class SVM", "Mahalanobis", "LOF", "isolation forest")
 
 
+def study_settings(profile: str, study: str, overrides: dict | None = None) -> dict:
+    """Return the settings of a study: the profile's, then `overrides` on top; unknown names are refused."""
+    studies = profiles.load(profile)["studies"]
+    choice("study", study, studies)
+    for name in overrides or {}:
+        choice(f"setting of {study}", name, studies[study])
+    return {**studies[study], **(overrides or {})}
+
+
 class Study:
     """One study on one category: its data, its settings, and the rows that were measured.
 
@@ -55,7 +64,7 @@ class Study:
 
     def __init__(self, name, profile, dataset, data_root, category, seed, settings=None):
         self.name, self.profile, self.dataset, self.category, self.seed = name, profile, dataset, category, seed
-        self.settings = profiles.study_settings(profile, name, settings)
+        self.settings = study_settings(profile, name, settings)
         table = datasets.load(dataset, data_root or None, category)
         train = table[(table.split == "train") & (table.label == 0)]
         self.train = subset(train, self.settings.get("n_train"), seed)

@@ -83,7 +83,7 @@ def fit_all(profile: str, data_root: str = "", seed: int = 0, settings: dict | N
     Yields:
         `Audited`.
     """
-    study = profiles.study_settings(profile, STUDY, settings)
+    study = studies.study_settings(profile, STUDY, settings)
     wanted, places, there = study["runs"], {}, {f"demo/{name}" for name in datasets.categories("demo", None)}
     for name, _, path, names in datasets.discover(data_root) if data_root else ():
         places[name] = path

@@ -9,12 +9,14 @@ The authors' README fixes the modules, what they are called and what goes in and
 is our choice.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.transforms.functional import gaussian_blur
 
 from adlib.errors import InputError
 from adlib.images import backbones
@@ -214,13 +216,7 @@ def texture_difference(images, reconstructed, sigma: float = 2.0) -> torch.Tenso
 
     The strength of fine detail is the mean magnitude of each grey image's difference to its blurred self.
     """
-    kernel = torch.exp(-0.5 * (torch.arange(-5, 6, device=images.device) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
-
-    def blur(x):
-        x = F.pad(x, (5, 5, 5, 5), mode="reflect")
-        return F.conv2d(F.conv2d(x, kernel), kernel.transpose(2, 3))
-
+    blur = functools.partial(gaussian_blur, kernel_size=11, sigma=sigma)
     strength = [
         blur((grey - blur(grey)).abs()) for grey in (x.mean(dim=1, keepdim=True) for x in (images, reconstructed))
     ]
