@@ -67,7 +67,7 @@ def test_what_a_study_names_exists(profile):
 
 def test_settings_of_a_method_are_the_profiles_then_the_studys_then_the_callers(study):
     found = study(seed=3, changes={"patchcore": {"max_rows": 50, "k": 2}}).method_settings("patchcore", k=3)
-    assert (found["seed"], found["max_rows"], found["k"], found["coreset"]) == (3, 50, 3, 0.05)
+    assert (found["seed"], found["max_rows"], found["k"], found["coreset"]) == (3, 50, 3, 0.1)
 
 
 def test_an_unknown_setting_is_refused_and_a_study_that_was_not_run_is_an_empty_table(study):
