@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from adlib.errors import InputError
@@ -35,6 +36,7 @@ SCHEMA = {
     "notebook": (str,),
     "created": (str,),
 }
+AS_THEY_STAND = ("peak_memory_mib", "protocol", "parameters", "n_images", "table_hash", "by_kind", "weights", "older")
 KINDS = ("logical", "structural", "mean")  # of `by_kind`, where a record has it
 
 
@@ -97,14 +99,9 @@ def collect(folder=None) -> tuple[pd.DataFrame, list[str]]:
                 "selection": record["protocol"].get("selection"),
                 "fit_s": record["timing"].get("fit_s"),
                 "score_ms_per_image": record["timing"].get("score_ms_per_image"),
-                "peak_memory_mib": record["peak_memory_mib"],
-                **{
-                    key: record.get(key)
-                    for key in ("protocol", "parameters", "n_images", "table_hash", "by_kind", "weights")
-                },
-                "older": record.get("older"),
                 "run": place,
             }
+            | {key: record.get(key) for key in AS_THEY_STAND}
         )
     table = pd.DataFrame(rows)
     return (table.sort_values(["profile", "method", "run"]).reset_index(drop=True) if len(table) else table), damaged
@@ -138,11 +135,7 @@ def _problems(record) -> list[str]:
         *(("n_images", key, number) for key in ("train", "test_normal", "test_anomalous")),
         *(("timing", key, number) for key in ("fit_s", "score_ms_per_image") if key in record["timing"]),
         *(("protocol", key, lambda value: isinstance(value, str)) for key in ("resolution", "selection")),
-        (
-            "protocol",
-            "image_size",
-            lambda value: value is None or all(map(number, value if isinstance(value, list) else [value])),
-        ),
+        ("protocol", "image_size", lambda value: value is None or all(map(number, np.atleast_1d(value).tolist()))),
     ]
     bad += [
         f"{group}.{key} is {record[group].get(key, 'missing')!r}"

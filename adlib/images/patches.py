@@ -13,11 +13,7 @@ import torch.nn.functional as F
 from adlib.images.maps import align
 
 
-def embed(
-    features: list[torch.Tensor],
-    patch_size: int = 3,
-    embedding_dim: int | None = 1024,
-) -> torch.Tensor:
+def embed(features: list[torch.Tensor], patch_size: int = 3, embedding_dim: int | None = 1024) -> torch.Tensor:
     """Embed patches as the settings ask: without a width `mean_embedding`, else the original's pooling.
 
     Returns:

@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import recursively_apply
 from torch import nn
 from tqdm import tqdm
 
@@ -185,7 +186,7 @@ def train(
     if checkpoint and checkpoint.is_file():
         state |= checkpoints.restore(checkpoint, raw, optimizers, schedulers, origin)
     if state["precision"] == "auto":  # kept in the checkpoint: another processor goes on to the same numbers
-        first = _of_each(lambda part: part.to(device), make_batch(0)) if processes.num_processes == 1 else None
+        first = recursively_apply(lambda part: part.to(device), make_batch(0)) if processes.num_processes == 1 else None
         state["precision"] = precision.fastest(raw, first, compute_losses, device) if first is not None else "no"
     accelerator, modules, optimizers = _accelerated(modules, optimizers, device, state["precision"], accumulate)
     saved = state["step"]
@@ -193,13 +194,13 @@ def train(
 
     def prepare_batch(micro):
         batch = make_batch(micro * n_shards + shard)
-        return _of_each(torch.Tensor.pin_memory, batch) if device.type == "cuda" else batch
+        return recursively_apply(torch.Tensor.pin_memory, batch) if device.type == "cuda" else batch
 
     def next_batch():
         before = time.perf_counter()
         batch = next(stream)
         state["waiting"] += time.perf_counter() - before
-        return _of_each(lambda part: part.to(accelerator.device, non_blocking=True), batch)
+        return recursively_apply(lambda part: part.to(accelerator.device, non_blocking=True), batch)
 
     def step_once(step: int, logged: bool) -> dict:
         """One optimiser step: `accumulate` batches forward and backward, then the update; its row of `losses`."""
@@ -348,16 +349,6 @@ def _gradient_flow(modules, step: int) -> list[dict]:
                 largest = max(float(g.max()) for g in magnitudes)
                 rows.append({"step": step, "part": f"{name}.{part}".rstrip("."), "mean": mean, "max": largest})
     return rows
-
-
-def _of_each(do, batch):
-    """The batch (tensor, tuple, list or dict of them) with `do` done to each of its tensors."""
-    if isinstance(batch, torch.Tensor):
-        return do(batch)
-    if isinstance(batch, dict):
-        return {key: _of_each(do, value) for key, value in batch.items()}
-    plain = type(batch) in (tuple, list)
-    return type(batch)(_of_each(do, value) for value in batch) if plain else batch
 
 
 def _validate(validate, modules) -> dict[str, float]:

@@ -51,8 +51,7 @@ from adlib.methods.normals import without_selection
 from adlib.settings import build
 
 Rotations = Annotated[
-    tuple[int, ...],
-    S.Must(lambda v: 0 in v and not any(a % 90 for a in v), "be multiples of 90 degrees and contain 0"),
+    tuple[int, ...], S.Must(lambda v: 0 in v and not any(a % 90 for a in v), "be multiples of 90 degrees and contain 0")
 ]
 Shots = Annotated[tuple[S.Count, ...], S.Must(bool, "hold numbers of support images, for example [1, 2, 4]")]
 HIDDEN = 128  # width of the projection's hidden layer
