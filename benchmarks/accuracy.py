@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py --data-root DIR --methods patchcore padim --state "padim: shrinkage 0.1"
 
-Every run is a process of its own; one whose row is in results/studies/accuracy.csv already is left out, so a stopped
+Every run is a process of its own; one whose row is in results/studies/product_accuracy.csv already is left out, so a
 benchmark goes on where it was. `--state` names the code or the settings at hand: the table sets states side by side.
 The quick form looks at no more than 100 good and 100 defective test images of a set, and with `--train N` at N normal
 training images, all evenly spaced; `--full` takes all.
@@ -63,7 +63,7 @@ def main(options) -> None:
 
     sets = [(name, path, c) for name, _, path, categories in datasets.discover(options.data_root) for c in categories]
     wanted = [one for one in sets if not options.sets or one[2] in options.sets]
-    file = results_dir() / "studies" / "accuracy.csv"
+    file = results_dir() / "studies" / "product_accuracy.csv"
     there = pd.read_csv(file)[PLACE].values.tolist() if file.is_file() else []
     changes = settings.parse_overrides(options.set)
     with ProcessPoolExecutor(options.processes, get_context("spawn"), max_tasks_per_child=1) as pool:

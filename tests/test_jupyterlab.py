@@ -14,14 +14,14 @@ from adlib.paths import root
 
 @pytest.fixture
 def address(tmp_path):
-    """Where a JupyterLab over `tmp_path` listens: no cell, loopback only."""
+    """Where a JupyterLab over `tmp_path` listens: no token, loopback only."""
     pytest.importorskip("jupyterlab", reason="needs pip install -e '.[lab]'")
     if not browser.find():
         pytest.skip("no Chromium on this machine (set CHROMIUM to its path)")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = f"-m jupyterlab --no-browser --ip=127.0.0.1 --port={port} --IdentityProvider.cell= --allow-root"
+    options = f"-m jupyterlab --no-browser --ip=127.0.0.1 --port={port} --IdentityProvider.token= --allow-root"
     command = [sys.executable, *options.split(), "--expose-app-in-browser", f"--ServerApp.root_dir={tmp_path}"]
     own = os.environ | {"JUPYTER_CONFIG_DIR": str(tmp_path / "config")}
     with subprocess.Popen(command, env=own, cwd=root(), stderr=subprocess.PIPE, text=True) as server:
