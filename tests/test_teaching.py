@@ -150,7 +150,9 @@ def test_solved_notebooks_are_never_overwritten():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_frame_of_a_notebook(path):
-    prose = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    prose = [cell.source for cell in book.cells if cell.cell_type == "markdown"]
     assert "**Afterwards you can**" in prose[0]
     assert "## Take away" in "".join(prose)
     assert any("## Exercise" in text for text in prose[-4:]), "at the end, so that a student copy loses nothing"
