@@ -21,6 +21,7 @@ from adlib import settings
 from adlib.paths import results_dir
 
 PLACE, QUICK = ["state", "method", "dataset", "category", "seed", "n_train"], 100
+NAME = "product_accuracy"  # of the table below results/studies
 METRICS = ["image_auroc", "pixel_auroc", "aupro_30"]
 
 
@@ -63,7 +64,7 @@ def main(options) -> None:
 
     sets = [(name, path, c) for name, _, path, categories in datasets.discover(options.data_root) for c in categories]
     wanted = [one for one in sets if not options.sets or one[2] in options.sets]
-    file = results_dir() / "studies" / "product_accuracy.csv"
+    file = results_dir() / "studies" / f"{NAME}.csv"
     there = pd.read_csv(file)[PLACE].values.tolist() if file.is_file() else []
     changes = settings.parse_overrides(options.set)
     with ProcessPoolExecutor(options.processes, get_context("spawn"), max_tasks_per_child=1) as pool:
@@ -75,7 +76,7 @@ def main(options) -> None:
                 jobs.append(pool.submit(measure, *arguments))
         for job in as_completed(jobs):
             print(job.result(), flush=True)
-            studies.write_rows("accuracy", pd.DataFrame([job.result()]), PLACE, PLACE)
+            studies.write_rows(NAME, pd.DataFrame([job.result()]), PLACE, PLACE)
     table = pd.read_csv(file)
     groups = table.groupby(["category", "method", "state"])[[*METRICS, "fit_cpu_s", "peak_mib"]]
     print(groups.agg(["mean", "std"]).round(3).to_string())
