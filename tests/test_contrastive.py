@@ -79,7 +79,8 @@ def test_the_focal_form_inside_one_image_is_the_original(fitted):
 def test_training_defects_come_from_the_families_asked_for(train, fitted):
     described = lambda x: [x[:, :1]]  # noqa: E731 - the picture itself as its feature
     families = ("cutpaste", "perlin_dtd")
-    pool = episodic_training.build_pool(train, described, fitted.resize, 0, n_normals=4, n_styles=3, families=families)
+    pictures = episodic_training.paint(train, fitted.resize, 0, n_normals=4, n_styles=3, families=families)
+    pool = episodic_training.describe_pictures(pictures, described)
     assert pool.styles == ("cutpaste", "perlin_dtd", "cutpaste")
     assert (pool.coverage.flatten(2).amax(2) > 0).all()
     refused("did you mean 'cutpaste'", Contrastive, **SMALL, families=("cutpast",))

@@ -25,7 +25,8 @@ def fitted(train):
 
 @pytest.fixture(scope="module")
 def pool(train, fitted):
-    return episodic_training.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
+    pictures = episodic_training.paint(train, fitted.resize, seed=0, n_normals=6, n_styles=4)
+    return episodic_training.describe_pictures(pictures, fitted.describe)
 
 
 @pytest.mark.parametrize("name", ["case_0_k1", "case_1_k2", "case_2_k4"])
@@ -170,7 +171,8 @@ def test_judges_show_images_that_neither_pools_nor_supports_hold(train, fitted):
 
 
 def test_pools_are_seeded(pool, train, fitted):
-    again = episodic_training.build_pool(train, fitted.describe, fitted.resize, seed=0, n_normals=6, n_styles=4)
+    pictures = episodic_training.paint(train, fitted.resize, seed=0, n_normals=6, n_styles=4)
+    again = episodic_training.describe_pictures(pictures, fitted.describe)
     assert torch.equal(pool.defective[0], again.defective[0])
     assert pool.coverage.flatten(2).amax(2).min() > 0
 

@@ -142,7 +142,8 @@ class Contrastive:
             raise InputError("1 normal training image; contrastive learns from pairs of images: give at least 2")
         self.settings = s = without_selection(self.settings, held_out)
         # The encoder is frozen: features are made once.
-        pool = episodic_training.build_pool(train, self.features, self.resize, s.seed, [], *s.pool, families=s.families)
+        pictures = episodic_training.paint(train, self.resize, s.seed, [], *s.pool, families=s.families)
+        pool = episodic_training.describe_pictures(pictures, self.features)
         rng = np.random.default_rng(s.seed)
         normal = train.image_path.iloc[np.sort(rng.permutation(len(train))[:32])]
         features = [self.features(read_images([path], self.resize)) for path in normal]

@@ -1,7 +1,7 @@
 """Episodes: a query and a handful of normal images to judge it by, for methods whose "anomalous" is relative.
 
-    pool = build_pool(train, describe, resize, seed=0)           features of one category, made once
-    episode = draw(pool, rng, shots=(1, 2, 4))                   a query, its support, and what is anomalous here
+    pool = describe_pictures(paint(train, resize, seed=0), describe)    features of one category, made once
+    episode = draw(pool, rng, shots=(1, 2, 4))                          a query, its support, what is anomalous here
 
 The encoder is frozen, so a pool is made once and episodes are cut out of cached features. A pool holds normal images
 and pseudo-anomalies in *styles*: one family with one source of foreign material, painted onto several hosts.
@@ -10,7 +10,6 @@ and pseudo-anomalies in *styles*: one family with one source of foreign material
 from typing import Annotated, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score
@@ -115,23 +114,12 @@ class Episode(NamedTuple):
     kind: str
 
 
-def build_pool(table: pd.DataFrame, describe, resize: Resize, seed: int, foreign=(), *size, grid=None, **how) -> Pool:
-    """Make the cached features of a category.
-
-    Args:
-        describe: function from images (B, 3, H, W) to a list of feature maps (B, C, h, w).
-        grid: (h, w) of the cells that defects are counted in; None for that of the first stage.
-        table, resize, seed, foreign, size, how: as for `paint`.
-    """
-    return describe_pictures(paint(table, resize, seed, foreign, *size, **how), describe, grid)
-
-
-def describe_pictures(pictures: Pictures, describe, grid: tuple[int, int] | None = None) -> Pool:
-    """Make the cached features of pictures; arguments as for `build_pool`."""
+def describe_pictures(pictures: Pictures, describe) -> Pool:
+    """Make the cached features of a category; `describe`: images (B, 3, H, W) -> list of feature maps (B, C, h, w)."""
     shape = pictures.hosts.shape
     normal = _describe(to_tensor(pictures.normal), describe)
     defective = [f.unflatten(0, shape) for f in _describe(to_tensor(pictures.painted), describe)]
-    coverage = cell_means(pictures.masks, grid or tuple(normal[0].shape[2:])).unflatten(0, shape)
+    coverage = cell_means(pictures.masks, tuple(normal[0].shape[2:])).unflatten(0, shape)
     return Pool(pictures.category, normal, defective, pictures.hosts, coverage, pictures.styles, pictures.source)
 
 

@@ -44,7 +44,6 @@ from adlib.synthesis.registry import SomeFamilies
 from adlib.synthesis.sources import texture_folder
 
 IMAGES_PER_EPOCH = 392  # an epoch ends with the batch that brings the number of images above this
-PAPER_WIDTH = 1536  # the width that the paper's noise was chosen for
 # What "paper" means for `resize` and `foreground`, which the authors' scripts set by category and by data set.
 # Shorter side over image size; else 1.
 PAPER_ENLARGED = {("mvtec_ad", "toothbrush"): 329 / 288, ("mvtec_ad", "wood"): 329 / 288}
@@ -192,7 +191,8 @@ class Glass:
         if s.average:
             self.averaged = copy.deepcopy(self.network).requires_grad_(False)
         self.mean_features = torch.from_numpy(features.mean(axis=0)).to(self.device)  # (L, D)
-        self.sigma_noise = (0.015 if s.noise == "auto" else s.noise) * (PAPER_WIDTH / width) ** 0.5  # times a unit
+        deviation = noise.PAPER_NOISE if s.noise == "auto" else s.noise  # times a unit
+        self.sigma_noise = deviation * (noise.PAPER_WIDTH / width) ** 0.5
         self.batches_per_epoch = min(-(-n // s.batch_size), IMAGES_PER_EPOCH // s.batch_size + 1)
         return self
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from adlib.images.neighbours import NearestNeighbours
 
-PAPER_LENGTH = 0.015 * 1536**0.5  # of the noise: standard deviation times the root of the width
+PAPER_NOISE, PAPER_WIDTH = 0.015, 1536  # standard deviation of the noise, and the width that it was chosen for
+PAPER_LENGTH = PAPER_NOISE * PAPER_WIDTH**0.5  # of the noise
 LEVELS = (0.12, 0.6)  # lengths of the noise, in distances between normal cells, that the heads take in turn
 QUERIES, ROWS = 1000, 20000  # cells whose neighbours are looked for, and among which
 
