@@ -113,14 +113,14 @@ def over_seeds(table: pd.DataFrame, keys: list[str], columns=METRICS) -> pd.Data
 
 @contextlib.contextmanager
 def remembered(backbone, max_memory: float = 2.0):
-    """Within the block, a frozen backbone returns what it returned before for the same batch (up to so many GiB)."""
+    """Within the block, a frozen backbone returns what it returned before for the same call (up to so many GiB)."""
     kept, room, forward, own = {}, [max_memory * 2**30], backbone.forward, "forward" in vars(backbone)
 
-    def remembering(images):
-        key = pixel_hash(images.cpu())
+    def remembering(images, **options):
+        key = pixel_hash(images.cpu()), *options.items()
         if key in kept:
             return kept[key]
-        features = forward(images)
+        features = forward(images, **options)
         size = sum(feature.numel() * feature.element_size() for feature in features)
         if size <= room[0]:
             kept[key], room[0] = features, room[0] - size
