@@ -166,8 +166,8 @@ def _maps_of(result, method, rows, titles, title: str, size: float = 1.8):
     maps = [result.anomaly_maps[i] for i in rows]
     # At original resolution an evaluation keeps no masks.
     masks = [result.masks[i] if len(result.masks) else np.zeros_like(m, bool) for i, m in zip(rows, maps, strict=True)]
-    shown = pictures(method, result.scores.image_path[rows])
-    return anomaly_maps(shown, masks, maps, titles, size=size, title=title)
+    rows_of_maps = pictures(method, result.scores.image_path[rows])
+    return anomaly_maps(rows_of_maps, masks, maps, titles, size=size, title=title)
 
 
 def compare_maps(images, rows: dict, titles=None, scale=(0, 1), size: float = 1.8, title: str = "", masks=None):
@@ -185,21 +185,21 @@ def compare_maps(images, rows: dict, titles=None, scale=(0, 1), size: float = 1.
             _set_title(axes[0, column], titles[column], width)
         if masks is not None:
             axes[1, column].imshow(masks[column], cmap="gray", vmin=0, vmax=1)
-    shown = None
+    heat = None
     for row, maps in enumerate(rows.values(), start=len(above)):
         for axis, anomaly_map in zip(axes[row], maps, strict=True):
             if anomaly_map is None:
                 axis.set(facecolor="0.92", box_aspect=height / width)
             else:
-                shown = axis.imshow(anomaly_map, vmin=scale[0], vmax=scale[1])
+                heat = axis.imshow(anomaly_map, vmin=scale[0], vmax=scale[1])
     for axis, label in zip(axes[:, 0], [*above, *rows], strict=True):
         low = {"rotation": 0, "ha": "right", "va": "center"} if height < 1 else {}  # lower than its name is long
         axis.set_ylabel(label, **low)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         sns.despine(ax=axis, left=True, bottom=True)
-    if shown is not None:
-        figure.colorbar(shown, ax=axes, label="score", fraction=0.02, pad=0.01)
+    if heat is not None:
+        figure.colorbar(heat, ax=axes, label="score", fraction=0.02, pad=0.01)
     if title:
         figure.suptitle(textwrap.fill(title, max(20, int(9 * figure.get_figwidth()))))
     figure.draw_without_rendering()  # settles the layout once: it would be solved again each time it is shown or saved

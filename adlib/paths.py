@@ -106,12 +106,12 @@ def temporary_beside(path, suffix: str | None = None):
 
 @functools.cache  # once per process: a folder of ten thousand maps is not listed for each of them
 def _sweep(folder: Path) -> None:
-    for left in folder.glob(f"{PREFIX}*"):
+    for leftover in folder.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
-            handle = os.open(left, os.O_RDONLY)
+            handle = os.open(leftover, os.O_RDONLY)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _delete(left)
+                _delete(leftover)
             finally:
                 os.close(handle)
 

@@ -88,8 +88,8 @@ class Settings:
             if typing.get_origin(hint) is Literal and isinstance(value, str):
                 choice(name, value, typing.get_args(hint))
             if condition := _wanted(value, hint):
-                shown = list(value) if isinstance(value, tuple) else value
-                raise InputError(f"{name} {shown!r} must {condition}")
+                plain = list(value) if isinstance(value, tuple) else value
+                raise InputError(f"{name} {plain!r} must {condition}")
         self.check()
 
     def check(self) -> None:

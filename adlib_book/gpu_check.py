@@ -21,7 +21,7 @@ TOLERANCE = 0.01  # relative, of losses and scores; kernels of a GPU sum in anot
 N_IMAGES = 8  # to fit on, and 4 to score
 # Less than the paper's where it only takes longer: numbers of steps, images of a made pool, and no folder of textures.
 LESS = {"weights": "random", "textures": "", "selection": "last", "snapshot_every": 0}
-LESS |= {"pool": [4, 2], "shots": [1, 2], "drawn": 2}
+LESS |= {"pool": [4, 2], "shots": [1, 2], "drawn_products": 2}
 
 
 def fitted(name: str, device: str, table: pd.DataFrame, **changes):

@@ -104,29 +104,29 @@ def recorded(method: str, profile: str, folder=None) -> tuple[pd.DataFrame, pd.D
 def over_seeds(table: pd.DataFrame, keys: list[str], columns=METRICS) -> pd.DataFrame:
     """Mean and standard deviation in percent over the seeds ("85.1 ± 2.0"), one row per group of `keys`."""
     grouped = 100 * table.groupby(keys, sort=False)[list(columns)].agg(["mean", "std"]).astype(float)
-    shown = {
+    cells = {
         name: [f"{m:.1f} ± {d:.1f}" if d == d else f"{m:.1f}" if m == m else "" for m, d in grouped[name].to_numpy()]
         for name in columns
     }
-    return pd.DataFrame(shown, index=grouped.index).assign(seeds=table.groupby(keys, sort=False).size())
+    return pd.DataFrame(cells, index=grouped.index).assign(seeds=table.groupby(keys, sort=False).size())
 
 
 @contextlib.contextmanager
 def remembered(backbone, max_memory: float = 2.0):
     """Within the block, a frozen backbone returns what it returned before for the same call (up to so many GiB)."""
-    kept, room, forward, own = {}, [max_memory * 2**30], backbone.forward, "forward" in vars(backbone)
+    cache, room, forward, own = {}, [max_memory * 2**30], backbone.forward, "forward" in vars(backbone)
 
-    def remembering(images, **options):
+    def cached_forward(images, **options):
         key = pixel_hash(images.cpu()), *options.items()
-        if key in kept:
-            return kept[key]
+        if key in cache:
+            return cache[key]
         features = forward(images, **options)
         size = sum(feature.numel() * feature.element_size() for feature in features)
         if size <= room[0]:
-            kept[key], room[0] = features, room[0] - size
+            cache[key], room[0] = features, room[0] - size
         return features
 
-    backbone.forward = remembering
+    backbone.forward = cached_forward
     try:
         yield
     finally:

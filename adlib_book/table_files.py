@@ -105,11 +105,11 @@ def write_all(profiles: list[str] | None = None, results=None) -> list[Table]:
     group = published_tables.build()
     _write_text(folder / "tables" / "published_all.tex", document(group))
     all_tables += group
-    kept = {file.name for table in all_tables for file in write(table, folder)}
+    names_now = {file.name for table in all_tables for file in write(table, folder)}
     owners = [*profiles_at_hand(folder), "published"]
     for file in (folder / "tables").iterdir():  # a table whose last record went away goes with it
         owner = max((name for name in owners if file.name.startswith(f"{name}_")), key=len, default="")
-        if owner in (*names, "published") and file.name not in kept and not file.stem.endswith("_all"):
+        if owner in (*names, "published") and file.name not in names_now and not file.stem.endswith("_all"):
             file.unlink()
     return all_tables
 

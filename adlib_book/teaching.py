@@ -40,8 +40,8 @@ def check(
     if got.shape != expected.shape:
         raise AssertionError(f"{name}: expected an answer of shape {expected.shape}, got {got.shape}")
     if not np.allclose(got, expected, rtol=0, atol=tolerance):
-        shown = f", got {answer!r}" if got.size <= 9 else f" in {np.sum(np.abs(got - expected) > tolerance)} places"
-        raise AssertionError(f"{name}: not yet right{shown}; {hint}")
+        text = f", got {answer!r}" if got.size <= 9 else f" in {np.sum(np.abs(got - expected) > tolerance)} places"
+        raise AssertionError(f"{name}: not yet right{text}; {hint}")
     print(f"{name}: right")
 
 
@@ -118,9 +118,9 @@ def write_student_copies(out, names=(), force: bool = False) -> tuple[list[Path]
     out = Path(out)
     if out.resolve() == (root() / "notebooks").resolve():
         raise InputError(f"{out} holds the solved notebooks; give another folder for the student copies")
-    files = [notebook_path(name) for name in names] or sorted((root() / "notebooks").glob("[!.]*.ipynb"))
-    written, kept = [], []
-    for file in files:
+    books = [notebook_path(name) for name in names] or sorted((root() / "notebooks").glob("[!.]*.ipynb"))
+    copies, copies_kept = [], []
+    for file in books:
         book = nbformat.read(file, as_version=4)
         if not any(map(is_solution, book.cells)):
             if names:
@@ -128,9 +128,9 @@ def write_student_copies(out, names=(), force: bool = False) -> tuple[list[Path]
             continue
         target = out / file.name
         if target.exists() and not force:
-            kept.append(target)
+            copies_kept.append(target)
             continue
         with atomic_path(target) as temporary:
             nbformat.write(student_copy(book), temporary)
-        written.append(target)
-    return written, kept
+        copies.append(target)
+    return copies, copies_kept

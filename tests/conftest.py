@@ -132,7 +132,7 @@ SMALL_SETTINGS = {
     "ulsad": TINY | {"channels": 24, "steps": 2, "batch_size": 4, "whiten": "both", "position_wise": "on"},
     "dfr": TINY | {"stages": [2, 3], "map_size": 32, "steps": 2},
     "contrastive": TINY | {"stages": [2, 3], "width": 8, "steps": 3, "episodes": 2, "pool": [4, 2], "hold_out": 0.34},
-    "unified": TINY | {"k": 2, "drawn": 2},
+    "unified": TINY | {"k": 2, "drawn_products": 2},
     "pagmfr": TINY | {
         "stages": [1, 2], "width": 8, "blocks": 1, "fusion_width": 8, "image_stride": 2,
         "batch_size": 4, "steps": 2, "hold_out": 0.34,

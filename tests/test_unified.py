@@ -11,7 +11,7 @@ from adlib.methods.few_shot.losses import balanced_focal_loss
 from adlib.methods.few_shot.references import cells_near_and_far, whitening, yardsticks
 from adlib.methods.few_shot.unified import Unified, p_values
 
-SMALL = TINY | {"k": 2, "steps": 3, "episodes": 2, "snapshot_every": 3, "shots": [1, 2], "drawn": 2}
+SMALL = TINY | {"k": 2, "steps": 3, "episodes": 2, "snapshot_every": 3, "shots": [1, 2], "drawn_products": 2}
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +159,8 @@ def test_lessons_keep_good_and_defective_queries_apart_and_train_the_head_alone(
     assert [lesson.category for lesson in lessons] == ["plate", "drawn", "drawn"]
     for lesson in lessons:
         defective = lesson.target.flatten(1).any(1)
-        assert 0 < defective.sum() < len(defective) == len(lesson.seen)
-        assert lesson.seen.isfinite().all()
+        assert 0 < defective.sum() < len(defective) == len(lesson.inputs)
+        assert lesson.inputs.isfinite().all()
     seen, *_, valid = trained.make_batch(lessons, 0)
     assert len(seen) == len(valid) == 2 * (3 + 4)
     trained.modules.zero_grad()

@@ -232,7 +232,7 @@ def unpack(archive: Path, folder: Path) -> Path:
 def _extract(archive: Path, folder: Path) -> None:
     """Extract an archive member by member; the standard filter repairs some of what is refused here."""
     is_zip, safe = zipfile.is_zipfile(archive), {}
-    left = LARGEST * max(archive.stat().st_size, CHUNK)  # bytes that may come out
+    bytes_left = LARGEST * max(archive.stat().st_size, CHUNK)  # bytes that may come out
     if not is_zip and hasattr(tarfile, "data_filter"):  # from Python 3.11.4
         safe = {"filter": "data"}
     with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as opened:
@@ -245,6 +245,6 @@ def _extract(archive: Path, folder: Path) -> None:
             kind = stat.S_IFMT(member.external_attr >> 16) if is_zip else 0
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or not (is_zip or member.isreg() or member.isdir()):
                 raise InputError(f"{archive}: {name!r} is a link or a device; do not use this file")
-            if (left := left - (member.file_size if is_zip else member.size)) < 0:
+            if (bytes_left := bytes_left - (member.file_size if is_zip else member.size)) < 0:
                 raise InputError(f"{archive}: unpacks to more than {LARGEST} times its size; do not use this file")
             opened.extract(member, folder, **safe)

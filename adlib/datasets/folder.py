@@ -65,8 +65,8 @@ def load_folder(
             raise InputError(f"test_share {test_share!r} must lie between 0 and 1")
         if len(train) < 2:
             raise InputError(f"good folder {folders['good']} holds 1 image; at least 2 are needed to train and to test")
-        held = seeded_share(len(train), test_share, seed)
-        train, test = ([image for image, of_test in zip(train, held, strict=True) if of_test == k] for k in (0, 1))
+        test_mask = seeded_share(len(train), test_share, seed)
+        train, test = ([image for image, of_test in zip(train, test_mask, strict=True) if of_test == k] for k in (0, 1))
     rows = [sample(image, None, "good", "train", category) for image in train]
     rows += [sample(image, None, "good", "test", category) for image in test]
     by_stem = defaultdict(list)

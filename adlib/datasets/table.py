@@ -108,16 +108,16 @@ def hold_out(table: pd.DataFrame, share: float = 0.15, seed: int = 0) -> tuple[p
     normal = table[(table.split == "train") & (table.label == 0)]
     if len(normal) < 2:
         raise InputError(f"{len(normal)} normal training images: at least 2 are needed to hold one out")
-    held = seeded_share(len(normal), share, seed)
-    return normal[~held].reset_index(drop=True), normal[held].reset_index(drop=True)
+    held_out = seeded_share(len(normal), share, seed)
+    return normal[~held_out].reset_index(drop=True), normal[held_out].reset_index(drop=True)
 
 
 def seeded_share(n: int, share: float, seed: int) -> np.ndarray:
     """Draw a share of `n` >= 2 rows, at least one and not all: bool (n,)."""
-    drawn = np.zeros(n, dtype=bool)
+    mask = np.zeros(n, dtype=bool)
     count = min(max(1, round(share * n)), n - 1)
-    drawn[np.random.default_rng(seed).choice(n, count, replace=False)] = True
-    return drawn
+    mask[np.random.default_rng(seed).choice(n, count, replace=False)] = True
+    return mask
 
 
 def file_hash(path) -> str:

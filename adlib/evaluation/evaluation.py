@@ -137,17 +137,17 @@ def regions_left(mask: np.ndarray, small: np.ndarray, geometry) -> tuple[int, in
         all regions, and those at whose place at least one pixel of `small` is true.
     """
     n_labels, labels = cv2.connectedComponents(np.uint8(mask), connectivity=8)
-    shown = np.unique(labels[geometry.to_original(small) > 0])
-    return n_labels - 1, int(np.count_nonzero(shown))
+    labels_left = np.unique(labels[geometry.to_original(small) > 0])
+    return n_labels - 1, int(np.count_nonzero(labels_left))
 
 
 def _vanished(regions: list[tuple[int, int]]) -> dict:
     """Sum up pairs of `regions_left`, one a mask; empty where nothing vanishes."""
-    of_regions, shown = (sum(counts) for counts in zip(*regions, strict=True)) if regions else (0, 0)
-    if shown == of_regions:
+    of_regions, n_left = (sum(counts) for counts in zip(*regions, strict=True)) if regions else (0, 0)
+    if n_left == of_regions:
         return {}
-    counts = {"masks": sum(not left for _, left in regions), "of_masks": len(regions)}
-    return counts | {"regions": of_regions - shown, "of_regions": of_regions}
+    counts = {"masks": sum(not n for _, n in regions), "of_masks": len(regions)}
+    return counts | {"regions": of_regions - n_left, "of_regions": of_regions}
 
 
 def at_threshold(scores: pd.DataFrame, threshold: float) -> dict:

@@ -183,7 +183,7 @@ def list_images(folder, recursive: bool = False, left_out: list[str] | None = No
     if not folder.is_dir():
         return []
     top = os.path.realpath(folder)
-    seen = {top}
+    real_folders = {top}
     for place, folders, files in os.walk(folder, onerror=_cannot_be_opened, followlinks=True):
         inside = os.path.relpath(place, folder)
         if RESULTS_MARK in files:
@@ -196,10 +196,10 @@ def list_images(folder, recursive: bool = False, left_out: list[str] | None = No
             real = os.path.realpath(path)
             # A link to what is read anyway, or to a folder that this one lies in, would show an image twice.
             circle = os.path.islink(path) and os.path.commonpath((top, real)) in (top, real)
-            if name[0] == "." or name == "__MACOSX" or circle or real in seen:
+            if name[0] == "." or name == "__MACOSX" or circle or real in real_folders:
                 passed.append(os.path.normpath(os.path.join(inside, name)) + os.sep)
             else:
-                seen.add(real)
+                real_folders.add(real)
                 folders.append(name)
         for name in files:
             image = name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES

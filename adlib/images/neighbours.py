@@ -251,18 +251,18 @@ def farthest_first(points, n_select: int, anchors: np.ndarray) -> np.ndarray:
     bounds = np.square(anchors, dtype=np.float64)  # squared anchor distances, or more
     if not bounds.any():
         return np.zeros(1, dtype=np.int64)  # all rows are equal: one stands for all
-    seen = np.zeros(len(points), np.int64)  # how many rows of the coreset a bound takes into account
+    n_bounded = np.zeros(len(points), np.int64)  # how many rows of the coreset a bound takes into account
     coreset: list[int] = []
     pool_size = POOL
     while len(coreset) < n_select and bounds.max() > 0:
         pool, limit = _largest(bounds, pool_size)
-        stale = pool[seen[pool] < len(coreset)]
+        stale = pool[n_bounded[pool] < len(coreset)]
         # Sorted, so that the rows of one block have about as much to catch up with.
-        stale = stale[np.argsort(seen[stale], kind="stable")]
+        stale = stale[np.argsort(n_bounded[stale], kind="stable")]
         for part in _blocks(len(stale), BLOCK // 2):
             rows = stale[part]
-            _lower(points, squared_norms, bounds, rows, coreset[seen[rows[0]] :])
-        seen[pool] = len(coreset)
+            _lower(points, squared_norms, bounds, rows, coreset[n_bounded[rows[0]] :])
+        n_bounded[pool] = len(coreset)
         pool = pool[bounds[pool] > limit]
         n_before = len(coreset)
         pool_points, pool_norms, pool_bounds = points[pool], squared_norms[pool], bounds[pool]
@@ -272,7 +272,7 @@ def farthest_first(points, n_select: int, anchors: np.ndarray) -> np.ndarray:
                 break
             coreset.append(int(pool[farthest]))
             _lower_to_one(pool_points, pool_norms, pool_bounds, farthest)
-        bounds[pool], seen[pool] = pool_bounds, len(coreset)
+        bounds[pool], n_bounded[pool] = pool_bounds, len(coreset)
         n_taken = len(coreset) - n_before
         if n_taken < TAKEN[0]:
             pool_size = min(2 * pool_size, max(POOL, len(points) // POOL_SHARE))

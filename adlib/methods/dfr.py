@@ -198,7 +198,7 @@ class DFR:
 
     name = "dfr"
     Settings = DFRSettings
-    KEPT = storage.Kept(
+    STATE = storage.State(
         modules=("auto_encoder",), tensors=("mean_and_deviation",), facts=("latent", "segmentation_threshold")
     )
     save, load = storage.save, classmethod(storage.load)
@@ -265,8 +265,8 @@ class DFR:
             progress="dfr",
         )
         self._score_held_out()
-        shown = features if s.threshold_images == "train" or not len(held_out) else self._held_out
-        self.segmentation_threshold = segmentation_threshold(self._scores(shown).map)
+        normal_features = features if s.threshold_images == "train" or not len(held_out) else self._held_out
+        self.segmentation_threshold = segmentation_threshold(self._scores(normal_features).map)
         return self
 
     def use_snapshot(self, states: dict) -> None:

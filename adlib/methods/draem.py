@@ -151,7 +151,7 @@ class DRAEM:
 
     name = "draem"
     Settings = DRAEMSettings
-    KEPT = storage.Kept(modules=("reconstruction", "discriminator"))
+    STATE = storage.State(modules=("reconstruction", "discriminator"))
     save, load = storage.save, classmethod(storage.load)
 
     def __init__(self, **settings):
@@ -182,7 +182,7 @@ class DRAEM:
         started = time.perf_counter()
         table, held_out = split_normals(table, self.settings, validation)
         self.settings = s = without_selection(self.settings, held_out)
-        for name in self.KEPT.arrays:  # measured with other networks
+        for name in self.STATE.arrays:  # measured with other networks
             self.__dict__.pop(name, None)
         self.build_networks()
         with memory_errors("DRAEM", "before the first step", s):
@@ -244,7 +244,7 @@ class DRAEM:
 
     def _queries(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """The images of a batch, on the device."""
-        storage.check_fitted(self, *self.KEPT.arrays)
+        storage.check_fitted(self, *self.STATE.arrays)
         return check_images(batch).to(self.device)
 
     @torch.no_grad()

@@ -78,13 +78,13 @@ def checkpointed(module: nn.Module, *inputs: torch.Tensor):
 @contextlib.contextmanager
 def _statistics_kept(module: nn.Module):
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    kept = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
+    buffers = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
+        for norm, (momentum, count) in zip(norms, buffers, strict=True):
             norm.momentum = momentum
             if count is not None:
                 norm.num_batches_tracked.copy_(count)

@@ -53,7 +53,7 @@ class Padim:
 
     name = "padim"
     Settings = PadimSettings
-    KEPT = storage.Kept(tensors=("channels", "mean", "whitening"), facts=("support_ids",))
+    STATE = storage.State(tensors=("channels", "mean", "whitening"), facts=("support_ids",))
     save, load = storage.save, classmethod(storage.load)
 
     def __init__(self, **settings):

@@ -71,7 +71,7 @@ class PatchCore:
 
     name = "patchcore"
     Settings = PatchCoreSettings
-    KEPT = storage.Kept(
+    STATE = storage.State(
         arrays=("memory_bank", "bank_image", "normal_scores", "normal_map_maxima"), facts=("grid", "patch_size")
     )
     save = storage.save
@@ -141,7 +141,7 @@ class PatchCore:
         Returns:
             rows (N, D) float32; numbers (N,) int64, the number of each row among all patches; the patch grid (h, w).
         """
-        s, rows, filled, seen = self.settings, None, 0, 0
+        s, rows, filled, n_cells = self.settings, None, 0, 0
         for batch in batches(image_paths, self.resize, s.batch_size, progress="features"):
             grid = self.embed(batch.images)  # (B, D, h, w)
             if rows is None:
@@ -151,9 +151,9 @@ class PatchCore:
                     numbers = np.sort(rng.choice(total, s.max_rows, replace=False))
                 rows = allocate((len(numbers), grid.shape[1]))
             block = patches.to_rows(grid).cpu().numpy()
-            kept = numbers[filled : np.searchsorted(numbers, seen + len(block))] - seen
-            rows[filled : filled + len(kept)] = block[kept]
-            filled, seen = filled + len(kept), seen + len(block)
+            rows_here = numbers[filled : np.searchsorted(numbers, n_cells + len(block))] - n_cells
+            rows[filled : filled + len(rows_here)] = block[rows_here]
+            filled, n_cells = filled + len(rows_here), n_cells + len(block)
         return rows, numbers, tuple(grid.shape[2:])
 
     def _build_index(self):

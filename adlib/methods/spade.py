@@ -48,7 +48,7 @@ class Spade:
 
     name = "spade"
     Settings = SpadeSettings
-    KEPT = storage.Kept(tensors=("pooled", "gallery"), facts=("support_ids",))
+    STATE = storage.State(tensors=("pooled", "gallery"), facts=("support_ids",))
     save, load = storage.save, classmethod(storage.load)
 
     def __init__(self, **settings):

@@ -5,7 +5,7 @@ the folder holds the old model or the new one, and a bit that has changed since 
 
 A method declares what it consists of once fitted, and both directions follow from that:
 
-    KEPT = storage.Kept(modules=("network",), facts=("shape",))
+    STATE = storage.State(modules=("network",), facts=("shape",))
     save, load = storage.save, classmethod(storage.load)
 """
 
@@ -28,7 +28,7 @@ from adlib.settings import as_dict
 FORMAT = 3  # of the folder; 1 had no number, 2 no digest of the description
 
 
-class Kept(NamedTuple):
+class State(NamedTuple):
     """The attributes that a fitted method consists of, by what they are.
 
     Attributes:
@@ -47,22 +47,22 @@ class Kept(NamedTuple):
 def check_fitted(method, *more: str) -> None:
     """Refuse a method that lacks what scores are made with, or an attribute of `more`; `fit` or `load` makes both.
 
-    Normal scores (`KEPT.arrays`) are not among the former: `fit` itself makes them by `score`.
+    Normal scores (`STATE.arrays`) are not among the former: `fit` itself makes them by `score`.
     """
-    for name in (*method.KEPT.modules, *method.KEPT.tensors, *method.KEPT.facts, *more):
+    for name in (*method.STATE.modules, *method.STATE.tensors, *method.STATE.facts, *more):
         if not hasattr(method, name):
             raise InputError(f"this {method.name} is not fitted; call fit(table) first")
 
 
 def save(method, path, **facts) -> Path:
     """Write a fitted method to the folder `path`; `facts`, as its thresholds, stand in the description too."""
-    kept = method.KEPT
-    check_fitted(method, *kept.arrays)
-    tensors = {name: getattr(method, name) for name in kept.tensors}
-    tensors |= {name: torch.from_numpy(np.ascontiguousarray(getattr(method, name))) for name in kept.arrays}
-    for name in kept.modules:
+    state = method.STATE
+    check_fitted(method, *state.arrays)
+    tensors = {name: getattr(method, name) for name in state.tensors}
+    tensors |= {name: torch.from_numpy(np.ascontiguousarray(getattr(method, name))) for name in state.arrays}
+    for name in state.modules:
         tensors |= {f"{name}.{key}": value for key, value in getattr(method, name).state_dict().items()}
-    facts |= {name: getattr(method, name) for name in kept.facts}
+    facts |= {name: getattr(method, name) for name in state.facts}
     return save_model(path, method.name, as_dict(method.settings), tensors, **_fingerprint(method), **facts)
 
 
@@ -81,16 +81,16 @@ def load(cls, path):
                     f"{path} was made with other weights of backbone {method.backbone.name!r} than those found here; "
                     "use the same weights or fit again"
                 )
-        kept = cls.KEPT
-        for name in kept.facts:
+        state = cls.STATE
+        for name in state.facts:
             setattr(method, name, _tuples(header[name]))
-        for name in kept.tensors:
+        for name in state.tensors:
             setattr(method, name, tensors[name].to(method.device))
-        for name in kept.arrays:
+        for name in state.arrays:
             setattr(method, name, tensors[name].numpy())
-        if kept.modules:
+        if state.modules:
             method.build_networks()
-        for name in kept.modules:
+        for name in state.modules:
             getattr(method, name).load_state_dict(below(f"{name}.", tensors))
             getattr(method, name).eval()
     return method

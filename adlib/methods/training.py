@@ -70,14 +70,14 @@ class History:
 
     def write(self, folder) -> list[Path]:
         """Write losses, validation, gradients and memory as CSV files into `folder`; return the files."""
-        written = []
+        files = []
         for name in ("losses", "validation", "gradients", "memory"):
             table = getattr(self, name)
             if len(table):
-                written.append(Path(folder) / f"{name}.csv")
-                with atomic_path(written[-1]) as temporary:
+                files.append(Path(folder) / f"{name}.csv")
+                with atomic_path(files[-1]) as temporary:
                     table.to_csv(temporary, index=False, float_format="%.6g")
-        return written
+        return files
 
 
 def step_generator(seed: int, step: int) -> np.random.Generator:
@@ -241,36 +241,36 @@ def train(
 
     def look_after(row: dict, logged: bool) -> None:
         """What follows a step: its row, a validation, a snapshot, where it is their turn."""
-        done, every = row["step"], options.snapshot_every
+        n_done, every = row["step"], options.snapshot_every
         state["losses"].append(row)
-        turn = bool(every) and done % every == 0
-        validated = bool(validate) and (turn or done == n_steps)
+        turn = bool(every) and n_done % every == 0
+        validated = bool(validate) and (turn or n_done == n_steps)
         if validated:
             rating = _validate(validate, modules)
-            state["validation"].append({"step": done, "seconds": time.perf_counter() - started, **rating})
+            state["validation"].append({"step": n_done, "seconds": time.perf_counter() - started, **rating})
             if state["best"] is None or rating["score"] > state["best"][1]:
-                state["best"] = [done, float(rating["score"]), checkpoints.states(raw)]
+                state["best"] = [n_done, float(rating["score"]), checkpoints.states(raw)]
         if logged or validated:
-            state["memory"].append({"step": done, **peak_memory(device)})
+            state["memory"].append({"step": n_done, **peak_memory(device)})
         if turn:
-            state["snapshots"].append([done, checkpoints.states(raw)])
-        state["step"] = done
+            state["snapshots"].append([n_done, checkpoints.states(raw)])
+        state["step"] = n_done
 
     stream = _prefetch(prepare_batch, range(state["step"] * accumulate, n_steps * accumulate), workers)
     started = time.perf_counter() - state["seconds"]  # a resumed run counts the time of its earlier parts
     devices = [device.index] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), contextlib.closing(stream):
         for step in tqdm(range(state["step"], n_steps), desc=progress, disable=None, unit="step", leave=False):
-            done = step + 1
-            logged = bool(log_every) and done % log_every == 0
-            when = f"at step {done}" + (f"; the checkpoint of step {saved} is kept" if checkpoint and saved else "")
+            n_done = step + 1
+            logged = bool(log_every) and n_done % log_every == 0
+            when = f"at step {n_done}" + (f"; the checkpoint of step {saved} is kept" if checkpoint and saved else "")
             with memory_errors(progress, when, options, in_steps=True):
                 look_after(step_once(step, logged), logged)
-            if checkpoint and (done % checkpoints.EVERY == 0 or done == n_steps):
+            if checkpoint and (n_done % checkpoints.EVERY == 0 or n_done == n_steps):
                 if accelerator.is_main_process:
                     state["seconds"] = time.perf_counter() - started
                     checkpoints.save(checkpoint, state, raw, optimizers, schedulers, origin)
-                saved = done
+                saved = n_done
     if state["precision"] != "no":  # what accelerate put around the modules for mixed precision ends with the training
         raw = {name: accelerator.unwrap_model(module, keep_fp32_wrapper=False) for name, module in modules.items()}
     for module in raw.values():

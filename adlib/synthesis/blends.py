@@ -35,8 +35,8 @@ def as_float(image: np.ndarray) -> np.ndarray:
 
 def _blend_texture(image, rng, sources, mask, info, opacity, augmentations, fit="stretch"):
     texture, source = sources.texture(mask.shape, rng, fit)
-    texture, drawn = augment(texture, rng, augmentations)
-    info = info | source | {"augmentations": drawn, "opacity": opacity}
+    texture, draws = augment(texture, rng, augmentations)
+    info = info | source | {"augmentations": draws, "opacity": opacity}
     return blend(image, as_float(texture), mask, opacity), mask, info
 
 
@@ -85,10 +85,10 @@ def dual_mask(shape, rng, foreground, exponents, threshold, area, backend, octav
         mask, how = combine(pair[0][0], pair[1][0], rng.random())
         mask = mask & foreground
         if mask.any():
-            return mask, {"masks": [drawn for _, drawn in pair], "combination": how, "tries": tries}
-    mask, drawn = perlin_mask(shape, rng, foreground, exponents, None, area, backend, octaves)
+            return mask, {"masks": [draws for _, draws in pair], "combination": how, "tries": tries}
+    mask, draws = perlin_mask(shape, rng, foreground, exponents, None, area, backend, octaves)
     how = f"no pixel in {TRIES} combined masks: one mask by area instead"
-    return mask, {"masks": [drawn], "combination": "first", "tries": TRIES, "fallback": how}
+    return mask, {"masks": [draws], "combination": "first", "tries": TRIES, "fallback": how}
 
 
 @register("memseg")
@@ -104,9 +104,9 @@ def memseg(
     mask, info = perlin_mask(foreground.shape, rng, foreground, exponents, threshold, area, backend, octaves)
     opacity = uniform("opacity", opacity, rng, 0, 1)
     if rng.random() < structure:
-        foreign, drawn = augment(np.rint(image * 255).astype(np.uint8), rng)
+        foreign, draws = augment(np.rint(image * 255).astype(np.uint8), rng)
         foreign = shuffle_tiles(foreign, grid, rng)
-        info |= {"source": "same image, shuffled", "augmentations": drawn}
+        info |= {"source": "same image, shuffled", "augmentations": draws}
     else:
         foreign, source = sources.texture(mask.shape, rng)
         info |= source

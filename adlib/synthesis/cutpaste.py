@@ -48,9 +48,9 @@ def _cut_and_paste(image, rng, foreground, shape_mask, jitter, info, degrees):
     shape, (rows, columns) = foreground.shape, shape_mask.shape
     top, left = (int(rng.integers(0, max(1, shape[k] - shape_mask.shape[k] + 1))) for k in range(2))
     patch = image[top : top + rows, left : left + columns]
-    patch, drawn = jitter_colours(patch, rng, jitter)
+    patch, draws = jitter_colours(patch, rng, jitter)
     patch, patch_mask = turn(patch, shape_mask[: patch.shape[0], : patch.shape[1]], degrees)
-    info |= {"cut_at": (top, left), "rotation": degrees, "jitter": drawn}
+    info |= {"cut_at": (top, left), "rotation": degrees, "jitter": draws}
 
     for _ in range(TRIES):
         top, left = (int(rng.integers(0, max(1, shape[k] - patch.shape[k] + 1))) for k in range(2))
@@ -101,5 +101,5 @@ def jitter_colours(patch: np.ndarray, rng: np.random.Generator, amount: float) -
     hsv = cv2.cvtColor(patch, cv2.COLOR_RGB2HSV)  # hue in degrees
     hsv[..., 0] = (hsv[..., 0] + 360 * hue) % 360
     hsv[..., 1] = (hsv[..., 1] * factors[2]).clip(0, 1)
-    drawn = dict(zip(("brightness", "contrast", "saturation"), factors.tolist(), strict=True))
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).clip(0, 1), drawn | {"hue": hue}
+    draws = dict(zip(("brightness", "contrast", "saturation"), factors.tolist(), strict=True))
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).clip(0, 1), draws | {"hue": hue}

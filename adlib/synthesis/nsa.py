@@ -88,9 +88,9 @@ def nsa(image, rng, foreground, sources, category="", patches=None, mode=None, m
         source_product = product_mask(source, rule) if other else product
 
     number = 1 + int((rng.random(max(0, settings.patches - 1)) < 0.5).sum())
-    result, region, drawn = host, np.zeros(foreground.shape, bool), []
+    result, region, draws = host, np.zeros(foreground.shape, bool), []
     tried = 0
-    while len(drawn) < number and tried < tries:
+    while len(draws) < number and tried < tries:
         tried += 1
         patch = _draw_patch(source, source_product, product, rng, settings, min_object)
         if patch is None:
@@ -104,9 +104,9 @@ def nsa(image, rng, foreground, sources, category="", patches=None, mode=None, m
         reached[inside] |= patch_mask[of_patch]
         if (changed_mask(result, blended, reached) & foreground).any():
             result, region = blended, reached
-            drawn.append(values)
+            draws.append(values)
     mask = changed_mask(host, result, region) & foreground
-    info |= {"category": category, "mode": settings.mode, "patches": drawn, "tries": tried}
+    info |= {"category": category, "mode": settings.mode, "patches": draws, "tries": tried}
     if not mask.any():
         info["fallback"] = f"no patch changed the product in {tried} tries: the image stays as it is"
     return result.astype(np.float32) / np.float32(255), mask, info

@@ -60,7 +60,7 @@ def pagmfr_object(
     """
     uniform("area", area, rng, 1e-6, 1)
     bounds = np.broadcast_to(np.log(area), 2)
-    result, mask, drawn = image, np.zeros(foreground.shape, bool), []
+    result, mask, draws = image, np.zeros(foreground.shape, bool), []
     n_objects = 1
     while n_objects < number and rng.random() < 0.5:
         n_objects += 1
@@ -83,8 +83,8 @@ def pagmfr_object(
         info["feather"] = uniform("feather", feather, rng, 0, 64)
         result, changed = _mix(result, patch, shape, region, inside, of_patch, info)
         mask |= changed
-        drawn.append(info)
-    info = {"objects": drawn}
+        draws.append(info)
+    info = {"objects": draws}
     if not mask.any():
         info["fallback"] = f"no object met the foreground in {TRIES} places each: the image stays as it is"
     return result, mask, info

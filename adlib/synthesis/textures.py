@@ -143,12 +143,12 @@ def augment(image: np.ndarray, rng: np.random.Generator, augmentations=DRAEM_AUG
     Returns:
         uint8 (H, W, 3), and a list of (name, drawn values), one an augmentation.
     """
-    drawn = []
+    draws = []
     for index in rng.permutation(len(augmentations))[:number]:
         operation = augmentations[index]
         image, values = operation(image, rng)
-        drawn.append((operation.__name__, values))
-    return image, drawn
+        draws.append((operation.__name__, values))
+    return image, draws
 
 
 def shift_hsv(image: np.ndarray, hue: float, factor: float = 1.0, saturation: float = 0.0) -> np.ndarray:

@@ -154,11 +154,11 @@ def subset(table: pd.DataFrame, n: int | None, seed: int) -> pd.DataFrame:
     """Return at most `n` random rows, each kind of defect in its proportion (at least one row each), in order."""
     if n is None or n >= len(table):
         return table
-    rng, kept = np.random.default_rng(seed), []
+    rng, rows = np.random.default_rng(seed), []
     for _, group in table.groupby("defect", sort=True):
         count = max(1, round(n * len(group) / len(table)))
-        kept.extend(rng.permutation(group.index.to_numpy())[:count])
-    return table.loc[sorted(kept)]
+        rows.extend(rng.permutation(group.index.to_numpy())[:count])
+    return table.loc[sorted(rows)]
 
 
 def reserve_defects(test: pd.DataFrame, n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -84,15 +84,15 @@ def fit_all(profile: str, data_root: str = "", seed: int = 0, settings: dict | N
         `Audited`.
     """
     study = studies.study_settings(profile, STUDY, settings)
-    wanted, places, there = study["runs"], {}, {f"demo/{name}" for name in datasets.categories("demo", None)}
+    runs_of, places, there = study["runs"], {}, {f"demo/{name}" for name in datasets.categories("demo", None)}
     for name, _, path, names in datasets.discover(data_root) if data_root else ():
         places[name] = path
         there |= {f"{name}/{category}" for category in names}
     by_reader = "runs" in (settings or {})  # by the reader, not by the profile
-    if not by_reader and not any(place in there for group in wanted.values() for place in group):
+    if not by_reader and not any(place in there for group in runs_of.values() for place in group):
         print(f"nothing of the profile's list is below data root {data_root!r}: the demo gear serves")
-        wanted = {name: ["demo/gear"] for name in wanted}
-    for name, categories in wanted.items():
+        runs_of = {name: ["demo/gear"] for name in runs_of}
+    for name, categories in runs_of.items():
         for place in categories:
             dataset, _, category = place.partition("/")
             if place not in there:

@@ -57,9 +57,9 @@ def _pixel_decisions(result: Evaluation, rows, line: float) -> dict:
     rows = [i for i in rows if result.measured[i]]
     if not rows or not any(mask.any() for mask in result.masks):
         return {"pixel_f1": np.nan, "pixel_iou": np.nan}
-    said = np.stack([result.anomaly_maps[i] for i in rows]) > line
+    answers = np.stack([result.anomaly_maps[i] for i in rows]) > line
     truth = np.stack([result.masks[i] for i in rows])
-    both, either = np.count_nonzero(said & truth), np.count_nonzero(said | truth)
+    both, either = np.count_nonzero(answers & truth), np.count_nonzero(answers | truth)
     return {"pixel_f1": _ratio(2 * both, either + both), "pixel_iou": _ratio(both, either)}
 
 
@@ -84,8 +84,8 @@ def diagnose(method, table: pd.DataFrame, batch_size: int = 16) -> pd.DataFrame:
             row = {"n_clusters": split.n_clusters, "noise": split.noise, "separation": split.separation}
             row |= {"open": split.separation > method.gate, "anomalous": split.anomalous.mean(), "wrong_side": wrong}
             rows.append(row)
-    described = table[["image_path", "defect", "label"]].reset_index(drop=True)
-    return pd.concat([described, pd.DataFrame(rows)], axis=1)
+    columns = table[["image_path", "defect", "label"]].reset_index(drop=True)
+    return pd.concat([columns, pd.DataFrame(rows)], axis=1)
 
 
 def compare(

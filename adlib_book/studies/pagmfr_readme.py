@@ -232,17 +232,17 @@ def save_pictures(model, loader: DataLoader, folder, category: str) -> list[Path
         images = batch["image"].permute(0, 2, 3, 1).numpy()
         items += list(zip(batch["name"], images, batch["mask"].numpy(), maps, strict=True))
     low, high = min(m.min() for *_, m in items), max(m.max() for *_, m in items)
-    written = []
+    files = []
     for name, image, mask, anomaly_map in items:
         figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.6))
         axes[0].imshow(image)
         axes[1].imshow(mask, cmap="gray", vmin=0, vmax=1)
-        shown = axes[2].imshow(anomaly_map, cmap="inferno", vmin=low, vmax=high)
+        heat = axes[2].imshow(anomaly_map, cmap="inferno", vmin=low, vmax=high)
         for axis, title in zip(axes, ("original", "ground truth", "heat map"), strict=True):
             axis.set(title=title, xticks=[], yticks=[])
-        figure.colorbar(shown, ax=axes[2], fraction=0.046, label="score")
-        written.append(Path(folder) / f"pagmfr_{category}_{name}.png")
-        with atomic_path(written[-1]) as temporary:
+        figure.colorbar(heat, ax=axes[2], fraction=0.046, label="score")
+        files.append(Path(folder) / f"pagmfr_{category}_{name}.png")
+        with atomic_path(files[-1]) as temporary:
             figure.savefig(temporary, bbox_inches="tight", dpi=80)
         plt.close(figure)
-    return written
+    return files

@@ -196,15 +196,15 @@ def context_swap(model: Unified, good: torch.Tensor, table: pd.DataFrame, kind: 
         the queries with columns A and B, their image scores; the tables of shown images.
     """
     of_kind = table[table.defect == kind].sample(frac=1, random_state=seed)
-    shown = of_kind.iloc[: min(n_shown, len(of_kind) // 2)]
-    queries = table[~table.image_path.isin(shown.image_path)]
-    stack = torch.cat([good, read_images(shown.image_path, model.resize)])
+    examples = of_kind.iloc[: min(n_shown, len(of_kind) // 2)]
+    queries = table[~table.image_path.isin(examples.image_path)]
+    stack = torch.cat([good, read_images(examples.image_path, model.resize)])
     contexts = {"A": model.condition(good), "B": model.condition(stack)}
     scores = {name: [] for name in contexts}
     for batch in images.batches(queries.image_path, model.resize, 16):
         for name, context in contexts.items():
             scores[name].append(model.score(batch, context).image)
-    return queries.assign(**{name: np.concatenate(parts) for name, parts in scores.items()}), shown
+    return queries.assign(**{name: np.concatenate(parts) for name, parts in scores.items()}), examples
 
 
 def swap_answer(swap: pd.DataFrame, kind: str, threshold: float) -> dict:
@@ -223,8 +223,8 @@ def swap_answer(swap: pd.DataFrame, kind: str, threshold: float) -> dict:
     is_kind, is_other = swap.defect == kind, (swap.label == 1) & (swap.defect != kind)
 
     def auroc(column, rows):
-        kept = swap[(swap.label == 0) | rows]
-        return metrics.image_metrics(kept[column].to_numpy(np.float64), kept.label.to_numpy())["image_auroc"]
+        sample = swap[(swap.label == 0) | rows]
+        return metrics.image_metrics(sample[column].to_numpy(np.float64), sample.label.to_numpy())["image_auroc"]
 
     def flipped(rows):
         above = swap[rows & swap.A.gt(threshold)]
@@ -282,7 +282,7 @@ def context_swaps(name, method, support, queries, category, seed) -> list[dict]:
     rows = []
     for kind, count in table.defect[table.label == 1].value_counts().items():
         if count >= 4:
-            swap, shown = context_swap(method, good, table, kind, seed)
-            row = {"method": name, "category": category, "defect": kind, "seed": seed, "n_shown": len(shown)}
+            swap, examples = context_swap(method, good, table, kind, seed)
+            row = {"method": name, "category": category, "defect": kind, "seed": seed, "n_shown": len(examples)}
             rows.append(row | swap_answer(swap, kind, line))
     return rows

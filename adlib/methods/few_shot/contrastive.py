@@ -102,7 +102,7 @@ class Contrastive:
 
     name = "contrastive"
     Settings = ContrastiveSettings
-    KEPT = storage.Kept(modules=("neck",), arrays=("reference", *storage.Kept().arrays), facts=("gate",))
+    STATE = storage.State(modules=("neck",), arrays=("reference", *storage.State().arrays), facts=("gate",))
     save, load = storage.save, classmethod(storage.load)
 
     def __init__(self, **settings):

@@ -148,7 +148,7 @@ class FewShot:
 
     name = "few_shot"
     Settings = FewShotSettings
-    KEPT = storage.Kept(modules=("modules",), tensors=("support",), facts=("support_ids",))
+    STATE = storage.State(modules=("modules",), tensors=("support",), facts=("support_ids",))
     save = storage.save
 
     def __init__(self, **settings):
@@ -188,9 +188,9 @@ class FewShot:
         with torch.no_grad():
             return self._remember(self.describe(rotated(distinct(images), self.settings.rotations)))
 
-    def _remember(self, described: list[torch.Tensor]) -> list[Memory]:
+    def _remember(self, features: list[torch.Tensor]) -> list[Memory]:
         memories = []
-        for stage, feature in enumerate(described):
+        for stage, feature in enumerate(features):
             rows = to_rows(feature)
             mean, level = self.statistics(rows)
             memories.append(Memory(mean, level, self.projection(stage, self.prepare(rows, mean, level))))
@@ -214,18 +214,18 @@ class FewShot:
         rows = rows * (rows.shape[1] ** 0.5 / level)
         return F.pad(rows, (0, 1), value=self.settings.anchor * rows.shape[1] ** 0.5)
 
-    def distances(self, described: list[torch.Tensor], context: list[Memory]) -> list[torch.Tensor]:
+    def distances(self, features: list[torch.Tensor], context: list[Memory]) -> list[torch.Tensor]:
         """1 - largest cosine similarity, (B, h_l, w_l) per stage, in [0, 2]."""
         grids = []
-        for stage, (feature, memory) in enumerate(zip(described, context, strict=True)):
+        for stage, (feature, memory) in enumerate(zip(features, context, strict=True)):
             rows = self.projection(stage, self.prepare(to_rows(feature), memory.mean, memory.level))
             similarity = torch.cat([nearest_similarity(block, memory.rows) for block in rows.split(256)])
             grids.append((1 - similarity).view(len(feature), *feature.shape[2:]))
         return grids
 
-    def cells(self, described: list[torch.Tensor], context: list[Memory]) -> torch.Tensor:
+    def cells(self, features: list[torch.Tensor], context: list[Memory]) -> torch.Tensor:
         """Anomaly of each cell of the first stage's grid, (B, h, w): the mean distance."""
-        return mean_grid(self.distances(described, context), described[0].shape[2:])
+        return mean_grid(self.distances(features, context), features[0].shape[2:])
 
     # -- fit and score ------------------------------------------------------------------------------------------------
 
@@ -271,16 +271,16 @@ class FewShot:
                 f"{len(contexts)} contexts for {len(images)} images; give one per image, or context= for all"
             )
         with torch.no_grad():
-            described = self.describe(images)
+            features = self.describe(images)
             if contexts is None:
-                return self._answer(described, context, size)
-            answers = [self._answer([f[i : i + 1] for f in described], c, size) for i, c in enumerate(contexts)]
+                return self._answer(features, context, size)
+            answers = [self._answer([f[i : i + 1] for f in features], c, size) for i, c in enumerate(contexts)]
         return type(answers[0])(*(np.concatenate(parts) for parts in zip(*answers, strict=True)))
 
-    def _answer(self, described: list[torch.Tensor], context: list, size: tuple[int, int]) -> Scores:
+    def _answer(self, features: list[torch.Tensor], context: list, size: tuple[int, int]) -> Scores:
         """Scores of described queries of one context, as maps of `size`."""
         s = self.settings
-        grids = self.distances(described, context)
+        grids = self.distances(features, context)
         maps = mean_grid(grids, size)
         image = top_mean(mean_grid(grids, grids[0].shape[1:])) if s.image_score == "top" else maps.amax((1, 2))
         return Scores(image.cpu().numpy(), smooth(maps.cpu().numpy(), s.sigma))

@@ -36,13 +36,13 @@ def choose_support(table, k: int, seed: int, n_held_out: int = N_NORMALS) -> tup
         would make the distance between supports zero, a copy among the held-out normals would score zero. Where there
         are fewer than `k` different images, all of them are the support, and a line says so.
     """
-    seen, rows = set(), []
+    digests, rows = set(), []
     for i in np.random.default_rng(seed).permutation(len(table)):
         if len(rows) == k + n_held_out:
             break
         key = pixel_hash(stored_values(table.image_path.iloc[i]))
-        if key not in seen:
-            seen.add(key)
+        if key not in digests:
+            digests.add(key)
             rows.append(i)
     if len(rows) < k:
         print(f"k {k}: there are {len(rows)} different normal images, and all of them are the support", flush=True)
@@ -73,10 +73,10 @@ def pixel_hash(image) -> int:
 
 def distinct(images: torch.Tensor) -> torch.Tensor:
     """Drop images (k, 3, H, W) that repeat an earlier one pixel by pixel."""
-    seen: dict[int, int] = {}
+    first_rows: dict[int, int] = {}
     for i, image in enumerate(images):
-        seen.setdefault(pixel_hash(image.cpu()), i)
-    return images[sorted(seen.values())]
+        first_rows.setdefault(pixel_hash(image.cpu()), i)
+    return images[sorted(first_rows.values())]
 
 
 def support_ids(table: pd.DataFrame) -> list[str]:
@@ -117,14 +117,14 @@ def describe(features: list[torch.Tensor], window: int = 3, layer_norm: bool = T
         layer_norm: for transformers, whose stages are streams that no normalisation has seen yet. In a CNN the length
             of a feature says how much there is to see at this place; normalising makes noise of plain background.
     """
-    described = []
+    averages = []
     for feature in features:
         if not feature.isfinite().all():
             raise InputError("features of these images are NaN or infinite; check the backbone's weights")
         if layer_norm:
             feature = F.layer_norm(feature.movedim(1, -1), feature.shape[1:2]).movedim(-1, 1)
-        described.append(F.avg_pool2d(feature, window, 1, window // 2))
-    return described
+        averages.append(F.avg_pool2d(feature, window, 1, window // 2))
+    return averages
 
 
 def nearest_similarity(query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:

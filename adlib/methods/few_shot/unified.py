@@ -56,7 +56,7 @@ class UnifiedSettings(SupportSettings):
     # Training.
     steps: S.Count = 400  # optimiser steps
     episodes: S.Count = 4  # products a step
-    drawn: S.Whole = 100  # products drawn by code to learn from
+    drawn_products: S.Whole = 100  # products drawn by code to learn from
 
     def check(self):
         weights = self.layer_weights
@@ -86,12 +86,12 @@ class Lesson(NamedTuple):
     """Queries of one product against one draw of its support: what the head sees of them, and what it should say.
 
     Attributes:
-        seen: float16 (n, inputs, h, w); log_ratio: float16 (n, h, w), see `Unified.inputs`.
+        inputs: float16 (n, inputs, h, w); log_ratio: float16 (n, h, w), see `Unified.inputs`.
         target, valid: bool (n, h, w), see `cell_targets`. Good queries have no target.
     """
 
     category: str
-    seen: torch.Tensor
+    inputs: torch.Tensor
     log_ratio: torch.Tensor
     target: torch.Tensor
     valid: torch.Tensor
@@ -142,28 +142,28 @@ class Unified(FewShot):
         """
         check_support(images, self.resize.hw)
         images = distinct(images)
-        described, copies, turned = self.describe(images), None, [None] * len(self.settings.stages)
+        features, copies, turned = self.describe(images), None, [None] * len(self.settings.stages)
         if "turned" in self.settings.references:
             turned = self.describe(rotated(images, (90, 180, 270)))
         if len(images) == 1:
             rng = np.random.default_rng(0)  # the same copies for the same image
             copies = self.describe(jittered(images.repeat(N_COPIES, 1, 1, 1), rng))
         with torch.no_grad():
-            context, *seen = self.remember(described, turned, copies)
-            logits = self.image_logits(self.logits(*seen))
+            context, *inputs = self.remember(features, turned, copies)
+            logits = self.image_logits(self.logits(*inputs))
             usual, normal = logits.mean(), logits - logits.mean()
         return [memory._replace(usual=usual.clone(), normal=normal.clone()) for memory in context]
 
-    def remember(self, described, turned, copies=None) -> tuple[list[references.Memory], torch.Tensor, torch.Tensor]:
+    def remember(self, features, turned, copies=None) -> tuple[list[references.Memory], torch.Tensor, torch.Tensor]:
         """Make the context of described images, a list entry a stage; arguments as for `references.remember`.
 
         Returns:
             the context, without `usual` and `normal`, and the `inputs` of its images, each judged by the others.
         """
-        own, parts = "own" in self.settings.references, (described, turned, copies or [None] * len(turned))
+        own, parts = "own" in self.settings.references, (features, turned, copies or [None] * len(turned))
         pairs = [references.remember(*stage, self.settings.whiten, own) for stage in zip(*parts, strict=True)]
         context, compared = zip(*pairs, strict=True)
-        return list(context), *self._seen(compared, context)
+        return list(context), *self._inputs(compared, context)
 
     def image_logits(self, cells: torch.Tensor) -> torch.Tensor:
         """Logits of cells (B, h, w) -> logits of images (B,), before the context's `usual` is subtracted."""
@@ -171,35 +171,35 @@ class Unified(FewShot):
 
     # -- score --------------------------------------------------------------------------------------------------------
 
-    def inputs(self, described, context) -> tuple[torch.Tensor, torch.Tensor]:
+    def inputs(self, features, context) -> tuple[torch.Tensor, torch.Tensor]:
         """What the head sees of described queries (B, stages x N_INPUTS, h, w), and log(1 + rho) (B, h, w).
 
         rho is the distance over the yardstick; of the distances to the support, to turned copies and to the query's
         own cells far away the smallest counts, where they are among `references`. The mean over the stages.
         """
         own = "own" in self.settings.references
-        return self._seen([references.compare(q, m, own) for q, m in zip(described, context, strict=True)], context)
+        return self._inputs([references.compare(q, m, own) for q, m in zip(features, context, strict=True)], context)
 
-    def _seen(self, compared, context) -> tuple[torch.Tensor, torch.Tensor]:
+    def _inputs(self, compared, context) -> tuple[torch.Tensor, torch.Tensor]:
         size, weights = compared[0].shape[2:], self.settings.layer_weights or [1.0] * len(compared)
-        seen, log_ratio = [], 0.0
+        inputs, log_ratio = [], 0.0
         for x, memory, weight in zip(compared, context, weights, strict=True):
             x = references.head_inputs(x, memory)
             least = (x[:, 1] + x[:, -1].clamp(max=0)).exp().log1p()  # rho, as of the nearest of all references
             maps = torch.cat([((x - memory.centre) / memory.spread).asinh(), least[:, None]], 1)
             if maps.shape[2:] != size:
                 maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
-            seen.append(maps[:, :-1])
+            inputs.append(maps[:, :-1])
             log_ratio = log_ratio + weight / sum(weights) * maps[:, -1]
-        return torch.cat(seen, dim=1), log_ratio
+        return torch.cat(inputs, dim=1), log_ratio
 
-    def logits(self, seen, log_ratio, modules=None) -> torch.Tensor:
+    def logits(self, inputs, log_ratio, modules=None) -> torch.Tensor:
         """Logits of the cells (B, h, w), of `inputs`."""
-        return (modules or self.modules)["head"](seen)[:, 0] + BETA * (log_ratio - LOG_2) + BIAS
+        return (modules or self.modules)["head"](inputs)[:, 0] + BETA * (log_ratio - LOG_2) + BIAS
 
-    def cells(self, described, context) -> torch.Tensor:
+    def cells(self, features, context) -> torch.Tensor:
         """Logits of the cells of the first stage's grid, (B, h, w)."""
-        return self.logits(*self.inputs(described, context))
+        return self.logits(*self.inputs(features, context))
 
     def fit(self, table, validation=None):
         """Choose `k` support images from a table of normal training images and take them in.
@@ -223,10 +223,10 @@ class Unified(FewShot):
             self.context = [memory._replace(normal=normal.clone()) for memory in self.context]
         return self
 
-    def _answer(self, described, context, size: tuple[int, int]) -> UnifiedScores:
+    def _answer(self, features, context, size: tuple[int, int]) -> UnifiedScores:
         """Scores of described queries of one context, as maps of `size`; `score` says more."""
         s = self.settings
-        logits = self.cells(described, context)
+        logits = self.cells(features, context)
         image = self.image_logits(logits) - context[0].usual
         maps = enlarge(logits.sigmoid(), size, align_corners=True).cpu().numpy()
         image = image.cpu().numpy()
@@ -236,12 +236,12 @@ class Unified(FewShot):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def make_pools(self, tables: dict | None, validation: dict | None = None):
-        """Make the lessons of given products and of `drawn` ones, and what selection goes by; see `train_episodes`."""
+        """Lessons of given products and of `drawn_products` others, and what selection goes by; see `train_episodes`."""
         s, lessons, products = self.settings, [], []
-        if tables or not s.drawn:
+        if tables or not s.drawn_products:
             lessons, products = episodic_training.make_pools(tables, validation, self.lesson, self.resize, s)
-        drawn = (episodic_training.drawn_pictures(number, self.resize) for number in range(s.drawn))
-        return lessons + [self.lesson(pictures) for pictures in drawn], products
+        pictures_of = (episodic_training.drawn_pictures(number, self.resize) for number in range(s.drawn_products))
+        return lessons + [self.lesson(pictures) for pictures in pictures_of], products
 
     def lesson(self, pictures) -> Lesson:
         """Judge `Pictures` of a product by some others of it."""
@@ -254,10 +254,10 @@ class Unified(FewShot):
         context = self.condition(to_tensor([pictures.normal[i] for i in support]))
         with torch.no_grad():
             parts = [self.inputs(self.describe(part), context) for part in queries.split(8)]
-        seen, log_ratio = (torch.cat(part).half().cpu() for part in zip(*parts, strict=True))
+        inputs, log_ratio = (torch.cat(part).half().cpu() for part in zip(*parts, strict=True))
         masks = np.concatenate([np.zeros_like(pictures.masks[: len(good)]), pictures.masks[bad]])
-        target, valid = episodic_training.cell_targets(episodic_training.cell_means(masks, seen.shape[2:]))
-        return Lesson(pictures.category, seen, log_ratio, target, valid, pictures.source)
+        target, valid = episodic_training.cell_targets(episodic_training.cell_means(masks, inputs.shape[2:]))
+        return Lesson(pictures.category, inputs, log_ratio, target, valid, pictures.source)
 
     def make_batch(self, pools, step: int):
         """Queries of some products: of each 3 good and 4 defective ones, mirrored."""
@@ -271,8 +271,8 @@ class Unified(FewShot):
 
     def losses(self, modules, batch, step) -> dict[str, torch.Tensor]:
         """Focal and Dice loss of the cells; defective queries of each product are to rank above its good ones."""
-        seen, log_ratio, target, valid = batch
-        logits = self.logits(seen.float(), log_ratio.float(), modules)
+        inputs, log_ratio, target, valid = batch
+        logits = self.logits(inputs.float(), log_ratio.float(), modules)
         image = self.image_logits(logits).view(-1, 7)  # (products, 3 good + 4 defective)
         margins = image[:, 3:, None] - image[:, None, :3]
         return {

@@ -100,7 +100,7 @@ class Glass:
 
     name = "glass"
     Settings = GlassSettings
-    KEPT = storage.Kept(modules=("network",), facts=("shape", "verdict", "scale", "feature_factor"))
+    STATE = storage.State(modules=("network",), facts=("shape", "verdict", "scale", "feature_factor"))
     save, load = storage.save, classmethod(storage.load)
 
     def __init__(self, **settings):
@@ -292,9 +292,9 @@ class Glass:
         if blended.ndim == 4:
             blended = self.embed(blended).flatten(2).transpose(1, 2).clone()  # (B, L, D)
         normal, blended, labels = normal.flatten(0, 1), blended.flatten(0, 1), labels.flatten()
-        drawn = torch.randn(normal.shape, device=self.device) * self.sigma_noise
+        gaussian = torch.randn(normal.shape, device=self.device) * self.sigma_noise
         rows = some_rows(labels, self.settings.cell_share) if self.settings.cell_share < 1 else None
-        return modules["network"](normal, blended, labels, drawn, self.step_settings, rows=rows, units=self.units)
+        return modules["network"](normal, blended, labels, gaussian, self.step_settings, rows=rows, units=self.units)
 
     def _validation(self, held_out):
         """Return the function that rates the network on held-out damaged images; their features are made once."""

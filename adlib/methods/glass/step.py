@@ -356,8 +356,8 @@ def hard_examples(scores, labels, p: float):
     if p <= 0:
         return scores, labels
     error = (scores.detach() - labels).square()
-    kept = error >= error.quantile(p)
-    return scores[kept], labels[kept]
+    hardest = error >= error.quantile(p)
+    return scores[hardest], labels[hardest]
 
 
 def focal_loss(scores: torch.Tensor, labels: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:

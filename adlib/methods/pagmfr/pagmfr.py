@@ -120,7 +120,7 @@ class PAGMFR:
     name = "pagmfr"
     Settings = PAGMFRSettings
     # `calibration`: mean and deviation of normal maps at each place (2, T, h, w), or nothing.
-    KEPT = storage.Kept(modules=("model", "whitening"), tensors=("calibration",), facts=("residual_shapes",))
+    STATE = storage.State(modules=("model", "whitening"), tensors=("calibration",), facts=("residual_shapes",))
     load = classmethod(storage.load)
 
     def __init__(self, **settings):
@@ -149,7 +149,7 @@ class PAGMFR:
         """Take an untrained network, and forget what was measured with another one."""
         self.calibration, self.residual_shapes = torch.zeros(0), ()
         self.build_networks()
-        for name in self.KEPT.arrays:
+        for name in self.STATE.arrays:
             self.__dict__.pop(name, None)
 
     def set_fusion(self, function):
@@ -244,7 +244,7 @@ class PAGMFR:
 
     def _queries(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """The images of a batch, on the device."""
-        storage.check_fitted(self, *self.KEPT.arrays)
+        storage.check_fitted(self, *self.STATE.arrays)
         return check_images(batch).to(self.device)
 
     @torch.no_grad()
@@ -306,13 +306,13 @@ class PAGMFR:
         """
         with torch.no_grad():
             output = self.model(self._queries(images))
-        size, shown = tuple(images.shape[-2:]), {}
+        size, pictures = tuple(images.shape[-2:]), {}
         if output.images_hat is not None:
             large = torch.nn.functional.interpolate(output.images_hat, size=size, mode="bilinear", align_corners=False)
-            shown["reconstruction"] = large.permute(0, 2, 3, 1).cpu().numpy()
+            pictures["reconstruction"] = large.permute(0, 2, 3, 1).cpu().numpy()
         whitened = zip(self.backbone.strides, self.whitening(self._residuals(output)), strict=False)
         maps = output.maps | {f"whitened {stride}": white for stride, white in whitened}
-        return shown | {name: upsample_and_smooth(one, size, 0) for name, one in maps.items()}
+        return pictures | {name: upsample_and_smooth(one, size, 0) for name, one in maps.items()}
 
     def save(self, path, **facts):
         """Write the fitted method to the folder `path`, with `facts` in its description."""

@@ -165,10 +165,10 @@ class Pairs:
 
     def _from_bank(self, rows: torch.Tensor, anomalous: torch.Tensor) -> dict:
         bank, choose = self.bank, rows.numpy()
-        shown = np.where(anomalous.numpy()[:, None, None, None], bank["image"][choose], bank["normal"][choose])
+        images = np.where(anomalous.numpy()[:, None, None, None], bank["image"][choose], bank["normal"][choose])
         batch = {
             "normal": to_tensor(bank["normal"][choose]),
-            "image": to_tensor(shown),
+            "image": to_tensor(images),
             "mask": bank["mask"][rows] & anomalous[:, None, None],
         }
         if "features" in bank:

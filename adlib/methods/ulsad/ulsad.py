@@ -171,7 +171,7 @@ class ULSAD:
 
     name = "ulsad"
     Settings = ULSADSettings
-    KEPT = storage.Kept(
+    STATE = storage.State(
         modules=("reconstruction_net", "global_net"),
         tensors=("channel_mean", "channel_std", "residual_mean", "residual_matrix", "level"),
         arrays=("quantiles", "normal_scores", "normal_map_maxima"),
