@@ -80,8 +80,9 @@ def test_an_old_name_says_the_new_one():
 # Settings that may be 0, negative, an empty list, and so on; "method.name" where methods differ.
 ZERO = [
     "anchor", "area", "average", "bank", "blocks", "context", "direction", "drawn_products", "dropout", "gamma",
-    "jitter", "n_ascent", "n_calibration", "noise", "p", "pos_weight", "probability", "radius", "rotate", "seed", "sigma",
-    "snapshot_every", "step_size", "warm_up", "few_shot.learning_rate", "unified.learning_rate", "ulsad.hidden",
+    "jitter", "n_ascent", "n_calibration", "noise", "p", "pos_weight", "probability", "radius", "rotate", "seed",
+    "sigma", "snapshot_every", "step_size", "warm_up", "few_shot.learning_rate", "unified.learning_rate",
+    "ulsad.hidden",
 ]  # fmt: skip
 EMPTY = ["contrastive.families", "ulsad.global_losses", "unified.references"]
 SHARES = [  # at most 1

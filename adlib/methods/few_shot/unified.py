@@ -236,7 +236,7 @@ class Unified(FewShot):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def make_pools(self, tables: dict | None, validation: dict | None = None):
-        """Lessons of given products and of `drawn_products` others, and what selection goes by; see `train_episodes`."""
+        """Lessons of given products and of `drawn_products` others, and what selects; see `train_episodes`."""
         s, lessons, products = self.settings, [], []
         if tables or not s.drawn_products:
             lessons, products = episodic_training.make_pools(tables, validation, self.lesson, self.resize, s)
