@@ -344,7 +344,7 @@ def find_regions(anomaly_map: np.ndarray, pixel_threshold: float, min_area: floa
     """Return the connected regions above a threshold as polygons, largest first.
 
     Returns:
-        one dict a region: `polygon` [[x, y], ...] and `holes` in pixels of the map, `area` (share of the image),
+        one dict per region: `polygon` [[x, y], ...] and `holes` in pixels of the map, `area` (share of the image),
         `max_score`.
     """
     above = np.uint8(np.nan_to_num(anomaly_map, nan=-np.inf) > pixel_threshold)

@@ -225,7 +225,7 @@ def evaluate_model(model, *, dataset, data_root, category, out_dir) -> dict:
 def write_maps(directory, evaluation: Evaluation) -> None:
     """Write `maps.npz` for figures: anomaly maps and masks, made smaller; git ignores it, metrics never read it.
 
-    At most `MAPS_IMAGES` images, evenly spaced, at most `MAPS_SIDE` pixels a side; one byte range for all maps.
+    At most `MAPS_IMAGES` images, evenly spaced, at most `MAPS_SIDE` pixels per side; one byte range for all maps.
     """
     n = len(evaluation.anomaly_maps)
     rows = np.unique(np.linspace(0, n - 1, min(n, MAPS_IMAGES)).round().astype(int))

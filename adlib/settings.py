@@ -77,7 +77,7 @@ class Settings:
         InputError: names the field, its value and what is allowed.
     """
 
-    # Of images that hold more than 8 bits a channel; None: 16, or what `profiles.shaped` finds in the training images.
+    # Of images with more than 8 bits per channel; None: 16, or what `profiles.shaped` finds in the training images.
     bit_depth: Count | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):

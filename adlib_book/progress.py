@@ -160,7 +160,7 @@ def duration(seconds: float) -> str:
 
 
 def states(jobs) -> pd.DataFrame:
-    """Return one row a job: method, folder, state (one of `STATES`), reason, and hours spent and left.
+    """Return one row per job: method, folder, state (one of `STATES`), reason, and hours spent and left.
 
     "older" is a record whose inputs have changed since, or whose rerun failed: it stays until there is a better one.
     """
@@ -184,7 +184,7 @@ def states(jobs) -> pd.DataFrame:
 
 
 def table(jobs) -> str:
-    """Return the batch as text: a row a method, a column a state, hours; then every failed run with its reason."""
+    """Return the batch as text: one row per method, one column per state, hours; then failed runs with reasons."""
     rows = states(jobs)
     counts = pd.crosstab(rows.method, rows.state).reindex(rows.method.unique()).reindex(columns=STATES, fill_value=0)
     counts = counts.join(rows.groupby("method")[["spent", "left"]].sum())

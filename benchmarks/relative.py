@@ -87,7 +87,7 @@ def answers(model: Unified, kept: dict, name: str = "step 0") -> tuple[np.ndarra
 
 
 def measured(by_product: dict, kept: dict, **columns) -> list[dict]:
-    """One row a product, and one over the pictures of all, with one threshold."""
+    """One row per product, and one over the pictures of all, with one threshold."""
     rows, scores, labels = [], [], []
     for category, (image, maps) in by_product.items():
         label, masks = kept[category]["label"], kept[category]["masks"]

@@ -36,7 +36,7 @@ class Evaluation:
         anomaly_maps: at input size, in the order of `scores`.
         masks: the same; all false where an image has none, an empty list at original resolution.
         bounds: at original resolution, how far each pixel metric may be from the exact one.
-        measured: one bool an image: whether its pixels count in the pixel metrics.
+        measured: one bool per image: whether its pixels count in the pixel metrics.
         left_out: number of defective images whose pixels do not count, though others' do: `without_mask`,
             `black_mask`; empty where there is none.
         vanished: number of `masks` and of `regions` of which no pixel is left at the input size, so that pixel metrics

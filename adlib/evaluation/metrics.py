@@ -78,7 +78,7 @@ def pixel_metrics(anomaly_maps, masks, *, limits=(0.3, 0.05), connectivity: int 
 
     Args:
         anomaly_maps: B arrays (H, W), finite; H and W may differ from image to image. Float32 stays float32, so
-            4 bytes a pixel are needed on top of the maps.
+            4 bytes per pixel are needed on top of the maps.
         masks: B arrays (H, W), bool or with one value besides 0; true where anomalous.
         limits: false positive rates up to which PRO is integrated, in whole percent.
         connectivity: 8 or 4 neighbours join anomalous pixels to one region; 8 is the definition.
@@ -146,7 +146,7 @@ def spro_metrics(anomaly_maps, regions, limits=(0.01, 0.05, 0.1, 0.3, 1.0)) -> d
 
     Args:
         anomaly_maps: B arrays (H, W), finite.
-        regions: B lists, one per image, of (mask, saturation area in pixels): one entry an annotation, whose parts
+        regions: B lists, one per image, of (mask, saturation area in pixels): one entry per annotation, whose parts
             stay together; annotations may overlap. An empty list is a normal image. A saturation area larger than
             its region is capped at the region.
         limits: false positive rates, in whole percent. False positives lie in no annotation of their image.
@@ -207,7 +207,7 @@ def _pool_annotations(anomaly_maps, regions):
     regions = [list(annotations) for annotations in regions]
     maps = check_maps(anomaly_maps)
     if len(maps) != len(regions):
-        raise InputError(f"{len(maps)} anomaly maps but {len(regions)} lists of regions; give one list a map")
+        raise InputError(f"{len(maps)} anomaly maps but {len(regions)} lists of regions; give one list per map")
     normal, anomalous, weight = [], [], []
     for i, (anomaly_map, annotations) in enumerate(zip(maps, regions, strict=True)):
         covered = np.zeros(anomaly_map.shape, bool)
@@ -497,12 +497,12 @@ def check_maps(anomaly_maps, masks=None, first: int = 0):
             )
         maps.append(anomaly_map)
     if not maps:
-        raise InputError("no anomaly maps given; expected one map and one mask an image")
+        raise InputError("no anomaly maps given; expected one map and one mask per image")
     if masks is None:
         return maps
     masks = list(masks)
     if len(masks) != len(maps):
-        raise InputError(f"{len(maps)} anomaly maps but {len(masks)} masks; give one mask a map, all false if normal")
+        raise InputError(f"{len(maps)} anomaly maps but {len(masks)} masks; give one mask per map, all false if normal")
     return maps, [_check_mask(mask, maps[i], i + first) for i, mask in enumerate(masks)]
 
 

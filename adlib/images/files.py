@@ -38,7 +38,7 @@ def read_image(path, bit_depth: int | None = None) -> np.ndarray:
 
     Args:
         path: an image file.
-        bit_depth: of images that hold more than 8 bits a channel: 2^bit_depth - 1 becomes 255, the same for all images
+        bit_depth: of images with more than 8 bits per channel: 2^bit_depth - 1 becomes 255, the same for all images
             of a data set (`bit_depth_of`). Default 16 for 16-bit images; 32-bit and floating ones do not say theirs.
 
     Returns:
@@ -62,7 +62,7 @@ def bit_depth_of(image_paths) -> int | None:
 
 
 def stored_values(path) -> np.ndarray:
-    """Return the values of an image as stored, upright: (H, W, 3), uint8 unless it holds more than 8 bits a channel."""
+    """Return the values of an image as stored, upright: (H, W, 3), uint8 unless it has more than 8 bits per channel."""
     with _opened(path) as image:
         mode = _deep_mode(image)
         if mode == "RGB":  # pillow would keep the upper eight bits alone
@@ -77,7 +77,7 @@ def stored_values(path) -> np.ndarray:
 
 
 def _deep_mode(image) -> str:
-    """Say how an opened image holds more than 8 bits a channel: "RGB", "I;16", "I" or "F"; "" where it does not."""
+    """Say how an opened image holds more than 8 bits per channel: "RGB", "I;16", "I" or "F"; "" where it does not."""
     sixteen = ";16" in str(image.tile[:1])
     if image.mode[0] in "IF":
         return "I;16" if sixteen else image.mode[:4]
@@ -137,7 +137,7 @@ def read_mask(path, threshold: int = 127) -> np.ndarray:
     """Read a ground-truth mask: true where the grey value is above `threshold`.
 
     Args:
-        path: an image file, or a folder of image files whose union is the mask (MVTec LOCO keeps one file a region).
+        path: an image file, or a folder of image files whose union is the mask (MVTec LOCO keeps one file per region).
         threshold: 127 for masks of 0 and 255 with soft edges; 0 for masks that store class numbers (VisA, LOCO).
 
     Returns:
@@ -262,7 +262,7 @@ class Resize:
             `size`: PatchCore's protocol), or `letterbox` (aspect kept, rest padded by repeating the border).
         scale: for `short_side`, the length of the shorter side before the crop; default `size`.
         interpolation: of images, see `resample`; masks are always area averages.
-        bit_depth: of images that hold more than 8 bits, see `read_image`.
+        bit_depth: of images with more than 8 bits, see `read_image`.
     """
 
     size: int | tuple[int, int] = 256

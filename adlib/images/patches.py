@@ -92,7 +92,7 @@ def paper_embedding(features: list[torch.Tensor]) -> torch.Tensor:
 
 
 def to_rows(grid: torch.Tensor) -> torch.Tensor:
-    """(B, D, H, W) -> (B H W, D): one row a patch, image by image, row by row."""
+    """(B, D, H, W) -> (B H W, D): one row per patch, image by image, row by row."""
     return grid.permute(0, 2, 3, 1).reshape(-1, grid.shape[1])
 
 

@@ -1,4 +1,4 @@
-"""The methods, one file a paper, all behind one small contract.
+"""The methods, one file per paper, all behind one small contract.
 
     method = methods.create("patchcore", coreset=0.02)     # settings: one frozen dataclass, unknown ones are errors
     method.fit(train)                                      # a sample table of normal training images

@@ -32,7 +32,7 @@ from adlib.settings import build, choice
 from adlib.synthesis.judge import Judge
 
 VGG_RELUS = tuple(f"relu{block}_{i}" for block, n in ((1, 2), (2, 2), (3, 4), (4, 4)) for i in range(1, n + 1))
-WINDOW = 4  # cells of the resized map that one position averages; 256 / 4 = 64 positions a side
+WINDOW = 4  # cells of the resized map that one position averages; 256 / 4 = 64 positions per side
 N_PCA_IMAGES = 10  # training images that the width of the bottleneck follows from
 
 
@@ -89,7 +89,7 @@ def aggregate(features: list[torch.Tensor], map_size, window, stride, upsample: 
 
 def _resample_matrix(length: int, map_size: int, window: int, stride: int, upsample: str) -> torch.Tensor:
     """The matrix of one axis: what the plain operations do to every unit vector."""
-    unit = torch.eye(length)[None]  # (1, length, length): one signal a unit vector
+    unit = torch.eye(length)[None]  # (1, length, length): one signal per unit vector
     mode = {"mode": "linear", "align_corners": True} if upsample == "bilinear" else {"mode": "nearest"}
     padding = (window - stride) // 2
     resized = F.pad(F.interpolate(unit, size=map_size, **mode), (padding, padding), mode="replicate")

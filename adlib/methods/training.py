@@ -47,11 +47,11 @@ class History:
 
     Attributes:
         losses: one row per optimiser step: step, each loss term, total, learning_rate.
-        validation: one row a validation: step, seconds since the start, and what `validate` returned.
+        validation: one row per validation: step, seconds since the start, and what `validate` returned.
         snapshots: (step, module states) pairs, for learning curves and the oracle column of the evaluation; the last
             step and the selected one are among them.
-        gradients: the gradient flow, one row a logged step and part of a module: step, part, mean, max (magnitudes).
-        memory: one row a logged step or validation: step, peak_mib of the process so far, cuda_peak_mib since the
+        gradients: the gradient flow, one row per logged step and part of a module: step, part, mean, max (magnitudes).
+        memory: one row per logged step or validation: step, peak_mib of the process so far, cuda_peak_mib since the
             row before (0 without a GPU).
         selected_step: the step whose weights were kept.
         seconds: wall time; loading_share: share of it spent waiting for batches.
@@ -161,7 +161,7 @@ def train(
         origin: `origin(...)`; with it a checkpoint of other settings, weights or images is refused.
         schedulers: stepped once per step, after the optimisers.
         validate: called with the modules in evaluation mode; its value `score` (higher is better) decides `synthetic`.
-        accumulate: micro-batches a step; their mean gradient is that of one large batch.
+        accumulate: micro-batches per step; their mean gradient is that of one large batch.
         clip_norm: largest norm of the gradient of all modules together.
         workers: threads that prepare batches ahead; for a GPU in page-locked memory, from where it copies faster.
         log_every: steps between two rows of the gradient flow and of the memory in the history; 0 for none (memory

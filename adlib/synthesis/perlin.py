@@ -182,7 +182,7 @@ def cell_mask(mask: np.ndarray, stride: int = 8) -> np.ndarray:
 
     Args:
         mask: bool (H, W).
-        stride: pixels a cell; the last cell of a row or column may cover fewer.
+        stride: pixels per cell; the last cell of a row or column may cover fewer.
 
     Returns:
         bool (ceil(H / stride), ceil(W / stride)).

@@ -92,7 +92,7 @@ class Study:
         return pd.DataFrame(self.rows)
 
     def average(self, keys: list[str]) -> pd.DataFrame:
-        """Return the mean in percent over the categories that this profile has written, a row a group of `keys`."""
+        """Return the mean in percent over the categories that this profile has written, one row per group of `keys`."""
         table = read(self.name, self.profile)
         places = table.groupby(keys, sort=False).category.nunique().rename("categories")
         return percent(table.groupby(keys, sort=False)[list(METRICS)].mean(), 1).join(places)

@@ -99,7 +99,7 @@ def compare(
         masks: bool (h, w) per image, or None where there is none; only for the column `wrong side`.
 
     Returns:
-        one row an algorithm and rule: image AUROC of the largest cell score; wrong side: share of masked images where
+        one row per algorithm and rule: image AUROC of the largest cell score; wrong side: share of masked images where
         the cluster called anomalous overlaps the mask less than the other one; clusters, noise (means), separation
         (median); ms per image.
     """

@@ -230,7 +230,7 @@ def _spot(rng, well: int, spots: list) -> np.ndarray:
 
 
 def tray(rng, defect, defect_rng):
-    """A moulded tray with six wells. The rule: one, two, three pins above, three, two, one below; a colour a column.
+    """A moulded tray with six wells. The rule: 1, 2, 3 pins above, 3, 2, 1 below; one colour per column.
 
     Returns the picture and the mask of a logical defect (else None).
 

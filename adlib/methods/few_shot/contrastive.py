@@ -73,7 +73,7 @@ class ContrastiveSettings(training.Options):
 
 
 class Neck(nn.Module):
-    """Fuse a pyramid: 1x1 convolution a stage, resize to one grid, sum, 3x3, GELU, 1x1, unit length."""
+    """Fuse a pyramid: a 1x1 convolution per stage, resize to one grid, sum, 3x3, GELU, 1x1, unit length."""
 
     def __init__(self, channels: tuple[int, ...], width: int, grid_stage: int, seed: int):
         super().__init__()

@@ -22,7 +22,7 @@ def contrastive_loss(
     temperature: float = 0.1,
     top: int = 5,
 ) -> torch.Tensor:
-    """Return one loss an anchor: close to its positives, far from all negatives.
+    """Return one loss per anchor: close to its positives, far from all negatives.
 
     With cosines s_ij to the positives and n_im to the negatives, and t the temperature:
 

@@ -1,6 +1,6 @@
 """The unified model: one set of weights for all products; what is normal comes from the support alone.
 
-    condition  k normal images -> a memory a stage: patches, turned copies, yardsticks, how normal images look by them
+    condition  k normal images -> one memory per stage: patches, turned copies, yardsticks, normal images in their light
     score      distances to the support and to the query's own other cells -> small head -> a logit per cell ->
                image logit, map, p-value
 
@@ -55,7 +55,7 @@ class UnifiedSettings(SupportSettings):
     references: References = ("turned", "own")  # beside the support: turned copies where parts lie freely, own cells
     # Training.
     steps: S.Count = 400  # optimiser steps
-    episodes: S.Count = 4  # products a step
+    episodes: S.Count = 4  # products per step
     drawn_products: S.Whole = 100  # products drawn by code to learn from
 
     def check(self):
@@ -155,7 +155,7 @@ class Unified(FewShot):
         return [memory._replace(usual=usual.clone(), normal=normal.clone()) for memory in context]
 
     def remember(self, features, turned, copies=None) -> tuple[list[references.Memory], torch.Tensor, torch.Tensor]:
-        """Make the context of described images, a list entry a stage; arguments as for `references.remember`.
+        """Make the context of described images, one list entry per stage; arguments as for `references.remember`.
 
         Returns:
             the context, without `usual` and `normal`, and the `inputs` of its images, each judged by the others.

@@ -24,7 +24,7 @@ BLOCK = 2**18  # numbers of a block of rows in the ascent: its buffers stay in t
 
 
 class Discriminator(nn.Module):
-    """Linear, batch normalisation, leaky ReLU, linear without bias: one logit a cell.
+    """Linear, batch normalisation, leaky ReLU, linear without bias: one logit per cell.
 
     Args:
         width: length D of a cell; hidden: width H of the hidden layer.

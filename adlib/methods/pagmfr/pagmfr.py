@@ -53,7 +53,7 @@ class PAGMFRSettings(PairSettings):
     image_size: S.ImageSize = 256  # network input, pixels; ours
     resize: Literal["stretch", "letterbox", "aspect"] = "stretch"
     width: S.Count = 256  # channels of the decoder at its second-deepest step, twice that in the bottleneck; ours
-    blocks: S.Whole = 2  # residual blocks a step; ours
+    blocks: S.Whole = 2  # residual blocks per step; ours
     fusion_width: S.Count = 128  # channels of the MFFM; ours
     image_stride: S.Count = 1  # the image is reconstructed at 1 / image_stride of its size
     dropout: S.ShareFrom0 = 0.0  # probability, whole channels of the MFFM and of the MLP

@@ -117,7 +117,7 @@ def attend(query: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     Never holds the (h w, h w) matrix: the softmax is accumulated tile by tile (`scaled_dot_product_attention`).
 
     Args:
-        query: (B, C, h, w), one query a position.
+        query: (B, C, h, w), one query per position.
         features: (B, C, h, w), keys and values.
 
     Returns:
