@@ -1,5 +1,8 @@
 """Published numbers as tables, and beside the numbers measured here."""
 
+import functools
+import operator
+
 import pandas as pd
 
 from adlib import methods
@@ -29,13 +32,19 @@ TABLE_ONE = "pagmfr_table1.csv"  # one paper's table of itself and seven others
 MARKS = "† second-hand: read in a transcription, a digest or a summary page. ‡ read off a figure."
 
 
+@functools.cache
+def _printed_numbers() -> pd.DataFrame:
+    """The published numbers that tables show, read once."""
+    numbers = published.load()
+    return numbers[~numbers.evidence.isin(published.UNPRINTED)]
+
+
 def beside_published(records: Records, cells: pd.DataFrame, profile: str) -> Table:
     """Published beside measured, with the gap and every difference of protocol that the facts show.
 
     One row per category, and one for the mean over the categories where every category of the data set has a record.
     """
-    numbers = published.load()
-    numbers = numbers[~numbers.evidence.isin(published.UNPRINTED)]
+    numbers = _printed_numbers()
     lines, data, without = [], [], {}
     single = cells[cells.metric.isin(MAIN_METRICS) & cells["mean"].notna()]
     record_of = {row.run: row for row in records.table.itertuples()}
@@ -149,10 +158,8 @@ def by_category(dataset: str, metric: str, file: str = "") -> Table:
         dataset, metric: which.
         file: only the rows of this file; by default all, but of a paper's own table only the paper's own method.
     """
-    numbers, names = published.load(), DATASETS[dataset].categories
-    part = numbers[
-        (numbers.dataset == dataset) & (numbers.metric == metric) & ~numbers.evidence.isin(published.UNPRINTED)
-    ]
+    numbers, names = _printed_numbers(), DATASETS[dataset].categories
+    part = numbers[(numbers.dataset == dataset) & (numbers.metric == metric)]
     part = part[part.file == file] if file else part[(part.file != TABLE_ONE) | (part.method == "PAGMFR")]
     sources = part.groupby(["method", "source", "backbone"], sort=False)
     full = [group for _, group in sources if len(set(group.category) & set(names)) > len(names) / 2]
@@ -198,16 +205,16 @@ def _remarks(part: pd.DataFrame) -> list[str]:
 
 def means(few_shot: bool) -> Table:
     """Published means over all categories: image and pixel AUROC and PRO of every data set, with or without shots."""
-    numbers = published.load()
-    part = numbers[(numbers.category == "mean") & ~numbers.evidence.isin(published.UNPRINTED)]
+    numbers = _printed_numbers()
+    part = numbers[numbers.category == "mean"]
     part = part[part.method.str.contains("-shot") == few_shot]
-    keys = ["dataset", "method", "backbone", "image_size", "selection", "source"]
-    deviations = {(*row[keys], row.metric.removesuffix("_sd")): row.printed for _, row in part.iterrows()
-                  if row.metric.endswith("_sd")}  # fmt: skip
+    facts = operator.attrgetter("dataset", "method", "backbone", "image_size", "selection", "source")
+    spread = part[part.metric.str.endswith("_sd")].itertuples()
+    deviations = {(*facts(row), row.metric.removesuffix("_sd")): row.printed for row in spread}
     part = part[part.metric.isin(PUBLISHED_NAMES.values())]
     lines = {}
-    for _, row in part.iterrows():
-        key = tuple(row[keys])
+    for row in part.itertuples():
+        key = facts(row)
         deviation = f" ± {deviations[*key, row.metric]}" if (*key, row.metric) in deviations else ""
         lines.setdefault(key, {})[row.metric] = published.marked(row.printed + deviation, row.evidence)
     names = ("data", "method", "image AUROC", "pixel AUROC", "PRO", "backbone", "image size", "selection", "source")

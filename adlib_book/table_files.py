@@ -18,14 +18,14 @@ from adlib_book.tables import Table
 
 # Best three. Colours as papers print them; bold, underline and italic say the same without colour.
 HTML_STYLES = {
-    1: "color: #c00000; font-weight: bold;",
-    2: "color: #007000; text-decoration: underline;",
-    3: "color: #0000c0; font-style: italic;",
+    1: ("color: #c00000", "font-weight: bold"),
+    2: ("color: #007000", "text-decoration: underline"),
+    3: ("color: #0000c0", "font-style: italic"),
 }
-LATEX_STYLES = {  # Styler's notation for commands around a cell
-    1: "color:{red}; bfseries:;",
-    2: "color:{green!50!black}; underline:--rwrap;",
-    3: "color:{blue}; itshape:;",
+LATEX_STYLES = {
+    1: r"\color{{red}} \bfseries {}",
+    2: r"\color{{green!50!black}} \underline{{{}}}",
+    3: r"\color{{blue}} \itshape {}",
 }
 MARKDOWN_STYLES = {1: "**{}**", 2: "<u>{}</u>", 3: "*{}*"}
 LONG = 40  # rows from which a LaTeX table breaks across pages
@@ -171,7 +171,7 @@ def markdown(table: Table, runs: str = "../runs") -> str:
 
     frame = _printed(table, _markdown_text, link, lambda run, seed: f" {link(run, seed)}", style)
     right = [_numeric(column) for _, column in table.text.items()]
-    if not isinstance(frame.index, pd.RangeIndex):
+    if _has_labels(frame):
         frame, right = frame.reset_index(), [False, *right]
     rows = [frame.columns, ["---:" if r else "---" for r in right], *frame.itertuples(index=False)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
@@ -193,9 +193,27 @@ def html_table(table: Table, runs: str = "../runs") -> str:
         return f'<a href="{runs}/{quote(run, errors="surrogateescape")}/record.json">{text}</a>' if runs else text
 
     text = _printed(table, escape, link, lambda run, seed: f" {link(run, seed)}" if runs else "")
-    styler = _styler(table, text, HTML_STYLES).set_caption(escape(table.title))
-    styler = styler.hide(axis="index", names=not isinstance(table.text.index, pd.RangeIndex))
-    return styler.to_html(table_uuid=table.name, table_attributes='class="adlib"')
+    name, named, cells = f"T_{table.name}", _has_labels(text), table.cells.to_numpy()
+    head = ['      <th class="blank level0" >&nbsp;</th>'] * named
+    for j, column in enumerate(text.columns):
+        head.append(f'      <th id="{name}_level0_col{j}" class="col_heading level0 col{j}" >{column}</th>')
+    body, ranked = [], {}  # ids of the cells of a rank
+    for i, (label, *row) in enumerate(text.itertuples(name=None)):
+        heading = f'      <th id="{name}_level0_row{i}" class="row_heading level0 row{i}" >{label}</th>'
+        body += ["    <tr>", *[heading] * named]
+        for j, cell in enumerate(row):
+            body.append(f'      <td id="{name}_row{i}_col{j}" class="data row{i} col{j}" >{cell}</td>')
+            if cells[i, j].rank:
+                ranked.setdefault(cells[i, j].rank, []).append(f"#{name}_row{i}_col{j}")
+        body.append("    </tr>")
+    styles = [
+        line
+        for rank, ids in ranked.items()
+        for line in (f"{', '.join(ids)} {{", *(f"  {style};" for style in HTML_STYLES[rank]), "}")
+    ]
+    lines = ['<style type="text/css">', *styles, "</style>", f'<table id="{name}" class="adlib">']
+    lines += [f"  <caption>{escape(table.title)}</caption>", "  <thead>", "    <tr>", *head, "    </tr>", "  </thead>"]
+    return "\n".join([*lines, "  <tbody>", *body, "  </tbody>", "</table>", ""])
 
 
 def latex(table: Table) -> str:
@@ -209,17 +227,26 @@ def latex(table: Table) -> str:
         lambda run, text: rf"\adlibrun{{{_latex_link(run)}}}{{{text}}}",
         lambda run, seed: rf"\adlibseed{{{_latex_link(run)}}}{{{seed}}}",
     )
-    styler = _styler(table, text.rename_axis(None), LATEX_STYLES)
-    widths = ["l"] if not isinstance(text.index, pd.RangeIndex) else []
+    named, cells = _has_labels(text), table.cells.to_numpy()
+    alignment = ["l"] * named
     for j in range(len(text.columns)):
         longest = table.text.iloc[:, j].str.len().max() if len(text) else 0
-        widths.append("p{5cm}" if longest > 40 else "r" if _numeric(table.text.iloc[:, j]) else "l")
-    if isinstance(text.index, pd.RangeIndex):
-        styler = styler.hide(axis="index")
-    environment = "longtable" if len(text) > LONG else None
-    caption = _latex_text(table.title) if environment else None
-    body = styler.to_latex(hrules=True, column_format="".join(widths), environment=environment, caption=caption)
-    linked = any(cell.runs for cell in table.cells.to_numpy().flat)
+        alignment.append("p{5cm}" if longest > 40 else "r" if _numeric(table.text.iloc[:, j]) else "l")
+    head = [r"\toprule", _latex_row(["", *text.columns] if named else text.columns), r"\midrule"]
+    rows = []
+    for (label, *row), ranked in zip(text.itertuples(name=None), cells, strict=True):
+        styled = [LATEX_STYLES.get(cell.rank, "{}").format(shown) for cell, shown in zip(ranked, row, strict=True)]
+        rows.append(_latex_row([*[label] * named, *styled]))
+    environment = "longtable" if len(text) > LONG else "tabular"
+    if environment == "longtable":
+        title, more = _latex_text(table.title), rf"\multicolumn{{{len(alignment)}}}{{r}}{{Continued on next page}} \\"
+        head = [rf"\caption{{{title}}} \\", *head, r"\endfirsthead", rf"\caption[]{{{title}}} \\", *head, r"\endhead"]
+        rows = [r"\midrule", more, r"\midrule", r"\endfoot", r"\bottomrule", r"\endlastfoot", *rows]
+    else:
+        rows.append(r"\bottomrule")
+    lines = [rf"\begin{{{environment}}}{{{''.join(alignment)}}}", *head, *rows, rf"\end{{{environment}}}", ""]
+    body = "\n".join(lines)
+    linked = any(cell.runs for cell in cells.flat)
     return f"{LATEX_PLAIN}\n{body}" if linked else body
 
 
@@ -271,12 +298,12 @@ def _printed(table: Table, escape, link, further, style=lambda text, rank: text)
         return text + "".join(further(run, run.rpartition("-")[2]) for run in rest)
 
     frame = table.cells.map(printed).rename(columns=escape)
-    return frame if isinstance(frame.index, pd.RangeIndex) else frame.rename(index=escape)
+    return frame.rename(index=escape) if _has_labels(frame) else frame
 
 
-def _styler(table: Table, text: pd.DataFrame, styles: dict):
-    css = table.cells.map(lambda cell: styles.get(cell.rank, "")).to_numpy()
-    return text.style.apply(lambda _: css, axis=None)
+def _has_labels(frame: pd.DataFrame) -> bool:
+    """Tell whether rows have names of their own, which are printed."""
+    return not isinstance(frame.index, pd.RangeIndex)
 
 
 def _numeric(column: pd.Series) -> bool:
@@ -290,6 +317,10 @@ def _markdown_text(cell: str) -> str:
 
 def _latex_text(text: str) -> str:
     return " ".join(text.splitlines()).translate(LATEX_SIGNS)
+
+
+def _latex_row(cells) -> str:
+    return " & ".join(cells) + r" \\"
 
 
 def _latex_link(run: str) -> str:
