@@ -196,6 +196,7 @@ def _execute(notebook: Path, output: Path, parameters: dict, story: bool, figure
     """Let papermill run a copy in which errors of the story stop nothing."""
     import nbformat
     import papermill
+    from traitlets.config import Config
 
     book = nbformat.read(notebook, as_version=4)
     result, rest = parts(book)
@@ -209,9 +210,13 @@ def _execute(notebook: Path, output: Path, parameters: dict, story: bool, figure
             copy = os.path.join(folder, notebook.name)
             nbformat.write(book, copy)
             bar = sys.stderr.isatty()
+            # Sockets that are files of this user: what goes over a port, others on this machine can read. And nbclient
+            # ends a kernel by an interrupt, which the kernel would log as an error.
+            kernel = {"KernelManager": {"transport": "ipc"}, "NotebookClient": {"extra_arguments": ["--log-level=50"]}}
             papermill.execute_notebook(
-                copy, str(output), parameters, kernel_name="python3", progress_bar=bar, cwd=str(root())
-            )
+                copy, str(output), parameters, kernel_name="python3", progress_bar=bar, cwd=str(root()),
+                config=Config(kernel),
+            )  # fmt: skip
     finally:
         del os.environ["ADLIB_FIGURES"]
         if place:
