@@ -200,13 +200,12 @@ def with_settings(sub) -> None:
 
 
 def build_parser(add_commands=lambda commands: None) -> argparse.ArgumentParser:
-    """Make the parser of the library's commands, behind those that `add_commands` adds."""
+    """Make the parser of the library's commands, before those that `add_commands` adds."""
     from adlib import __version__
 
     parser = _Parser(prog="adlib", description="Companion to six lines of work on image anomaly detection.")
     parser.add_argument("--version", action="version", version=f"adlib {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
-    add_commands(commands)
 
     sub = command(commands, "train", train, "adlib train -i parts/good -o model/")
     sub.add_argument("-i", "--input", required=True, metavar="GOOD_DIR", help="folder of good images, nested or not")
@@ -269,6 +268,7 @@ def build_parser(add_commands=lambda commands: None) -> argparse.ArgumentParser:
     sub.add_argument("name", help="layout or data set")
     sub.add_argument("--data-root", metavar="DIR", required=True, help="folder that holds the category folders")
     sub.add_argument("--category", help="one category; default all")
+    add_commands(commands)
     return parser
 
 

@@ -148,8 +148,24 @@ def tables(options) -> int:
     return 1 if left_out else 0
 
 
+def predict(options) -> int:
+    """Write heat maps, regions and scores for a folder of images, and a page to look at them."""
+    from adlib_book import report
+
+    if options.report:
+        report.check_place(options.report, options.output)
+    code = cli.predict(options)
+    if options.report:
+        print(f"report: {report.write(options.model, options.output, options.report)}")
+    return code
+
+
 def add_commands(commands) -> None:
-    """Add the book's commands to a group."""
+    """Add the book's commands to a group, and to the library's what the book does more."""
+    sub = commands.choices["predict"]
+    sub.add_argument("--report", metavar="FILE.html", help="write a page to look at the images, worst first")
+    sub.set_defaults(run=predict)
+
     example = "adlib run patchcore --data-root ~/mvtec_ad --category bottle --profile laptop --out out/bottle"
     sub = cli.command(commands, "run", run, example)
     sub.add_argument("method", help="method, for example patchcore")

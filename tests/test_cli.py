@@ -8,17 +8,20 @@ import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
+from urllib.parse import unquote
 
+import browser
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import refused, texture, write_image
 
 from adlib import own_parts
 from adlib.images import Resize, read_image
 from adlib.methods import Scores
-from adlib_book import cli
+from adlib_book import cli, report
 
 SMALL = ["--set", "image_size=64", "--set", "coreset=0.25", "--profile", "smoke", "--set", "resize=aspect"]
 
@@ -61,7 +64,7 @@ def predicted(parts, model, tmp_path_factory):
     return errors.getvalue(), out
 
 
-def test_predict_writes_everything_at_the_original_size(predicted):
+def test_predict_writes_everything_at_the_original_size_and_finds_the_defect(predicted):
     errors, out = predicted
     assert "broken.png" in errors
     assert "1 files could not be read" in errors
@@ -72,11 +75,7 @@ def test_predict_writes_everything_at_the_original_size(predicted):
         assert cv2.imread(str(out / f"overlays/{name}.jpg")).shape == (*shape, 3)
         assert cv2.imread(str(out / f"contours/{name}.jpg")).shape == (*shape, 3)
         assert json.loads((out / f"polygons/{name}.json").read_text())["size"] == list(shape)
-
-
-def test_the_defect_is_found_where_it_is(predicted):
-    _, out = predicted
-    scores = pd.read_csv(out / "scores.csv").set_index("image")
+    scores = scores.set_index("image")
     assert scores.anomalous["bad.png"]
     assert not scores.anomalous["deep/ok.png"]
     assert scores.n_regions["deep/ok.png"] == 0
@@ -250,6 +249,51 @@ def test_outside_of_the_region_of_interest_nothing_trains_or_scores(tmp_path, pr
     assert re.search(r"a\.png: image is \(8, 16\), its region of interest \(16, 16\)", skipped[1])
     refused("brightness takes in no more images; train it again", own_parts.update, "model", tmp_path / "in")
     refused("region of interest is black", own_parts.read_roi, [write_image(tmp_path / "black.png", inside * 0)])
+
+
+def test_a_report_counts_again_and_takes_names_as_data(tmp_path, predict, monkeypatch):
+    names = [f"{i:02d}.png" for i in range(60)] + ["<img src=x onerror='document.title=1'> #%.png"]
+    for i, name in enumerate(names):
+        write_image(tmp_path / "in" / name, spots(4 * i))
+    predict()
+    read = ({"method": "brightness", "settings": {"bit_depth": 8}}, {"normal_scores": torch.tensor([0.1, 0.2, 0.6])})
+    monkeypatch.setattr(report.storage, "read_model", lambda _: read)
+    out, file = tmp_path / "out", tmp_path / "out/report.html"
+    for place in ("out/other.html", "out/maps/report.html", "in/00.png", "in"):
+        refused("report .* (lies in the folder of results|ends in .html)", report.check_place, tmp_path / place, out)
+    report.check_place(file, out)
+    report.write("model", out, file)
+    results = json.loads(re.search(r'id="results">(.*?)</script>', file.read_text())[1])
+    assert [image["name"] for image in results["images"]] == names[::-1]  # worst first
+    assert all((out / unquote(link)).is_file() for image in results["images"] for link in image["links"].values())
+    assert "higher than 67 % of them" in results["drift"]
+    monkeypatch.setattr(report, "MOST_BYTES", 200_000)
+    assert report.write("model", out, tmp_path / "small.html").stat().st_size <= 200_000
+    if browser.find():
+        with browser.Browser() as tab:
+            tab.open(file.as_uri())
+            look_at(tab, names)
+    predict()  # removes the report
+    assert not file.exists()
+
+
+def look_at(tab, names):
+    """Hold what the page of `names` does when it is clicked and dragged."""
+    shown = "document.querySelectorAll('#cards figure').length"
+    assert tab.run("document.querySelector('figcaption div + div').textContent") == names[-1]
+    assert tab.run("counts.textContent").startswith("29 of 61 images flagged, 1 of 3 good parts")
+    assert (
+        tab.run("""document.querySelector("figure button").click(), document.querySelector("img").alt""")
+        == "photograph"
+    )
+    for press, number in (("next", 13), ("back", 48)):
+        assert tab.run(f"document.getElementById('{press}').click(), {shown}") == number
+    tab.run("slider.value = 895, slider.dispatchEvent(new Event('input'))")
+    tab.wait_for("counts.textContent.startsWith('7 of 61')")  # above 0.895 x 240 / 255
+    tab.run("filter.value = 'flagged', filter.dispatchEvent(new Event('change'))")
+    assert tab.run(shown) == 7
+    assert not tab.errors
+    assert tab.run("document.title") == "adlib report"
 
 
 def test_a_model_that_grows_alarms_no_more(parts, model, tmp_path, capsys):

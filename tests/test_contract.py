@@ -126,6 +126,12 @@ def test_a_batch_is_its_images_one_by_one(fit, test_batch, name):
         np.testing.assert_allclose(alone.map[0], together.map[i], rtol=1e-3, atol=1e-3 * together.map.max())
 
 
+@pytest.mark.parametrize("name", ["patchcore", "few_shot", "padim", "spade"])
+def test_defects_stand_out_without_training(fit, test_rows, test_batch, name):
+    maxima, bad = fit(name).score(test_batch).map.max(axis=(1, 2)), test_rows.label == 1
+    assert maxima[bad].min() > maxima[~bad].max()
+
+
 SAVED = [(name, {}) for name in ALL]
 SAVED += [
     ("glass", {"heads": 3, "image_score": "top"}),

@@ -52,20 +52,7 @@ def test_clean_images_have_an_empty_mask_behind_the_gate(fitted, train, name):
     assert sum(mask.any() for mask in masks) <= 1  # the quantile lies between two of so few
 
 
-def test_perfect_features_cost_nothing(fitted):
-    """Two regions at opposite poles: no loss, and the mask is found exactly (intersection over union 1)."""
-    grid, coverage = (8, 8), torch.zeros(8, 8)
-    coverage[2:5, 2:5] = 1
-    rows = torch.zeros(64, 4)
-    rows[:, 0] = torch.where(coverage.flatten() > 0, -1.0, 1.0)
-    loss = fitted.image_losses(rows, grid, coverage)
-    assert len(loss) == 64 - 9
-    assert loss.max() < 1e-6
-    assert fitted.image_losses(rows, grid, torch.zeros(8, 8)) is None
-    assert fitted.image_losses(rows, grid, torch.ones(8, 8)) is None
-
-
-def test_the_focal_form_inside_one_image_is_the_original(fitted):
+def test_the_focal_form_inside_one_image_is_the_original():
     rows = torch.nn.functional.normalize(torch.randn(36, 5, generator=torch.Generator().manual_seed(0)), dim=1)
     coverage = torch.zeros(6, 6)
     coverage[:2, :3] = 1
@@ -74,6 +61,8 @@ def test_the_focal_form_inside_one_image_is_the_original(fitted):
     anomalous = coverage.flatten() > 0
     expected = losses.contrastive_loss("focal", rows[~anomalous], rows[anomalous])
     torch.testing.assert_close(found, expected)
+    for of_one_kind in (0, 1):
+        assert method.image_losses(rows, (6, 6), torch.full((6, 6), float(of_one_kind))) is None
 
 
 def test_training_defects_come_from_the_families_asked_for(train, fitted):
