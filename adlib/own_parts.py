@@ -72,9 +72,9 @@ def train(
     Returns:
         the fitted method and one line for each file that was skipped.
     """
-    _keep_apart(out, folder)
+    keep_apart(out, folder)
     if products is not None:
-        _keep_apart(out, products)
+        keep_apart(out, products)
     table, unreadable = normal_table(folder)
     facts = {"trained_on": sorted({file_hash(path) for path in table.image_path}), "roi": read_roi(roi)}
     settings = profiles.shaped(method, settings or {}, table.image_path, report=print)
@@ -232,7 +232,7 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
     for name, value in (("threshold", threshold), ("pixel_threshold", pixel_threshold)):
         if value is not None and not math.isfinite(value):
             raise InputError(f"{name} {value} must be a number in the units of the score")
-    _keep_apart(out, folder)
+    keep_apart(out, folder)
     files = _image_files(folder)
     names = output_names([file.relative_to(folder).as_posix() for file in files])
     written = ["scores.csv", "scores.partial.csv", "scale.png", "report.html"]
@@ -401,7 +401,7 @@ def output_names(files: list[str]) -> list[str]:
     return names
 
 
-def _keep_apart(out, folder) -> None:
+def keep_apart(out, folder) -> None:
     """Refuse an output folder that is a file, or that lies in the input folder: the next run would read it."""
     out, folder = Path(os.path.realpath(out)), Path(os.path.realpath(folder))
     if out.is_file():

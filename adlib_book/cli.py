@@ -160,11 +160,45 @@ def predict(options) -> int:
     return code
 
 
+def train(options) -> int:
+    """Fit a method on a folder of good images; `auto` is the one that the judge of `adlib compare` puts first."""
+    if options.method == "auto":
+        from adlib_book import compare
+
+        if options.set or options.roi or options.products:
+            raise InputError("--set, --roi and --products go with the name of a method, not with --method auto")
+        options.method = compare.winner(options.input, options.minutes, options.profile)
+    return cli.train(options)
+
+
+def compare(options) -> int:
+    """Say which method suits a folder of good images: all are fitted and judged on damages made by code."""
+    from adlib_book import compare as own
+
+    names = options.methods.split(",") if options.methods else None
+    table, out = own.compare(options.input, options.output, names, options.minutes, options.profile)
+    print(table.dropna(subset="score").drop(columns="reason").round(3).to_string(index=False))
+    print(f"see {os.path.join(out, 'comparison.png')} and comparison.json")
+    return 0 if table.score.notna().any() else 1
+
+
 def add_commands(commands) -> None:
     """Add the book's commands to a group, and to the library's what the book does more."""
+    sub = commands.choices["train"]
+    auto = "with --method auto, which takes the first method of adlib compare: for comparison and training together"
+    sub.add_argument("--minutes", type=float, default=10, help=auto)
+    sub.set_defaults(run=train)
+
     sub = commands.choices["predict"]
     sub.add_argument("--report", metavar="FILE.html", help="write a page to look at the images, worst first")
     sub.set_defaults(run=predict)
+
+    sub = cli.command(commands, "compare", compare, "adlib compare -i parts/good -o out/comparison --minutes 30")
+    sub.add_argument("-i", "--input", required=True, metavar="GOOD_DIR", help="folder of good images, nested or not")
+    sub.add_argument("-o", "--output", metavar="DIR", help="for table and picture; default results/compare/GOOD_DIR")
+    sub.add_argument("--methods", metavar="NAMES", help="only these, for example patchcore,padim; default all")
+    sub.add_argument("--minutes", type=float, help="for everything; methods are tried cheapest first; default no limit")
+    sub.add_argument("--profile", default="laptop", help="profile whose settings are used; a name or FILE.yaml")
 
     example = "adlib run patchcore --data-root ~/mvtec_ad --category bottle --profile laptop --out out/bottle"
     sub = cli.command(commands, "run", run, example)

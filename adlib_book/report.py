@@ -58,24 +58,25 @@ def write(model, out, file) -> Path:
     images, pictures = [], []
     for row in rows:
         photograph, name = Path(facts["input"], row["image"]), names[row["image"]]
-        kinds = {kind: out / kind / f"{name}.jpg" for kind in ("overlays", "contours")}
-        links = {kind: _link(path, file) for kind, path in ({"photograph": photograph} | kinds).items()}
+        files = {"photograph": photograph, "overlay": out / f"overlays/{name}.jpg"}
+        files |= {"outlines": out / f"contours/{name}.jpg"}
         flagged = None if row["anomalous"] == "" else row["anomalous"] == "True"
         image = {"name": row["image"], "score": float(row["score"]), "flagged": flagged}
-        images.append(image | {"regions": int(row["n_regions"]), "links": links, "thumbnails": [None, None]})
-        pictures.append((kinds["overlays"], photograph))
+        links = {kind: quote(os.fsencode(os.path.relpath(path, file.parent))) for kind, path in files.items()}
+        images.append(image | {"links": links, "thumbnails": [None, None]})
+        pictures.append((files["overlay"], photograph))
     good = np.sort(tensors["normal_scores"].numpy()).astype(float)
-    unread = sum(name.startswith("maps/") for name in facts["files"]) - len(images)
+    n_unread = sum(name.startswith("maps/") for name in facts["files"]) - len(images)
     settings = {key: facts.get(key) for key in ("input", "model", "threshold", "pixel_threshold", "min_area", "scale")}
     settings |= {"method": header["method"]} | header["settings"]
-    page = {"images": images, "threshold": facts["threshold"], "good": [float(f"{score:.6g}") for score in good]}
-    page |= {"unread": unread, "settings": {key: _text(value) for key, value in settings.items()}}
+    page = {"images": images, "threshold": facts["threshold"], "good": good.tolist()}
+    page |= {"n_unread": n_unread, "settings": {key: _text(value) for key, value in settings.items()}}
     page |= {"drift": drift([image["score"] for image in images], good), "bar": _data(out / "scale.png")}
     template = Path(__file__).with_suffix(".html").read_text()
     left = MOST_BYTES - len(template) - len(json.dumps(page).replace("<", r"\u003c"))
-    shown = min(len(images), max(0, left // (2 * THUMBNAIL_BYTES)))
-    for image, files in zip(images[:shown], pictures, strict=False):
-        image["thumbnails"] = [thumbnail(picture, left // (2 * shown), header["settings"]) for picture in files]
+    n_thumbnails = min(len(images), max(0, left // (2 * THUMBNAIL_BYTES)))
+    for image, pair in zip(images[:n_thumbnails], pictures, strict=False):
+        image["thumbnails"] = [thumbnail(picture, left // (2 * n_thumbnails), header["settings"]) for picture in pair]
     with atomic_path(file) as temporary:
         temporary.write_text(template.replace("{results}", json.dumps(page).replace("<", r"\u003c")))
     return file
@@ -113,10 +114,6 @@ def thumbnail(file: Path, most: int, settings: dict) -> str | None:
 
 def _data(file: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
-
-
-def _link(path: Path, file: Path) -> str:
-    return quote(os.fsencode(os.path.relpath(path, file.parent)))
 
 
 def _text(value) -> str:

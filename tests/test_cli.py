@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import multiprocessing.dummy
 import re
 import shutil
 import subprocess
@@ -16,12 +17,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import refused, texture, write_image
+from conftest import SMALL_SETTINGS, refused, texture, write_image
 
 from adlib import own_parts
 from adlib.images import Resize, read_image
 from adlib.methods import Scores
-from adlib_book import cli, report
+from adlib_book import cli, compare, report
 
 SMALL = ["--set", "image_size=64", "--set", "coreset=0.25", "--profile", "smoke", "--set", "resize=aspect"]
 
@@ -97,12 +98,25 @@ def test_a_training_that_breaks_down_is_one_line_and_exit_code_1(parts, tmp_path
     assert not (tmp_path / "m").exists()
 
 
-def test_a_method_without_a_backbone_is_trained_too(parts, tmp_path, capsys):
-    changes = ["image_size=64", "width=4", "width_discriminator=4", "batch_size=4", "steps=2", "bank=4"]
-    settings = [part for change in changes for part in ("--set", change)]
-    out = tmp_path / "m"
-    assert adlib("train", "-i", parts / "good", "-o", out, "--method", "draem", "--profile", "smoke", *settings) == 0
-    assert f"{out}  (draem)" in capsys.readouterr().out
+def test_methods_are_compared_and_auto_trains_the_first(parts, tmp_path, monkeypatch, capsys):
+    assert compare._attempt("padim", "smoke", None, None, 0.1)["reason"].startswith("stopped: not done after")
+    small = SMALL_SETTINGS | {"spade": {"stages": [9]}}
+    monkeypatch.setenv("ADLIB_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(compare.multiprocessing, "get_context", lambda _: multiprocessing.dummy)
+    monkeypatch.setattr(compare.profiles, "method_settings", lambda _, method, *__: small[method])
+    assert adlib("compare", "-i", parts / "good", "--methods", "spade,padim") == 0
+    facts = json.loads((tmp_path / "results/compare/good/comparison.json").read_text())
+    assert [row["method"] for row in facts["methods"]] == ["padim", "spade"]
+    assert facts["methods"][0]["image_auroc"] > 0.5
+    assert re.match("failed: InputError: .*stage 9", facts["methods"][1]["reason"])
+    assert (facts["n_fit"], facts["n_held_out"], facts["n_judged"]) == (13, 3, 6)
+    assert (tmp_path / "results/compare/good/comparison.png").is_file()
+    monkeypatch.setattr(compare.profiles, "load", lambda _: {"methods": ["draem"]})
+    assert adlib("train", "-i", parts / "good", "-o", tmp_path / "m", "--method", "auto") == 0
+    assert f"{tmp_path / 'm'}  (draem)" in capsys.readouterr().out  # without a backbone
+    late = "train", "-i", parts / "good", "-o", tmp_path / "late", "--method", "auto"
+    assert adlib(*late, "--minutes", "1e-9") == adlib(*late, "--set", "a=1") == 2
+    assert re.search(r"not tried: no time was left.*\n.*not with --method auto", capsys.readouterr().err)
 
 
 def test_threshold_from_a_folder_is_stored_and_used(parts, model, tmp_path, capsys):
@@ -422,7 +436,7 @@ def test_a_record_is_up_to_date_when_the_story_that_was_asked_for_is_told(
 COMMANDS = ["run", "notebook", "reproduce", "plan", "train", "import glass", "threshold", "update", "predict"]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "evaluate", "data list", "data get", "data check"])
+@pytest.mark.parametrize("command", [*COMMANDS, "compare", "evaluate", "data list", "data get", "data check"])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         adlib(*command.split(), "--help")

@@ -73,15 +73,6 @@ def test_nearest_positive_by_hand():
     assert loss.item() == pytest.approx(-np.log(np.exp(0.6) / (np.exp(0.6) + 1)), abs=1e-6)
 
 
-def test_several_kinds_of_normal_patch_are_not_pushed_together():
-    """The reason for the nearest-positive form: two normal kinds at right angles are already perfect for it."""
-    kinds = torch.eye(3)[[0, 0, 0, 1, 1, 1]]
-    defect = torch.eye(3)[[2, 2]]
-    nearest = losses.contrastive_loss("nearest_positive", kinds, defect, top=2)
-    mean = losses.contrastive_loss("focal", kinds, defect)
-    assert nearest.max() < 1e-3 < 0.01 < mean.min()
-
-
 def test_neighbours_on_a_grid():
     excluded = losses.neighbours_excluded(torch.tensor([0, 1, 2, 5, 8]), width=3)
     assert excluded[0].tolist() == [True, True, False, False, False]
