@@ -27,13 +27,14 @@ def notebook_path(name: str) -> Path:
 def code_cells(book, story: bool = True) -> list:
     """Return the code cells of a notebook; without the story, those up to the cell that writes the record."""
     result, rest = parts(book)
-    return [cell for cell in (result + rest if story else result) if cell.cell_type == "code"]
+    return [cell for cell in (result + rest if story else result) if cell["cell_type"] == "code"]
 
 
 def parts(book) -> tuple[list, list]:
     """Return the cells of a notebook up to the one that writes the record (all where there is none), and the others."""
-    end = next((i for i, cell in enumerate(book.cells) if RECORD in cell.metadata.get("tags", [])), len(book.cells))
-    return book.cells[: end + 1], book.cells[end + 1 :]
+    cells = book["cells"]
+    end = next((i for i, cell in enumerate(cells) if RECORD in cell["metadata"].get("tags", [])), len(cells))
+    return cells[: end + 1], cells[end + 1 :]
 
 
 def run(name: str, parameters: dict | None = None, story: bool = True) -> tuple[dict, str]:

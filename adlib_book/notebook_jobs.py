@@ -3,9 +3,11 @@
 Snakemake does the scheduling (see the Snakefile); this module says what there is to do and runs one thing.
 """
 
+import ast
 import contextlib
 import fcntl
 import fnmatch
+import io
 import json
 import os
 import signal
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -23,7 +26,7 @@ from adlib.errors import InputError, suggest
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import build, choice
 from adlib_book import costs, progress
-from adlib_book.cells import notebook_path, parts
+from adlib_book.cells import code_cells, notebook_path, parts
 
 # Modules that load torch are imported where they are needed: a notebook has its own kernel to load it.
 
@@ -121,25 +124,26 @@ def select(jobs: list[Job], **names: str) -> list[Job]:
 
 def check_parameters(notebook: Path, parameters: dict) -> None:
     """Refuse parameters that the notebook does not declare, or of another type, before any kernel starts."""
-    from papermill import inspect_notebook
-
-    declared = inspect_notebook(str(notebook))
+    cells = [
+        cell for cell in json.loads(notebook.read_text())["cells"] if "parameters" in cell["metadata"].get("tags", ())
+    ]
+    lines = ast.parse("\n".join("".join(cell["source"]) for cell in cells)).body
+    declared = {line.target.id: ast.unparse(line.annotation) for line in lines if isinstance(line, ast.AnnAssign)}
     for name, value in parameters.items():
         if name not in declared:
             raise InputError(
                 f"parameter {name!r} is unknown to {notebook.name}{suggest(name, declared)}; "
                 f"it takes: {', '.join(declared)}"
             )
-        expected = TYPES.get(declared[name]["inferred_type_name"].split("[")[0])
+        expected = TYPES.get(declared[name].split("[")[0])
         wrong = expected and not isinstance(value, expected)
         if wrong or (isinstance(value, bool) and expected in (int, (float, int))):
-            kind = declared[name]["inferred_type_name"]
             quote = f"; quote it: --set {name}='\"{value}\"'" if expected is str else ""
-            raise InputError(f"parameter {name!r} of {notebook.name} must be {kind}, got {value!r}{quote}")
+            raise InputError(f"parameter {name!r} of {notebook.name} must be {declared[name]}, got {value!r}{quote}")
 
 
 def run_notebook(name: str, output, parameters: dict, story: bool = True, figures=None) -> dict:
-    """Execute a notebook with papermill and keep the executed copy at `output`.
+    """Execute a notebook and keep the executed copy at `output`.
 
     In a method's notebook the cell tagged `record` ends the result, and what comes after it is the story. An error in
     the story, or a kernel that dies there, is returned: the record is written, and the other cells still run. A
@@ -147,7 +151,8 @@ def run_notebook(name: str, output, parameters: dict, story: bool = True, figure
     stays.
 
     Args:
-        story: False leaves out what comes after the record.
+        story: False leaves out what comes after the record; the rest runs in this process, where a kernel would take
+            longer to start than a small run, and its copy holds what was printed, no pictures.
         figures: folder for figures; default `results/figures/<profile>`. `$ADLIB_FIGURES` goes before both.
 
     Returns:
@@ -158,10 +163,7 @@ def run_notebook(name: str, output, parameters: dict, story: bool = True, figure
         InputError: a parameter is unknown or wrong, or the notebook itself refused its input.
         NotebookError: a cell failed or the kernel died.
     """
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-
-    notebook, output = notebook_path(name), Path(output)
+    notebook, output = notebook_path(name), Path(output).absolute()
     check_parameters(notebook, parameters)
     figures = figures or results_dir() / "figures" / parameters.get("profile", "smoke")
     failed = output.with_name(f"failed-{notebook.name}")
@@ -172,55 +174,103 @@ def run_notebook(name: str, output, parameters: dict, story: bool = True, figure
             try:
                 _execute(notebook, temporary, parameters, story, figures)
             except BaseException as error:
-                expected = isinstance(error, papermill.PapermillExecutionError | DeadKernelError)
-                failure = _story_failure(temporary) if expected else None
+                failure = _story_failure(temporary) if story and isinstance(error, _CellError) else None
                 if failure is None:
                     if temporary.stat().st_size:
                         os.replace(temporary, failed)
                     raise
                 outcome |= failure
         failed.unlink(missing_ok=True)
-    except papermill.PapermillExecutionError as error:
-        if error.ename == "InputError":
-            raise InputError(error.evalue) from None
-        where = f"cell {error.exec_count} of {notebook.name} failed: {error.ename}: {error.evalue}"
-        raise NotebookError(f"{where}; see {failed}") from None
-    except DeadKernelError:
-        raise NotebookError(
-            f"the kernel of {notebook.name} died, most often for lack of memory; see {failed} for how far it came"
-        ) from None
+    except _CellError as error:
+        number, kind, text = error.args
+        if kind == "InputError":
+            raise InputError(text) from None
+        if number is None:
+            text = (
+                f"the kernel of {notebook.name} died, most often for lack of memory; see {failed} for how far it came"
+            )
+            raise NotebookError(text) from None
+        raise NotebookError(f"cell {number} of {notebook.name} failed: {kind}: {text}; see {failed}") from None
     return outcome
 
 
-def _execute(notebook: Path, output: Path, parameters: dict, story: bool, figures) -> None:
-    """Let papermill run a copy in which errors of the story stop nothing."""
-    import nbformat
-    import papermill
-    from traitlets.config import Config
+class _CellError(Exception):
+    """A cell stopped a notebook. Arguments: its number (None where the kernel died), kind and text of the error."""
 
-    book = nbformat.read(notebook, as_version=4)
-    result, rest = parts(book)
-    for cell in rest:
-        cell.metadata["tags"] = [*cell.metadata.get("tags", []), GOES_ON]
-    book.cells = result + rest if story else result
+
+def _execute(notebook: Path, output: Path, parameters: dict, story: bool, figures) -> None:
+    """Run a copy and write it to `output`, whatever happens."""
     place = os.environ.get("ADLIB_FIGURES")
-    os.environ["ADLIB_FIGURES"] = place or str(figures)  # the kernel inherits it
+    os.environ["ADLIB_FIGURES"] = place or str(figures)  # a kernel inherits it
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            copy = os.path.join(folder, notebook.name)
-            nbformat.write(book, copy)
-            bar = sys.stderr.isatty()
-            # Sockets that are files of this user: what goes over a port, others on this machine can read. And nbclient
-            # ends a kernel by an interrupt, which the kernel would log as an error.
-            kernel = {"KernelManager": {"transport": "ipc"}, "NotebookClient": {"extra_arguments": ["--log-level=50"]}}
-            papermill.execute_notebook(
-                copy, str(output), parameters, kernel_name="python3", progress_bar=bar, cwd=str(root()),
-                config=Config(kernel),
-            )  # fmt: skip
+        (_run_in_kernel if story else _run_result_here)(notebook, output, parameters)
     finally:
         del os.environ["ADLIB_FIGURES"]
         if place:
             os.environ["ADLIB_FIGURES"] = place
+
+
+def _run_in_kernel(notebook: Path, output: Path, parameters: dict) -> None:
+    """Let papermill run it all; errors of the story stop nothing."""
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
+
+    book = nbformat.read(notebook, as_version=4)
+    for cell in parts(book)[1]:
+        cell.metadata["tags"] = [*cell.metadata.get("tags", []), GOES_ON]
+    # Sockets that are files of this user: what goes over a port, others on this machine can read. And nbclient ends a
+    # kernel by an interrupt, which the kernel would log as an error.
+    kernel = {"KernelManager": {"transport": "ipc"}, "NotebookClient": {"extra_arguments": ["--log-level=50"]}}
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, notebook.name)
+        nbformat.write(book, copy)
+        bar = sys.stderr.isatty()
+        try:
+            papermill.execute_notebook(
+                copy, str(output), parameters, kernel_name="python3", progress_bar=bar, cwd=str(root()),
+                config=Config(kernel),
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            raise _CellError(error.exec_count, error.ename, error.evalue) from None
+        except DeadKernelError:
+            raise _CellError(None, "", "") from None
+
+
+def _run_result_here(notebook: Path, output: Path, parameters: dict) -> None:
+    """Run the cells up to the record in this process, without what serves kernels: to load that takes seconds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    book = json.loads(notebook.read_text())
+    book["cells"], _ = parts(book)
+    values = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    injected = {"cell_type": "code", "id": "injected", "metadata": {"tags": ["injected-parameters"]}, "source": values}
+    place = next(i for i, cell in enumerate(book["cells"]) if "parameters" in cell["metadata"].get("tags", []))
+    book["cells"].insert(place + 1, injected)
+    names = {"__name__": "__main__", "display": print}
+    try:
+        with contextlib.chdir(root()):
+            for number, cell in enumerate(code_cells(book), start=1):
+                cell |= {"execution_count": number, "outputs": []}
+                printed = io.StringIO()
+                try:
+                    with contextlib.redirect_stdout(printed):
+                        exec(compile("".join(cell["source"]), f"code cell {number}", "exec"), names)
+                except Exception as error:
+                    facts = {"ename": type(error).__name__, "evalue": str(error)}
+                    trace = traceback.format_exc().splitlines()
+                    cell["outputs"].append({"output_type": "error", "traceback": trace} | facts)
+                    raise _CellError(number, *facts.values()) from None
+                finally:
+                    if text := printed.getvalue():
+                        cell["outputs"].insert(0, {"output_type": "stream", "name": "stdout", "text": text})
+                    plt.close("all")
+    finally:
+        output.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n")
 
 
 def _story_failure(executed: Path) -> dict | None:
