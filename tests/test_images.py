@@ -47,13 +47,14 @@ def test_each_way_to_shrink_is_that_of_an_original(interpolation, expected):
         np.testing.assert_allclose(np.unique(small.reshape(-1, 3), axis=0)[:, 0], sorted(expected), atol=1)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "I;16"])
 def test_any_channel_count_and_depth_reads_as_rgb(tmp_path, mode):
     grey = np.tile(np.array([0, 128, 255], np.uint8), (4, 4))
     wide = grey.astype(np.uint16) * 257
     image = Image.fromarray(wide) if mode == "I;16" else Image.fromarray(grey).convert(mode)
-    image.save(tmp_path / "image.png")
-    pixels = read_image(tmp_path / "image.png")
+    file = tmp_path / f"image.{'tif' if mode == 'CMYK' else 'png'}"
+    image.save(file)
+    pixels = read_image(file)
     assert pixels.dtype == np.uint8
     assert pixels.shape == (4, 12, 3)
     assert pixels[0, 0].tolist() == [0, 0, 0]

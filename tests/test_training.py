@@ -82,26 +82,6 @@ def test_it_learns_and_records_every_step():
     assert 0 <= history.loading_share < 1
 
 
-def test_resume_at_any_step_equals_an_uninterrupted_run(tmp_path):
-    whole, optimizer, schedulers = make(dropout=0.3)
-    full = run(whole, optimizer, schedulers, 30)
-    for stop in (1, 7, 29):
-        file = tmp_path / f"{stop}.pt"
-        first, optimizer, schedulers = make(dropout=0.3)
-
-        def killed(step, stop=stop):
-            if step == stop:
-                raise KeyboardInterrupt
-            return batch_of(8)(step)
-
-        with pytest.raises(KeyboardInterrupt):
-            run(first, optimizer, schedulers, 30, make_batch=killed, checkpoint=file, workers=0)
-        second, optimizer, schedulers = make(dropout=0.3)
-        resumed = run(second, optimizer, schedulers, 30, checkpoint=file)
-        assert torch.equal(weights(second), weights(whole))
-        pd.testing.assert_frame_equal(resumed.losses, full.losses)
-
-
 def test_the_number_of_workers_changes_nothing():
     results = []
     for workers in (0, 1, 3):

@@ -1,7 +1,7 @@
 """DRAEM: a discriminatively trained reconstruction (Zavrtanik, Kristan and Skočaj, ICCV 2021, arXiv 2108.07610).
 
     fit    pseudo-anomalies on normal images -> one network paints them away, a second one compares the two pictures
-    score  probability of every pixel -> map; the largest mean over 21 x 21 pixels -> image score
+    score  probability of every pixel -> map; the largest mean over 21 x 21 pixels of 256 x 256 -> image score
 
 No pretrained features: both networks learn from pixels in [0, 1] alone, and that scale is part of the method (a port
 that normalised by ImageNet's mean failed). It is the baseline of PAGMFR, trained by the same loop on the same pairs.
@@ -252,7 +252,10 @@ class DRAEM:
         images = images.to(self.device)
         logits = self.discriminator(torch.cat([self.reconstruction(images), images], dim=1))  # (B, 2, H, W)
         maps = logits.softmax(dim=1)[:, 1].cpu().numpy()
-        return Scores(window_maxima(maps, cv2.BORDER_CONSTANT if self.authors else cv2.BORDER_REFLECT), maps)
+        if self.authors:
+            return Scores(window_maxima(maps, cv2.BORDER_CONSTANT), maps)
+        side = 2 * round(21 / 256 * min(self.resize.hw) / 2 - 0.5) + 1  # the paper's share of the image, an odd number
+        return Scores(window_maxima(maps, side=side), maps)
 
 
 def window_maxima(maps: np.ndarray, border: int = cv2.BORDER_REFLECT, side: int = 21) -> np.ndarray:
