@@ -6,6 +6,7 @@
 # The output of a job is a file that says what its result was made from, never the result: Snakemake deletes the outputs
 # of a job that fails, is refused or cancelled, and the record of an earlier run must outlive that.
 
+import functools
 import os
 import shlex
 from pathlib import Path
@@ -15,6 +16,7 @@ from adlib_book import costs, notebook_jobs, progress
 
 # An empty data root on the command line is read as null.
 PROFILE, DATA_ROOT, RESULTS = config.get("profile", "smoke"), config.get("data_root") or "", results_dir()
+request = functools.cache(costs.request)
 CHOSEN = {field: str(config.get(field, "")) for field in notebook_jobs.SELECTORS}
 PLAN = notebook_jobs.plan(PROFILE, DATA_ROOT)
 JOBS = {job.folder: job for job in PLAN}
@@ -34,16 +36,17 @@ def made_before(wildcards):
     """What a notebook reads and this batch makes: done-files of runs; of the tables, for the first notebook."""
     jobs = [task for task in TO_DO if not isinstance(task, str)]
     files = [progress.done_file(job) for job in notebook_jobs.waits_for(wildcards.name, PROFILE, jobs)]
-    tables = [task for task in TO_DO if task not in jobs and Path(task).stem == notebook_jobs.TABLES_NOTEBOOK]
+    tables = [task for task in TO_DO if isinstance(task, str) and Path(task).stem == notebook_jobs.TABLES_NOTEBOOK]
     return files + ([progress.done_file(tables[0])] if tables and wildcards.name == notebook_jobs.START_NOTEBOOK else [])
 
 
 def asked(resource):
     """A resource of profiles/costs.yaml, as a function of a job."""
     entry = lambda w: JOBS[w.run].method if "run" in w.keys() else costs.NOTEBOOKS
-    return lambda w, attempt: costs.request(PROFILE, entry(w), attempt)[resource]
+    return lambda w, attempt: request(PROFILE, entry(w), attempt)[resource]
 
 
+@functools.cache
 def once(name):
     return notebook_jobs.once_commands(name, PROFILE, PLAN, DATA_ROOT)
 
