@@ -3,9 +3,10 @@
 A method notebook is a *result*, up to the cell tagged `record`, which writes it, and a *story* after it.
 """
 
-import ast
 import contextlib
 import io
+import json
+import traceback
 from pathlib import Path
 
 from adlib.errors import InputError, suggest
@@ -48,23 +49,47 @@ def run(name: str, parameters: dict | None = None, story: bool = True) -> tuple[
     Returns:
         the names that the cells have defined, and what they have printed.
     """
+    book = json.loads((root() / "notebooks" / f"{name}.ipynb").read_text())
+    book["cells"] = code_cells(book, story)
+    names = execute(book, parameters or {})
+    return names, "".join(output.get("text", "") for cell in book["cells"] for output in cell["outputs"])
+
+
+def execute(book: dict, parameters: dict) -> dict:
+    """Run the code cells of a notebook; each keeps, as its outputs, what it prints and the error that stopped it.
+
+    Args:
+        book: the notebook as JSON; a cell with `parameters` is put behind the one that is tagged so.
+
+    Returns:
+        the names that the cells have defined.
+    """
     import matplotlib
-    import nbformat
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    book = nbformat.read(root() / "notebooks" / f"{name}.ipynb", as_version=4)
-    names, printed = {"__name__": "__main__", "display": print}, io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        for number, cell in enumerate(code_cells(book, story)):
-            try:
-                exec(compile(ast.parse(cell.source), f"{name}, code cell {number}", "exec"), names)
-            except Exception as error:
-                error.add_note(f"in code cell {number} of {name}: {cell.source[:200]}")
-                raise
-            finally:
-                plt.close("all")
-            if "parameters" in cell.metadata.get("tags", []):
-                names |= parameters or {}
-    return names, printed.getvalue()
+    values = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    injected = {"cell_type": "code", "id": "injected", "metadata": {"tags": ["injected-parameters"]}, "source": values}
+    for i, cell in enumerate(book["cells"]):
+        if parameters and "parameters" in cell["metadata"].get("tags", []):
+            book["cells"].insert(i + 1, injected)
+    names, cells = {"__name__": "__main__", "display": print}, code_cells(book)
+    for cell in cells:
+        cell |= {"execution_count": None, "outputs": []}
+    for number, cell in enumerate(cells, start=1):
+        cell["execution_count"] = number
+        printed, source = io.StringIO(), "".join(cell["source"])
+        try:
+            with contextlib.redirect_stdout(printed):
+                exec(compile(source, f"code cell {number}", "exec"), names)
+        except Exception as error:
+            error.add_note(f"in code cell {number}: {source[:200]}")
+            facts = {"ename": type(error).__name__, "evalue": str(error)}
+            cell["outputs"].append({"output_type": "error", "traceback": traceback.format_exc().splitlines()} | facts)
+            raise
+        finally:
+            if text := printed.getvalue():
+                cell["outputs"].insert(0, {"output_type": "stream", "name": "stdout", "text": text})
+            plt.close("all")
+    return names

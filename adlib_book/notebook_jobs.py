@@ -7,7 +7,6 @@ import ast
 import contextlib
 import fcntl
 import fnmatch
-import io
 import json
 import os
 import signal
@@ -15,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -26,7 +24,7 @@ from adlib.errors import InputError, suggest
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import build, choice
 from adlib_book import costs, progress
-from adlib_book.cells import code_cells, notebook_path, parts
+from adlib_book.cells import execute, notebook_path, parts
 
 # Modules that load torch are imported where they are needed: a notebook has its own kernel to load it.
 
@@ -240,35 +238,14 @@ def _run_in_kernel(notebook: Path, output: Path, parameters: dict) -> None:
 
 def _run_result_here(notebook: Path, output: Path, parameters: dict) -> None:
     """Run the cells up to the record in this process, without what serves kernels: to load that takes seconds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     book = json.loads(notebook.read_text())
     book["cells"], _ = parts(book)
-    values = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-    injected = {"cell_type": "code", "id": "injected", "metadata": {"tags": ["injected-parameters"]}, "source": values}
-    place = next(i for i, cell in enumerate(book["cells"]) if "parameters" in cell["metadata"].get("tags", []))
-    book["cells"].insert(place + 1, injected)
-    names = {"__name__": "__main__", "display": print}
     try:
         with contextlib.chdir(root()):
-            for number, cell in enumerate(code_cells(book), start=1):
-                cell |= {"execution_count": number, "outputs": []}
-                printed = io.StringIO()
-                try:
-                    with contextlib.redirect_stdout(printed):
-                        exec(compile("".join(cell["source"]), f"code cell {number}", "exec"), names)
-                except Exception as error:
-                    facts = {"ename": type(error).__name__, "evalue": str(error)}
-                    trace = traceback.format_exc().splitlines()
-                    cell["outputs"].append({"output_type": "error", "traceback": trace} | facts)
-                    raise _CellError(number, *facts.values()) from None
-                finally:
-                    if text := printed.getvalue():
-                        cell["outputs"].insert(0, {"output_type": "stream", "name": "stdout", "text": text})
-                    plt.close("all")
+            execute(book, parameters)
+    except Exception as error:
+        number = max(cell.get("execution_count") or 0 for cell in book["cells"])
+        raise _CellError(number, type(error).__name__, str(error)) from None
     finally:
         output.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n")
 

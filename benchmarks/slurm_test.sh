@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The batch on a real Slurm of one node (make slurm-test): Debian's slurm-wlm, its configuration in a folder of its own.
 #
-# Where packages cannot be installed, or a Slurm is configured already, it says so and does nothing. JOBS=stand-in
-# replaces the runs by a script that writes a record and waits: the scheduling, the files and the states stay real.
+# Real runs, of demo data: PaDiM, and DFR, whose training is cancelled, stopped at its limit of time and outlives its
+# controller, and must end as one that nothing interrupted. Where packages cannot be installed, or a Slurm is configured
+# already, it says so and does nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-JOBS=${JOBS:-real}
 skip() { echo "skipped: $1"; exit 0; }
 for place in "${SLURM_CONF:-}" /etc/slurm/slurm.conf /etc/slurm-llnl/slurm.conf; do
     [ -n "$place" ] && [ -e "$place" ] && skip "a Slurm is configured here: $place"
@@ -19,7 +19,15 @@ python -c "import snakemake_executor_plugin_slurm" 2>/dev/null || python -m pip 
 
 work=$(mktemp -d) node=$(hostname -s)
 mkdir "$work/state" "$work/spool" "$work/bin" "$work/results" "$work/local"
-export SLURM_CONF=$work/slurm.conf ADLIB_RESULTS=$work/results
+export SLURM_CONF=$work/slurm.conf ADLIB_RESULTS=$work/results ADLIB_PROFILE=$work/slurm_test.yaml OMP_NUM_THREADS=1
+cat > "$ADLIB_PROFILE" <<PROFILE
+based_on: laptop
+keep_models: true
+datasets: {demo: {categories: [gear]}}
+only: {}
+seeds: [0]
+methods: {padim: {image_size: 64}, dfr: {image_size: 64, map_size: 8, steps: 1000}}
+PROFILE
 cat > "$SLURM_CONF" <<CONF
 ClusterName=test
 SlurmctldHost=$node(127.0.0.1)
@@ -53,84 +61,63 @@ printf '#!/bin/sh\nSLURM_CONF=%s exec %s "$@"\n' "$SLURM_CONF" "$(command -v sru
 chmod +x "$work/bin/srun"
 stop() { for daemon in slurmd slurmctld; do kill "$(cat "$work/$daemon.pid" 2>/dev/null)" 2>/dev/null || true; done; }
 trap stop EXIT
-if [ "$JOBS" != real ]; then
-    cat > "$work/bin/adlib" <<'STANDIN'
-#!/usr/bin/env python3
-"""adlib run, without the run: writes the record after WAIT_<method> seconds."""
-import os, sys, time
-from pathlib import Path
-method = sys.argv[2]
-sys.path.insert(0, os.environ["ADLIB_ROOT"])
-value = lambda name: sys.argv[sys.argv.index(name) + 1]
-from adlib_book import notebook_jobs, progress
-out = Path(value("--out"))
-job = next(job for job in notebook_jobs.plan("smoke") if out.as_posix().endswith(job.folder))
-import signal
-signal.signal(signal.SIGTERM, signal.default_int_handler)
-with progress.reported(out):
-    time.sleep(float(os.environ.get(f"WAIT_{method}", 0)))
-    record = f'{{"method": "{method}", "threads": {os.environ["OMP_NUM_THREADS"]}}}'
-    (out / "record.json").write_text(record)
-    progress.write_done(value("--done"), progress.of_run(job))
-STANDIN
-    chmod +x "$work/bin/adlib"
-    export ADLIB_ROOT=$PWD
-fi
 batch() { local where=$1; shift; env PATH="$work/bin:$PATH" snakemake --snakefile Snakefile --directory "$work/$where" \
-    --quiet rules progress host reason --config profile=smoke "${chosen[@]}" "$@" > "$work/log" 2>&1; }
+    --quiet rules progress host reason --config profile=slurm_test "${chosen[@]}" "$@" > "$work/log" 2>&1; }
 # Without an accounting database squeue alone knows how a job ended.
 slurm() { batch results --workflow-profile profiles/slurm --retries 0 --latency-wait 5 \
     --slurm-status-command squeue --slurm-init-seconds-before-status-checks 5 --default-resources slurm_partition=main "$@"; }
-status() { adlib status --method "$1"; }
+status() { adlib status --profile slurm_test --method dfr | tail -1; }
 expect() { if [ "$2" = "$3" ]; then echo "ok      $1"; else echo "FAILED  $1: expected $3, got $2"; tail -30 "$work/log"; exit 1; fi; }
 state() { python -c "import sys; from adlib_book import notebook_jobs as n, progress as p
-print(*p.states(n.select(n.plan('smoke'), method=sys.argv[1], category='gear')).state)" "$1"; }
+print(*p.states(n.select(n.plan('slurm_test'), method=sys.argv[1])).state)" "$1"; }
 job() { squeue --noheader --format=%i --states=RUNNING; }
-wait_for_job() { for _ in $(seq 300); do
-    [ -e "$work/results/runs/smoke/padim/demo-gear-seed0/job.json" ] && [ -n "$(job)" ] && sleep "${1:-5}" && return; sleep 1
-done; echo "FAILED  no job started"; exit 1; }
+dfr=$work/results/runs/slurm_test/dfr/demo-gear-seed0
+training() { for _ in $(seq 300); do compgen -G "$dfr/checkpoint-*" >/dev/null && [ -n "$(job)" ] && return; sleep 1
+done; echo "FAILED  no training came under way"; tail -30 "$work/log"; exit 1; }
+step() { python -c "import sys, torch; print(torch.load(sys.argv[1], weights_only=True)['step'])" "$dfr"/checkpoint-*; }
 
 slurmctld && slurmd -N "$node"
-echo "Slurm $(sinfo --version | cut -d' ' -f2), plugin $(python -c 'import importlib.metadata as m; print(m.version("snakemake-executor-plugin-slurm"))'), jobs: $JOBS"
+echo "Slurm $(sinfo --version | cut -d' ' -f2), plugin $(python -c 'import importlib.metadata as m; print(m.version("snakemake-executor-plugin-slurm"))')"
 
-chosen=(method=padim,spade category=gear)
+chosen=(method=padim,dfr)
 slurm && code=0 || code=$?
-expect "two runs through profiles/slurm" "$code $(state padim) $(state spade)" "0 done done"
+expect "two runs through profiles/slurm" "$code $(state padim) $(state dfr)" "0 done done"
 cp -r "$work/results/runs" "$work/first"
 slurm && code=0 || code=$?
 expect "nothing to do the second time" "$code $(grep -c submitted "$work/log")" "0 0"
 
-chosen=(method=padim category=gear)
-echo "older inputs" > "$work/results/runs/smoke/padim/demo-gear-seed0/.done"
+chosen=(method=dfr)
+sed -i 's/"content_hash": "/&older/' "$dfr/record.json"  # as after a change of the code
+echo "older inputs" > "$dfr/.done"
 slurm --set-resources method:mem_mb=999999 && code=0 || code=$?
-expect "a refused rerun leaves the old record" "$((code != 0)) $(state padim)" "1 older"
+expect "a refused rerun leaves the old record" "$((code != 0)) $(state dfr)" "1 older"
 
-export WAIT_padim=300
-rm -f "$work/results/runs/smoke/padim/demo-gear-seed0/job.json"
 slurm & controller=$!
-wait_for_job 10
-expect "status while it runs" "$(state padim)" "running"
+training
+expect "status while it runs" "$(state dfr)" "running"
 scancel "$(job)"
 wait "$controller" && code=0 || code=$?
-expect "a cancelled rerun leaves it too" "$((code != 0)) $(state padim)" "1 failed"
-status padim | tail -1
+expect "a cancelled rerun leaves it too, and its checkpoint" "$((code != 0)) $(state dfr) $(ls "$dfr" | grep -c checkpoint)" "1 failed 1"
+status
+cancelled=$(step)
 
-slurm --set-resources method:runtime=1 && code=0 || code=$?
-expect "so does one at its limit of time" "$((code != 0)) $(state padim)" "1 failed"
-status padim | tail -1
+slurm --set-resources method:runtime=1 & controller=$!
+until [ -n "$(job)" ] && [ "$(state dfr)" = running ] && [ "$(step)" -gt "$cancelled" ]; do sleep 1; done
+kill -STOP $(scontrol listpids "$(job)" | awk 'NR > 1 {print $1}')  # however fast this machine is, it reaches its limit
+wait "$controller" && code=0 || code=$?
+expect "so does one at its limit of time" "$((code != 0)) $(state dfr) $(ls "$dfr" | grep -c checkpoint)" "1 failed 1"
+status
+echo "        went on from step $cancelled to step $(step)"
 
-export WAIT_padim=60
-rm -f "$work/results/runs/smoke/padim/demo-gear-seed0/job.json"
 slurm & controller=$!
-wait_for_job 5
+until [ -n "$(job)" ] && [ "$(state dfr)" = running ]; do sleep 1; done
 kill -KILL $(pgrep -P "$controller") "$controller" 2>/dev/null; wait "$controller" 2>/dev/null || true
 for _ in $(seq 300); do [ -z "$(squeue --noheader)" ] && break; sleep 1; done
-expect "the job of a killed controller ends" "$(state padim)" "done"
-unset WAIT_padim
+expect "the job of a killed controller ends" "$(state dfr) $(ls "$dfr" | grep -c checkpoint)" "done 0"
 slurm && code=0 || code=$?
 expect "and the next controller finds it done" "$code $(grep -c submitted "$work/log")" "0 0"
 
-chosen=(method=padim,spade category=gear)
+chosen=(method=padim,dfr)
 ADLIB_RESULTS=$work/local batch local --cores 2 --nolock && code=0 || code=$?
 expect "the same on this machine" "$code" "0"
 python - "$work/first" "$work/local/runs" "$work/results/runs" <<'SAME'
@@ -140,11 +127,13 @@ first, *others = map(Path, sys.argv[1:])
 timed = ("timing", "peak_memory_mib", "created")
 read = lambda file: {k: v for k, v in json.loads(file.read_text()).items() if k not in timed}
 files = sorted(first.rglob("record.json"))
-for file in files:
-    for other in others:
+exact = [file for name in ("scores.csv", "*.safetensors") for file in sorted(first.rglob(name))]
+for other in others:
+    for file in files:
         assert read(file) == read(other / file.relative_to(first)), file
-scores = sorted(first.rglob("scores.csv"))
-assert all(file.read_bytes() == (others[0] / file.relative_to(first)).read_bytes() for file in scores)
-print(f"ok      {len(files)} records and {len(scores)} score tables are bit for bit those of a local run")
+    for file in exact:
+        assert file.read_bytes() == (other / file.relative_to(first)).read_bytes(), file
+print(f"ok      {len(files)} records and {len(exact)} files of scores and weights: bit for bit those of a local run, "
+      "and of one that nothing interrupted")
 SAME
 stop && trap - EXIT && rm -rf "$work"

@@ -65,4 +65,4 @@ def test_cells_up_to_the_record(tmp_path, monkeypatch):
     assert (names["b"], names["c"], printed) == (6, 3, "6\n")
     with pytest.raises(ZeroDivisionError) as error:
         cells.run("x")
-    assert "code cell 3 of x" in error.value.__notes__[0]
+    assert "code cell 4: d = 1 / 0" in error.value.__notes__[0]
