@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -221,19 +220,15 @@ def _run_in_kernel(notebook: Path, output: Path, parameters: dict) -> None:
     # Sockets that are files of this user: what goes over a port, others on this machine can read. And nbclient ends a
     # kernel by an interrupt, which the kernel would log as an error.
     kernel = {"KernelManager": {"transport": "ipc"}, "NotebookClient": {"extra_arguments": ["--log-level=50"]}}
-    with tempfile.TemporaryDirectory() as folder:
-        copy = os.path.join(folder, notebook.name)
-        nbformat.write(book, copy)
-        bar = sys.stderr.isatty()
-        try:
-            papermill.execute_notebook(
-                copy, str(output), parameters, kernel_name="python3", progress_bar=bar, cwd=str(root()),
-                config=Config(kernel),
-            )  # fmt: skip
-        except papermill.PapermillExecutionError as error:
-            raise _CellError(error.exec_count, error.ename, error.evalue) from None
-        except DeadKernelError:
-            raise _CellError(None, "", "") from None
+    try:
+        papermill.execute_notebook(
+            book, str(output), parameters, kernel_name="python3", progress_bar=sys.stderr.isatty(), cwd=str(root()),
+            config=Config(kernel),
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        raise _CellError(error.exec_count, error.ename, error.evalue) from None
+    except DeadKernelError:
+        raise _CellError(None, "", "") from None
 
 
 def _run_result_here(notebook: Path, output: Path, parameters: dict) -> None:

@@ -18,9 +18,9 @@ from adlib_book.tables import Table
 
 # Best three. Colours as papers print them; bold, underline and italic say the same without colour.
 HTML_STYLES = {
-    1: ("color: #c00000", "font-weight: bold"),
-    2: ("color: #007000", "text-decoration: underline"),
-    3: ("color: #0000c0", "font-style: italic"),
+    1: "{\n  color: #c00000;\n  font-weight: bold;\n}",
+    2: "{\n  color: #007000;\n  text-decoration: underline;\n}",
+    3: "{\n  color: #0000c0;\n  font-style: italic;\n}",
 }
 LATEX_STYLES = {
     1: r"\color{{red}} \bfseries {}",
@@ -206,11 +206,7 @@ def html_table(table: Table, runs: str = "../runs") -> str:
             if cells[i, j].rank:
                 ranked.setdefault(cells[i, j].rank, []).append(f"#{name}_row{i}_col{j}")
         body.append("    </tr>")
-    styles = [
-        line
-        for rank, ids in ranked.items()
-        for line in (f"{', '.join(ids)} {{", *(f"  {style};" for style in HTML_STYLES[rank]), "}")
-    ]
+    styles = [f"{', '.join(ids)} {HTML_STYLES[rank]}" for rank, ids in ranked.items()]
     lines = ['<style type="text/css">', *styles, "</style>", f'<table id="{name}" class="adlib">']
     lines += [f"  <caption>{escape(table.title)}</caption>", "  <thead>", "    <tr>", *head, "    </tr>", "  </thead>"]
     return "\n".join([*lines, "  <tbody>", *body, "  </tbody>", "</table>", ""])

@@ -231,14 +231,17 @@ def test_wrong_parameters_fail_before_a_kernel_starts(notebook, monkeypatch, par
     refused(message, notebook_jobs.run_notebook, "toy", folder / "out.ipynb", parameters)
 
 
-def test_a_failing_notebook_is_kept_and_an_earlier_copy_stays(notebook):
+@pytest.mark.parametrize("story", [True, False])  # in a kernel, and in this process
+def test_a_failing_notebook_is_kept_and_an_earlier_copy_stays(notebook, story):
     folder = notebook("assert n == 1, 'n must be one'", "1 / 0", record=1)
     told = notebook_jobs.run_notebook("toy", folder / "out/toy.ipynb", {}, story=False)
     before = (folder / "out/toy.ipynb").read_text()
     assert told == {"status": "skipped", "cell": None, "error": None, "notebook": "toy.ipynb"}
     assert "The story" not in before
-    with pytest.raises(notebook_jobs.NotebookError, match="n must be one"):
-        notebook_jobs.run_notebook("toy", folder / "out/toy.ipynb", {"n": 2, "share": 1})
+    with pytest.raises(
+        notebook_jobs.NotebookError, match=r"cell 3 of toy\.ipynb failed: AssertionError: n must be one"
+    ):
+        notebook_jobs.run_notebook("toy", folder / "out/toy.ipynb", {"n": 2, "share": 1}, story)
     assert (folder / "out/toy.ipynb").read_text() == before
     assert "n must be one" in (folder / "out/failed-toy.ipynb").read_text()
     notebook_jobs.run_notebook("toy", folder / "out/toy.ipynb", {"n": 1}, story=False)
@@ -284,9 +287,10 @@ def test_a_refreshed_notebook_writes_the_committed_figures_or_stays(notebook, mo
     assert file.read_text() == before
 
 
-def test_bad_input_inside_a_notebook_is_bad_input(notebook):
+@pytest.mark.parametrize("story", [True, False])
+def test_bad_input_inside_a_notebook_is_bad_input(notebook, story):
     folder = notebook("from adlib.errors import InputError\nraise InputError('folder x is empty')")
-    refused("folder x is empty", notebook_jobs.run_notebook, "toy", folder / "out.ipynb", {})
+    refused("folder x is empty", notebook_jobs.run_notebook, "toy", folder / "out.ipynb", {}, story)
 
 
 def test_two_batches_in_one_results_folder(tmp_path, monkeypatch):
