@@ -310,3 +310,57 @@ def panels(
     if title:
         figure.suptitle(title)
     return figure
+
+
+# What happens in a box of `data_flow`: colour, line, and what the legend says.
+ROLES = {
+    "data": ("#ffffff", "-", "data"),
+    "frozen": ("#cfe3f1", "--", "network that stays as it is"),
+    "trained": ("#f9d9b0", "-", "network that is trained"),
+    "stored": ("#d5ead0", "-", "kept of the good images"),
+    "compared": ("#ead2e4", "-", "comparison or loss"),
+}
+
+
+def data_flow(start: list, paths: list[list], joint: list, title: str = ""):
+    """Draw how data flow through a method, from left to right: what is frozen, trained, kept and compared.
+
+    Args:
+        start: boxes (label, a key of `ROLES`) that everything goes through.
+        paths: lists of boxes, drawn one above the other.
+        joint: boxes where the paths meet.
+    """
+    longest, rows = max(map(len, paths), default=0), max(len(paths), 1)
+    columns = len(start) + longest + len(joint)
+    figure, axis = plt.subplots(figsize=(1.45 * columns, 0.75 * rows + 0.5))
+    middle, ends = (rows - 1) / 2, []
+
+    def row_of_boxes(boxes, x, y, before):
+        for label, role in boxes:
+            face, line, _ = ROLES[role]
+            axis.add_patch(
+                plt.Rectangle((x - 0.4, y - 0.34), 0.8, 0.68, facecolor=face, edgecolor="black", linestyle=line)
+            )
+            axis.text(x, y, label, ha="center", va="center", fontsize=8)
+            for point in before:
+                axis.annotate(
+                    "",
+                    (x - 0.4, y),
+                    point,
+                    arrowprops={"arrowstyle": "->", "color": "black", "shrinkA": 0, "shrinkB": 0},
+                )
+            x, before = x + 1, [(x + 0.4, y)]
+        return before
+
+    first = row_of_boxes(start, 0, middle, [])
+    for i, boxes in enumerate(paths):
+        ends += row_of_boxes(boxes, len(start), rows - 1 - i, first)
+    row_of_boxes(joint, len(start) + longest, middle, ends or first)
+    roles = dict.fromkeys(role for boxes in (start, *paths, joint) for _, role in boxes)
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, facecolor=ROLES[r][0], edgecolor="black", linestyle=ROLES[r][1]) for r in roles
+    ]
+    figure.legend(handles, [ROLES[r][2] for r in roles], loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    axis.set(xlim=(-0.5, columns - 0.5), ylim=(-0.5, rows - 0.5), title=title)
+    axis.axis("off")
+    return figure

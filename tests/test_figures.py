@@ -114,6 +114,14 @@ def test_labels_of_discs_do_not_cover_each_other():
     assert not [1 for i, box in enumerate(boxes) for other in boxes[:i] if box.overlaps(other)]
 
 
+def test_data_flow_has_an_arrow_into_every_box_from_each_before_it():
+    figure = book_figures.data_flow([("a", "data")], [[("b", "stored")], [("c", "trained")]], [("d", "compared")])
+    axis = figure.axes[0]
+    assert [text.get_text() for text in axis.texts if text.get_text()] == ["a", "b", "c", "d"]
+    assert (len(axis.patches), sum(not text.get_text() for text in axis.texts)) == (4, 4)  # boxes, arrows
+    assert len(figure.legends[0].get_texts()) == 4
+
+
 def test_radar_closes_its_lines_and_keeps_values_below_a_half(scores):
     upside_down = scores.assign(score=-scores.score)
     axis = book_figures.radar({"a": scores, "b": upside_down}).axes[0]
