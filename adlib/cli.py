@@ -241,7 +241,7 @@ def build_parser(add_commands=lambda commands: None) -> argparse.ArgumentParser:
     sub.add_argument("-i", "--input", required=True, metavar="GOOD_DIR", help="good images to add")
 
     sub = command(commands, "predict", predict, "adlib predict -m model/ -i parts/new -o out/")
-    sub.add_argument("-m", "--model", required=True, metavar="MODEL", help="folder of the model")
+    sub.add_argument("-m", "--model", required=True, metavar="MODEL", help="folder of the model, or its ONNX file")
     sub.add_argument("-i", "--input", required=True, metavar="DIR", help="images, nested folders included")
     sub.add_argument("-o", "--output", required=True, metavar="OUT", help="folder of the results")
     sub.add_argument("--threshold", type=float, help="image threshold; default the model's")

@@ -32,6 +32,7 @@ from adlib.errors import InputError
 from adlib.evaluation import thresholds
 from adlib.images import IMAGE_SUFFIXES, RESULTS_MARK, Batch, list_images, read_image, read_mask, to_tensor
 from adlib.methods import storage
+from adlib.methods.onnx_model import OnnxModel
 from adlib.paths import atomic_path, writing
 
 COLORMAP = cv2.COLORMAP_INFERNO  # monotone in lightness: readable in grey and for colour-blind readers
@@ -212,7 +213,7 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
     """Score every image below `folder` and write overlays, maps, contours, polygons and `scores.csv` to `out`.
 
     Args:
-        model: folder of a saved model.
+        model: folder of a saved model, or its ONNX file.
         folder: images of any size, nested folders included. Unreadable files are skipped and named.
         out: output folder, empty or of an earlier run, whose files are removed; names follow those below `folder`.
         threshold, pixel_threshold: replace the stored ones (units of the score).
@@ -224,8 +225,7 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
     out, folder = Path(out), Path(folder)
     if not 0 <= min_area < 1:
         raise InputError(f"min_area {min_area} must be a share of the image in [0, 1)")
-    header = storage.read_header(model)
-    fitted = methods.load(model)
+    header, fitted = _open(model)
     threshold = header.get("threshold", {}).get("value") if threshold is None else threshold
     if pixel_threshold is None:
         pixel_threshold = header.get("pixel_threshold", {}).get("value")
@@ -447,6 +447,13 @@ def _inside(table: pd.DataFrame, roi, bit_depth: int | None):
                 write_image(file, only_inside(path, read_image(path, bit_depth), roi)[0])
             table = table.assign(image_path=list(map(str, files)))
         yield table
+
+
+def _open(model) -> tuple[dict, object]:
+    """Return what is written of a model, and the fitted method: of a folder, or of an ONNX file."""
+    if Path(model).suffix == ".onnx":
+        return (fitted := OnnxModel(model)).facts, fitted
+    return storage.read_header(model), methods.load(model)
 
 
 def _score_one(fitted, file, roi) -> tuple[float, np.ndarray, np.ndarray]:

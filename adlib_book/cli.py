@@ -182,6 +182,14 @@ def compare(options) -> int:
     return 0 if table.score.notna().any() else 1
 
 
+def export(options) -> int:
+    """Write a model as one ONNX file, for programs without Python."""
+    from adlib_book import onnx_export
+
+    print(f"ONNX file: {onnx_export.export_model(options.model, options.output)}")
+    return 0
+
+
 def add_commands(commands) -> None:
     """Add the book's commands to a group, and to the library's what the book does more."""
     sub = commands.choices["train"]
@@ -199,6 +207,10 @@ def add_commands(commands) -> None:
     sub.add_argument("--methods", metavar="NAMES", help="only these, for example patchcore,padim; default all")
     sub.add_argument("--minutes", type=float, help="for everything; methods are tried cheapest first; default no limit")
     sub.add_argument("--profile", default="laptop", help="profile whose settings are used; a name or FILE.yaml")
+
+    sub = cli.command(commands, "export", export, "adlib export -m model/ -o model.onnx")
+    sub.add_argument("-m", "--model", required=True, metavar="MODEL", help="folder of the model")
+    sub.add_argument("-o", "--output", required=True, metavar="FILE.onnx", help="file to write")
 
     example = "adlib run patchcore --data-root ~/mvtec_ad --category bottle --profile laptop --out out/bottle"
     sub = cli.command(commands, "run", run, example)

@@ -12,11 +12,13 @@ import json
 import multiprocessing
 import signal
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from adlib import figures as library_figures
 from adlib import methods, own_parts, profiles
@@ -130,6 +132,7 @@ def _attempt(name: str, profile: str, fit: pd.DataFrame, judge: Judge, seconds: 
 
 def rate(name: str, profile: str, fit: pd.DataFrame, judge: Judge, place) -> None:
     """Fit a method, let the judge rate it and write its row to `place`, or the reason why it failed."""
+    tqdm.set_lock(threading.RLock())  # the default one is a semaphore, which outlives a process that is stopped
     try:
         start = time.perf_counter()
         settings = profiles.shaped(name, profiles.method_settings(profile, name), fit.image_path)

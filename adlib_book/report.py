@@ -18,6 +18,7 @@ import numpy as np
 from adlib.errors import InputError
 from adlib.images import RESULTS_MARK, read_image
 from adlib.methods import storage
+from adlib.methods.onnx_model import OnnxModel
 from adlib.paths import atomic_path
 
 MOST_BYTES = 30_000_000  # of the page
@@ -48,7 +49,7 @@ def write(model, out, file) -> Path:
         file: HTML file. Full pictures are linked by their way from there.
     """
     file, out = Path(file), Path(out)
-    header, tensors = storage.read_model(model)
+    header, good = _description(model)
     facts = json.loads((out / RESULTS_MARK).read_text())
     with open(out / "scores.csv", encoding="utf-8", errors="surrogateescape", newline="") as lines:
         rows = sorted(csv.DictReader(lines), key=lambda row: -float(row["score"]))
@@ -65,7 +66,6 @@ def write(model, out, file) -> Path:
         links = {kind: quote(os.fsencode(os.path.relpath(path, file.parent))) for kind, path in files.items()}
         images.append(image | {"links": links, "thumbnails": [None, None]})
         pictures.append((files["overlay"], photograph))
-    good = np.sort(tensors["normal_scores"].numpy()).astype(float)
     n_unread = sum(name.startswith("maps/") for name in facts["files"]) - len(images)
     settings = {key: facts.get(key) for key in ("input", "model", "threshold", "pixel_threshold", "min_area", "scale")}
     settings |= {"method": header["method"]} | header["settings"]
@@ -110,6 +110,15 @@ def thumbnail(file: Path, most: int, settings: dict) -> str | None:
         if len(uri) + 2 <= most:
             return uri
     return None
+
+
+def _description(model) -> tuple[dict, np.ndarray]:
+    """What is written of a model, and its scores of good parts that it was not fitted to."""
+    if Path(model).suffix == ".onnx":
+        facts = OnnxModel(model).facts
+        return facts, np.array(facts["normal_scores"])
+    header, tensors = storage.read_model(model)
+    return header, tensors["normal_scores"].numpy().astype(float)
 
 
 def _data(file: Path) -> str:

@@ -16,7 +16,6 @@ from adlib.evaluation import thresholds
 from adlib.images import patches
 from adlib.methods.glass import glass, noise
 from adlib.methods.glass import hypothesis as glass_judge
-from adlib.methods.glass import onnx_export as glass_onnx
 from adlib.methods.glass import step as glass_step
 
 STEPS = [f"manifold_{start}" for start in ("default", "inside", "outside")]
@@ -131,28 +130,6 @@ def walk(n_steps, noise, hypothesis_origin=None):
     low = torch.tensor(0.5)
     segments = glass_step.ascend(discriminator, true, offset, hypothesis_origin, low, n_steps, 0.001, 5, trace)
     return true, segments, trace
-
-
-def test_uphill_raises_the_loss_at_every_step_and_leads_towards_normal():
-    _, segments, trace = walk(4, 0.4)
-    loss = [float(torch.nn.functional.softplus(-row["logits"][40:]).mean()) for row in trace]
-    assert loss == sorted(set(loss))
-    fooled = [row["logits"][40:].mean() for row in trace]
-    assert fooled[-1] < fooled[0]  # less anomalous to the discriminator
-    moved = trace[1]["cells"] - trace[0]["cells"]
-    torch.testing.assert_close(moved.norm(dim=1), torch.full((40,), 0.001), rtol=1e-2, atol=1e-6)
-    assert len(segments) == 1
-
-
-@pytest.mark.parametrize("noise", [0.01, 0.4, 3.0])
-def test_after_a_projection_the_distance_lies_between_r_and_twice_r(noise):
-    _, segments, _ = walk(5, noise)
-    true, _, trace = walk(6, noise)  # pass 5 sees the projected cells
-    distance = (trace[5]["cells"] - true).norm(dim=1)
-    assert 0.5 - 1e-5 <= distance.min() <= distance.max() <= 1.0 + 1e-5
-    scale = segments[0][1]
-    before = (trace[4]["cells"] - true).norm(dim=1)
-    assert ((scale > 1) == (before < 0.5)).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("hypothesis_origin", [None, torch.ones(40, 6)])
@@ -383,45 +360,6 @@ def test_original_weights_that_do_not_fit_the_settings(tmp_path):
         ("other.pth", {}, "not one of the authors' GLASS code"),
     ):
         refused(match, glass.Glass(**TINY | changes).use_original, tmp_path / file)
-
-
-DEPLOYED = {
-    "max": {"embedding_dim": 48, "feature_norm": 1.0},
-    "top": {"embedding_dim": 48, "feature_norm": 1.0, "image_score": "top"},
-    "laptop's form": {"heads": 2, "patch_size": 1, "feature_norm": 10.0, "image_score": "top"},
-    "no smoothing": {"sigma": 0.0},
-}
-
-
-@pytest.mark.parametrize("changes", DEPLOYED.values(), ids=DEPLOYED)
-def test_the_deployed_module_scores_like_the_method_and_shares_nothing_with_it(train, changes):
-    method = glass.Glass(**TINY | changes).fit(train)
-    module = glass_onnx.Deployed(method).eval()
-    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    expected = method.score(images)
-    with torch.no_grad():
-        scores, maps = module(images)
-    np.testing.assert_allclose(scores, expected.image, atol=1e-5)
-    np.testing.assert_allclose(maps, expected.map, atol=1e-5)
-    module.double()  # or .cpu() of a method on a GPU
-    for own in (method.backbone, method.network):
-        assert {tensor.dtype for tensor in own.state_dict().values() if tensor.is_floating_point()} == {torch.float32}
-    np.testing.assert_array_equal(method.score(images).map, expected.map)
-
-
-@pytest.mark.parametrize("changes", [DEPLOYED["max"], DEPLOYED["laptop's form"]])  # an export takes its time
-def test_the_onnx_file_scores_like_the_method(train, tmp_path, changes):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
-    method = glass.Glass(**TINY | changes).fit(train)
-    file = glass_onnx.export(method, tmp_path / "glass.onnx")
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    for n in (1, 3):  # the batch is dynamic
-        images = torch.rand(n, 3, 64, 64, generator=torch.Generator().manual_seed(n))
-        scores, maps = session.run(None, {"images": images.numpy()})
-        expected = method.score(images)
-        np.testing.assert_allclose(scores, expected.image, atol=1e-4)
-        np.testing.assert_allclose(maps, expected.map, atol=1e-4)
 
 
 # -- what "paper" means -----------------------------------------------------------------------------------------------

@@ -53,13 +53,6 @@ def test_shapes_at_any_size(encoder, size, image_stride):
     assert min(float(found.detach().min()) for found in output.maps.values()) >= -1e-6
 
 
-@pytest.mark.parametrize(("backbone", "stages"), [("resnet18", (1, 2, 3)), ("mobilenetv2_100", (2, 3))])
-def test_another_backbone_is_one_argument(backbone, stages):
-    model = PAGMFRModel(backbone, stages, "random", width=8, bottleneck=8, blocks=1, fusion_width=8)
-    output = model.eval()(images())
-    assert [f.shape[1] for f in output.features_hat] == list(model.encoder.channels)
-
-
 def test_the_numbers_of_parameters_are_those_of_the_stated_design():
     model = PAGMFRModel("resnet18", (1, 2, 3), "random", width=64, bottleneck=128, blocks=1, fusion_width=32)
     count = {name: sum(p.numel() for p in m.parameters()) for name, m in model.trainable().items()}
