@@ -41,7 +41,7 @@ def read(profile: str, entry: str) -> Cost:
     file = root() / "profiles" / "costs.yaml"
     costs = _costs(file)
     if profile not in costs:  # one of your own
-        profile = profiles.load(profile)["based_on"]
+        profile = _based_on(profile)
     choice(f"{file}: profile", profile, costs)
     choice(f"{file}: entry of {profile}", entry, costs[profile])
     values = costs[profile][entry]
@@ -64,6 +64,11 @@ def request(profile: str, entry: str, attempt: int = 1) -> dict[str, int]:
         "runtime": max(10, math.ceil(cost.minutes * TIME_MARGIN)) * attempt,
         "gpu": cost.gpu,
     }
+
+
+@functools.cache  # a batch asks for every job, and the profile may list thousands of seeds
+def _based_on(profile: str) -> str:
+    return profiles.load(profile)["based_on"]
 
 
 @functools.cache
