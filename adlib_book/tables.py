@@ -413,24 +413,26 @@ def overview(records: Records, cells: pd.DataFrame, profile: str) -> Table:
 
 def _rows_by_run(records, cells, name, title, labels, memory) -> Table:
     lines, data = [], []
-    whole = records.table.astype({"fit_s": float, "score_ms_per_image": float}).groupby(
-        ["dataset", "category", "column"]
-    )
-    whole = whole.agg({"seed": "size", "fit_s": "mean", "score_ms_per_image": "mean", "peak_memory_mib": "max"})
-    cost_at, groups = {row.Index: row for row in whole.itertuples()}, _by_place(records.table)
-    order = (
-        rank(cells.pivot(index=["dataset", "category", "metric"], columns="column", values="mean")).stack().to_dict()
-    )
+    facts = {
+        "seed": "size",
+        "fit_s": "mean",
+        "score_ms_per_image": "mean",
+        "peak_memory_mib": "max",
+        "n_images": "first",
+    }
+    numbers = records.table.astype({"fit_s": float, "score_ms_per_image": float})
+    cost_at = {row.Index: row for row in numbers.groupby(["dataset", "category", "column"]).agg(facts).itertuples()}
+    value = cells.pivot(index=["dataset", "category", "metric"], columns="column", values="mean")
+    order = rank(value).stack().to_dict()
     for (dataset, category), part in cells.groupby(["dataset", "category"], sort=False):
         columns = _ordered(set(part.column), METHODS)
         cell_at = {(row.column, row.metric): row for row in part.itertuples()}
         for column in columns:
-            cost, run = cost_at[dataset, category, column], groups[dataset, category, column][0]
-            first = cell_at[column, "image_auroc"]
+            cost, first = cost_at[dataset, category, column], cell_at[column, "image_auroc"]
             costs = {"seeds": str(cost.seed), "fit s": _whole(cost.fit_s)}
             costs["ms / image"] = _whole(cost.score_ms_per_image)
             if memory:
-                costs["training images"] = str(run.n_images["train"])
+                costs["training images"] = str(cost.n_images["train"])
                 costs["peak MiB"] = _whole(cost.peak_memory_mib)
             interval = "" if np.isnan(first.low) else f"{first.low:.1f} to {first.high:.1f}"
             ranks = {m: order[dataset, category, m, column] for m in labels}
