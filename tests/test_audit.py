@@ -1,14 +1,12 @@
 """The audit: each habit changes what it says and nothing else, in cases whose answer is known."""
 
-import itertools
-
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import SMALL_SETTINGS, refused, write_image
 
-from adlib import evaluation, figures, methods
+from adlib import evaluation, methods
 from adlib.evaluation import metrics
 from adlib.images import Resize
 from adlib_book.studies import audit
@@ -107,30 +105,6 @@ def test_pooling_by_hand():
     assert without == 100  # both thresholds separate
     # The extreme image squeezes the other defect of b down to 0.053, below the 0.4 of a normal image of a.
     assert with_ == pytest.approx(100 * 11 / 12)
-
-
-def test_plot_tells_every_method_and_category_apart():
-    """Eleven methods on two categories and on both, as the batch leaves them."""
-    categories = ("screw", "magnetic_tile", "magnetic_tile + screw")
-    rows = itertools.product(methods.METHODS, categories, audit.HABITS, audit.METRICS)
-    table = pd.DataFrame(rows, columns=["method", "category", "habit", "metric"])
-    table["added"] = (table.method.str.len() - 6) * table.category.str.len() / 10
-    figures.use_style()
-    figure = audit.plot(table, "title")
-    assert [axis.get_title() for axis in figure.axes] == list(audit.METRICS.values())
-    assert len(figure.axes[0].get_yticklabels()) == len(audit.HABITS)
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    names = ["magnetic_tile", "screw", "magnetic_tile + screw"]
-    assert labels == ["methods", *sorted(methods.METHODS), "categories", *names]
-    for axis in figure.axes:
-        assert "linear to ±2, logarithmic beyond" in axis.get_xlabel()
-        marks = [line for line in axis.lines if line.get_marker() not in ("None", None)]
-        assert len({(m.get_color(), m.get_marker(), m.get_fillstyle()) for m in marks}) == len(marks) == 33
-        low, high = axis.get_xlim()
-        assert all(low < x < high for m in marks for x in m.get_xdata())
-    figure.draw_without_rendering()
-    edge = max(axis.get_window_extent().x1 for axis in figure.axes)
-    assert figure.legends[0].get_window_extent().x0 > edge
 
 
 def test_rows_of_other_categories_stay(tmp_path, monkeypatch):

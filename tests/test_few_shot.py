@@ -165,13 +165,6 @@ def test_judges_show_images_that_neither_pools_nor_supports_hold(train, fitted):
     refused("at least 2 different normal images", fitted.make_pools, {"one": train}, {"two": train.iloc[:1]})
 
 
-def test_pools_are_seeded(pool, train, fitted):
-    pictures = episodic_training.paint(train, fitted.resize, seed=0, n_normals=6, n_styles=4)
-    again = episodic_training.describe_pictures(pictures, fitted.describe)
-    assert torch.equal(pool.defective[0], again.defective[0])
-    assert pool.coverage.flatten(2).amax(2).min() > 0
-
-
 def test_an_anchor_keeps_length_in_the_comparison():
     """By hand: two short patches at a right angle are alike with an anchor, two long ones are not."""
     method = FewShot(**SMALL | {"anchor": 1.0, "centre": False})

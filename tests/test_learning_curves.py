@@ -44,12 +44,13 @@ def test_a_curve_without_a_backbone_and_one_without_snapshots_end_with_the_fitte
 
 def test_nothing_is_kept_without_room():
     calls = []
-    backbone = SimpleNamespace(forward=lambda images: calls.append(1) or [images * 2])
-    for room, expected in ((1.0, 1), (0.0, 2)):
+    backbone = SimpleNamespace(forward=lambda images, by=2: calls.append(1) or [images * by])
+    for room, expected in ((1.0, 2), (0.0, 4)):
         calls.clear()
         with learning_curves.remembered(backbone, room):
             for _ in range(2):
                 assert torch.equal(backbone.forward(torch.ones(1, 3, 4, 4))[0], torch.full((1, 3, 4, 4), 2.0))
+                assert backbone.forward(torch.ones(1, 3, 4, 4), by=3)[0].mean() == 3
         assert len(calls) == expected
 
 

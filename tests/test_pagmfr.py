@@ -409,7 +409,3 @@ def test_a_fit_that_was_begun_anew_is_none(train, tmp_path):
         refused(r"^this pagmfr is not fitted; call fit\(table\) first$", call, images())
 
 
-def test_max_steps_one_is_one_step_and_none_is_all_epochs(train):
-    assert len(PAGMFR(**SMALL | {"steps": 1}).fit(train).history.losses) == 1
-    method = PAGMFR(**SMALL | {"steps": None, "epochs": 2, "batch_size": 3}).fit(train)
-    assert len(method.history.losses) == 4  # two epochs of four images, in batches of three

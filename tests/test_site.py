@@ -360,19 +360,6 @@ def test_notebooks_fall_back_to_the_committed_copy_and_say_so(tmp_path, monkeypa
     assert site.write_notebooks("smoke", tmp_path / "b") == [damaged, committed + "14_ulsad"]
     assert "executed" in nbformat.read(tmp_path / "b/00_start_here.ipynb", as_version=4).cells[0].source
 
-    own = nbformat.read(tmp_path / "repository/notebooks/10_patchcore.ipynb", as_version=4)
-    own.cells[0].source += " run by the batch"
-    injected = nbformat.v4.new_code_cell("out_dir = '/somewhere'", metadata={"tags": ["injected-parameters"]})
-    own.cells.insert(2, injected)
-    (executed / "10_patchcore.ipynb").unlink()
-    run = tmp_path / "results/runs/smoke/patchcore/demo-gear-seed0"
-    run.mkdir(parents=True)
-    nbformat.write(own, run / "notebook.ipynb")
-    assert site.write_notebooks("smoke", tmp_path / "d") == [committed + "14_ulsad"]
-    text = (tmp_path / "d/10_patchcore.ipynb").read_text()
-    assert "run by the batch" in text
-    assert "/somewhere" not in text
-
     next(cell for cell in book.cells if cell.cell_type == "code").source += "\n# changed since"
     nbformat.write(book, executed / "00_start_here.ipynb")
     assert "another version" in site.write_notebooks("smoke", tmp_path / "c")[0]

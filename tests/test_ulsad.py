@@ -13,7 +13,6 @@ from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adlib.errors import InputError
 from adlib.images import features
 from adlib.images.maps import enlarge, smooth
 from adlib.methods import training
@@ -272,13 +271,6 @@ def fitted(train):
     return ULSAD(**SMALL | {"snapshot_every": 1}).fit(train)
 
 
-def test_every_loss_falls(train):
-    method = ULSAD(**SMALL | {"steps": 40, "learning_rate": 2e-3, "final_relu": False}).fit(train)
-    losses = method.history.losses
-    for name in ("local", "attention", "local_global"):
-        assert losses[name].iloc[-5:].mean() < losses[name].iloc[:5].mean(), name
-
-
 def test_maps_are_the_branches_and_their_fusion(fitted, test_batch):
     local, from_image = np.moveaxis(fitted.branch_maps(test_batch), 1, 0)
     scores = fitted.score(test_batch)
@@ -315,18 +307,6 @@ def test_ablations_leave_out_their_terms_or_steps_of_the_global_branch(train):
     seen = ULSAD(**SMALL | {"steps": 4, "global_every": 2}).fit(train).history.losses.notna()
     assert seen.local.all()
     assert seen.attention.tolist() == seen.local_global.tolist() == [True, False, True, False]
-
-
-def test_a_falling_rate_belongs_to_the_number_of_steps(train, tmp_path):
-    settings, file, other = SMALL | {"schedule": "cosine"}, tmp_path / "checkpoint.pt", tmp_path / "other.pt"
-    rates = ULSAD(**settings).fit(train, checkpoint=file).history.losses.learning_rate
-    assert rates.is_monotonic_decreasing
-    assert rates.iloc[-1] < rates.iloc[0]
-    for longer in ({"steps": 8}, {"steps": None, "epochs": 8}):  # also where epochs say it
-        with pytest.raises(InputError, match="made with number of steps 3, these settings say 8"):
-            ULSAD(**settings | longer).fit(train, checkpoint=file)
-    ULSAD(**settings | {"schedule": "constant", "steps": 1}).fit(train, checkpoint=other)
-    ULSAD(**settings | {"schedule": "constant"}).fit(train, checkpoint=other)  # longer
 
 
 def test_flat_normal_maps_give_finite_scores(train):
