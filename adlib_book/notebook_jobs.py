@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -217,14 +218,16 @@ def _run_in_kernel(notebook: Path, output: Path, parameters: dict) -> None:
     book = nbformat.read(notebook, as_version=4)
     for cell in parts(book)[1]:
         cell.metadata["tags"] = [*cell.metadata.get("tags", []), GOES_ON]
-    # Sockets that are files of this user: what goes over a port, others on this machine can read. And nbclient ends a
-    # kernel by an interrupt, which the kernel would log as an error.
-    kernel = {"KernelManager": {"transport": "ipc"}, "NotebookClient": {"extra_arguments": ["--log-level=50"]}}
     try:
-        papermill.execute_notebook(
-            book, str(output), parameters, kernel_name="python3", progress_bar=sys.stderr.isatty(), cwd=str(root()),
-            config=Config(kernel),
-        )  # fmt: skip
+        # Sockets that are files, in a folder of this user and this kernel alone: what goes over a port, others on this
+        # machine can read. And nbclient ends a kernel by an interrupt, which the kernel would log as an error.
+        with tempfile.TemporaryDirectory() as folder:
+            sockets = {"transport": "ipc", "ip": f"{folder}/kernel"}
+            own = Config({"KernelManager": sockets, "NotebookClient": {"extra_arguments": ["--log-level=50"]}})
+            papermill.execute_notebook(
+                book, str(output), parameters, kernel_name="python3", progress_bar=sys.stderr.isatty(),
+                cwd=str(root()), config=own,
+            )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise _CellError(error.exec_count, error.ename, error.evalue) from None
     except DeadKernelError:

@@ -211,7 +211,8 @@ def notebook(tmp_path, monkeypatch):
     return write
 
 
-WHERE = "from adlib.paths import figures_dir\nprint(figures_dir())"
+# Where figures go; and sockets of a kernel, of which none may lie in the repository: two kernels would share them.
+WHERE = "import glob\nfrom adlib.paths import figures_dir\nprint(figures_dir(), *glob.glob('*ipc*'))"
 
 
 @pytest.mark.parametrize(
