@@ -125,8 +125,9 @@ python - "$work/first" "$work/local/runs" "$work/results/runs" <<'SAME'
 import json, sys
 from pathlib import Path
 first, *others = map(Path, sys.argv[1:])
-timed = ("timing", "peak_memory_mib", "created")
-read = lambda file: {k: v for k, v in json.loads(file.read_text()).items() if k not in timed}
+timed = ("timing", "peak_memory_mib", "created", "seconds")
+untimed = lambda facts: {key: value for key, value in facts.items() if key not in timed}
+read = lambda file: json.loads(file.read_text(), object_hook=untimed)
 files = sorted(first.rglob("record.json"))
 exact = [file for name in ("scores.csv", "model-*.safetensors") for file in sorted(first.rglob(name))]
 for other in others:
