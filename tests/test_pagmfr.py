@@ -407,5 +407,3 @@ def test_a_fit_that_was_begun_anew_is_none(train, tmp_path):
     calls = [PAGMFR(**SMALL).explain, fitted.prepare(train).score, fitted.set_fusion("sum").score]
     for call in [*calls, lambda _: fitted.save(tmp_path)]:
         refused(r"^this pagmfr is not fitted; call fit\(table\) first$", call, images())
-
-
