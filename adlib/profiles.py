@@ -9,7 +9,7 @@ whole.
     discover: false     # with a data root: run every data set that is found below it
     keep_models: false  # leave each run's model in its folder
     seeds: [0]
-    only: {}            # method -> the categories it runs on, where not all
+    only: {}            # method -> the categories it runs on, in this order, where not all
     methods:            # method -> changes to its default settings
     studies:            # notebook of a study -> its settings; every profile knows the same ones
 """

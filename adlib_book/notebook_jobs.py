@@ -34,8 +34,8 @@ START_NOTEBOOK = "00_start_here"  # it shows the headline table, which the table
 MEASURING = ("adlib.evaluation", "adlib_book.learning_curves", "adlib_book.studies")
 # What a batch may be narrowed to: fields of `Job`.
 SELECTORS = ("method", "dataset", "category", "seed")
-# Profiles of long runs: their batch tells each method's story once, of its first run.
-ONE_STORY = ("paper",)
+# Profiles whose batch tells each method's story once, of its first run.
+ONE_STORY = ("smoke", "paper")
 GOES_ON = "raises-exception"  # the tag of a cell whose error does not stop a run, as nbclient understands it
 TYPES = {"str": str, "int": int, "float": (float, int), "bool": bool, "dict": dict, "list": list}
 
@@ -89,8 +89,8 @@ def plan(profile: str, data_root: str = "") -> list[Job]:
         Job(profile, method, name, path, category, seed)
         for method in settings["methods"]
         for name, path, categories in places
-        for category in categories
-        if category in settings["only"].get(method, categories)
+        for category in settings["only"].get(method, categories)
+        if category in categories
         for seed in settings["seeds"]
     ]
     if settings["based_on"] in ONE_STORY:

@@ -309,16 +309,6 @@ def test_ablations_leave_out_their_terms_or_steps_of_the_global_branch(train):
     assert seen.attention.tolist() == seen.local_global.tolist() == [True, False, True, False]
 
 
-def test_flat_normal_maps_give_finite_scores(train):
-    """Networks that reproduce nothing and features that never vary: no quantile has a span, and nothing becomes NaN."""
-    method = ULSAD(**SMALL | {"steps": 1}).fit(train)
-    features, pictures = method._held_out
-    method._held_out = np.zeros_like(features), np.zeros_like(pictures)
-    method.calibrate()
-    assert np.isfinite(method.normal_scores).all()
-    assert np.isfinite(method._on_one_scale(method._raw_maps(features, pictures))).all()
-
-
 def test_a_map_file_on_disk_gives_the_same_numbers(train, fitted, monkeypatch):
     monkeypatch.setattr(features, "MAX_MEMORY", 0.0)
     method = ULSAD(**SMALL).fit(train)

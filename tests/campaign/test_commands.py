@@ -14,8 +14,8 @@ import timm  # noqa: F401  (loaded once, before the forks)
 import torch
 from conftest import texture, write_image
 
-from adlib import own_parts, profiles  # noqa: F401
-from adlib.methods import patchcore, storage  # noqa: F401
+from adlib import own_parts, profiles, runs  # noqa: F401
+from adlib.methods import padim, patchcore, storage  # noqa: F401
 from adlib_book import cli
 
 LONG = os.environ.get("ADLIB_CAMPAIGN") == "long"
@@ -26,7 +26,9 @@ COMMANDS = {
     "threshold": ["threshold", "-m", "model", "-i", "more"],
     "update": ["update", "-m", "model", "-i", "more"],
     "predict": ["predict", "-m", "model", "-i", "new", "-o", "out"],
+    "run": ["run", "padim", "--category", "plate", "--no-story", "--force", "--out", "record", "--profile", "smoke"],
 }
+DATED = ("record.json", "notebook.ipynb", "job.json")  # two runs of the same differ in times
 WRITE = os.O_WRONLY | os.O_RDWR
 ODD = ["-1", "0", "nan", "inf", "1e999", "~nobody", ".", "no/such", "model", "a=b", "seed=-1", "[1", "", " ", "é" * 300]
 
@@ -60,20 +62,23 @@ def in_a_process(arguments, last: int | None = None) -> tuple[int, int]:
 
 def contents(folder) -> dict[str, str]:
     """Digest of every file of a result, by name; hidden ones are nobody's result."""
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name[0] != "."]
+    files = [
+        file for file in sorted(folder.rglob("*")) if file.is_file() and file.name[0] != "." and file.name not in DATED
+    ]
     return {str(file.relative_to(folder)): hashlib.blake2b(file.read_bytes()).hexdigest() for file in files}
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """A folder with photographs, a model of them and the answer to new ones."""
+def parts(tmp_path_factory, small_tree):
+    """A folder with photographs, a model of them, the answer to new ones and the record of a run."""
     folder, rng = tmp_path_factory.mktemp("campaign"), np.random.default_rng(0)
     for name, number in {"good": 6, "more": 4, "new": 3}.items():
         for i in range(number):
             write_image(folder / name / f"{i}.png", texture(rng, 64, 64))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert [in_a_process(COMMANDS[name])[0] for name in ("train", "predict")] == [0, 0]
+        COMMANDS["run"] += ["--data-root", str(small_tree), "--dataset", "mvtec", "--set", "image_size=64"]
+        assert [in_a_process(COMMANDS[name])[0] for name in ("train", "predict", "run")] == [0, 0, 0]
     return folder
 
 
@@ -93,6 +98,7 @@ def test_a_killed_command_leaves_what_was_there_whole_and_the_next_one_ends_as_i
         monkeypatch.chdir(tmp_path / str(step))
         assert in_a_process(COMMANDS[name], step)[0] == 137
         storage.read_model("model")  # the old or the new one, whole
+        runs.read_record("record")
         assert in_a_process(COMMANDS[name])[0] == 0
         now = contents(tmp_path / str(step))
         assert right.items() <= now.items()
