@@ -48,7 +48,7 @@ def compare(folder, out=None, names=None, minutes=None, profile: str = "laptop",
         then_train: leave time to fit the winner once more.
 
     Returns:
-        a table of one row per method, best first: `COLUMNS`, `reason` where it has no score, and the folder of the files.
+        a table of one row per method, best first (`COLUMNS`, `reason` where it has no score), and the folder of files.
 
     Raises:
         InputError: unknown method, fewer than four images, an output folder in the input folder.
