@@ -23,6 +23,8 @@ def main(arguments: list[str] | None = None, parser=None) -> int:
     for name, value in vars(options).items():  # the shell expands "-o ~/x", but not "--output=~/x"
         if isinstance(value, str):
             setattr(options, name, os.path.expanduser(value))
+    if empty := [name for name in ("input", "output", "model") if getattr(options, name, None) == ""]:
+        return fail(f"--{empty[0]} is empty; give a path ('.' for this folder)", 2)
     try:
         if getattr(options, "profile", None):
             from adlib import profiles
