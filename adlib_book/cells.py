@@ -3,6 +3,7 @@
 A method notebook is a *result*, up to the cell tagged `record`, which writes it, and a *story* after it.
 """
 
+import ast
 import contextlib
 import io
 import json
@@ -36,6 +37,13 @@ def parts(book) -> tuple[list, list]:
     cells = book["cells"]
     end = next((i for i, cell in enumerate(cells) if RECORD in cell["metadata"].get("tags", [])), len(cells))
     return cells[: end + 1], cells[end + 1 :]
+
+
+def declared_parameters(notebook: Path) -> dict[str, ast.AnnAssign]:
+    """Return the parameters that a notebook declares, by name: statements with `annotation` and `value`."""
+    cells = [c for c in json.loads(notebook.read_text())["cells"] if "parameters" in c["metadata"].get("tags", ())]
+    lines = ast.parse("\n".join("".join(cell["source"]) for cell in cells)).body
+    return {line.target.id: line for line in lines if isinstance(line, ast.AnnAssign)}
 
 
 def run(name: str, parameters: dict | None = None, story: bool = True) -> tuple[dict, str]:

@@ -24,7 +24,7 @@ from adlib.errors import InputError, suggest
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import build, choice
 from adlib_book import costs, progress
-from adlib_book.cells import execute, notebook_path, parts
+from adlib_book.cells import declared_parameters, execute, notebook_path, parts
 
 # Modules that load torch are imported where they are needed: a notebook has its own kernel to load it.
 
@@ -122,11 +122,7 @@ def select(jobs: list[Job], **names: str) -> list[Job]:
 
 def check_parameters(notebook: Path, parameters: dict) -> None:
     """Refuse parameters that the notebook does not declare, or of another type, before any kernel starts."""
-    cells = [
-        cell for cell in json.loads(notebook.read_text())["cells"] if "parameters" in cell["metadata"].get("tags", ())
-    ]
-    lines = ast.parse("\n".join("".join(cell["source"]) for cell in cells)).body
-    declared = {line.target.id: ast.unparse(line.annotation) for line in lines if isinstance(line, ast.AnnAssign)}
+    declared = {name: ast.unparse(line.annotation) for name, line in declared_parameters(notebook).items()}
     for name, value in parameters.items():
         if name not in declared:
             raise InputError(

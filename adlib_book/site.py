@@ -24,7 +24,6 @@ import cv2
 import nbformat
 import numpy as np
 import pandas as pd
-import papermill
 
 from adlib import datasets, evaluation, methods, profiles, runs
 from adlib.errors import InputError
@@ -32,6 +31,7 @@ from adlib.evaluation import thresholds
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import build as build_settings
 from adlib_book import teaching
+from adlib_book.cells import declared_parameters
 
 # One plain object, one texture, one set with defects that no patch shows.
 THRESHOLD_CATEGORIES = ("gear", "brick", "tray")
@@ -142,8 +142,8 @@ def executed_file(profile: str, notebook: Path) -> Path:
     method = next((name for name, entry in methods.METHODS.items() if entry.notebook == notebook.stem), None)
     if method is None or file.is_file():
         return file
-    declared = papermill.inspect_notebook(str(notebook))
-    dataset, category, seed = (ast.literal_eval(declared[k]["default"]) for k in ("dataset", "category", "seed"))
+    declared = declared_parameters(notebook)
+    dataset, category, seed = (ast.literal_eval(declared[k].value) for k in ("dataset", "category", "seed"))
     return results_dir() / "runs" / profile / method / f"{dataset}-{category}-seed{seed}" / "notebook.ipynb"
 
 

@@ -142,7 +142,7 @@ def regions_left(mask: np.ndarray, small: np.ndarray, geometry) -> tuple[int, in
 
 
 def _vanished(regions: list[tuple[int, int]]) -> dict:
-    """Sum up pairs of `regions_left`, one a mask; empty where nothing vanishes."""
+    """Sum up pairs of `regions_left`, one per mask; empty where nothing vanishes."""
     of_regions, n_left = (sum(counts) for counts in zip(*regions, strict=True)) if regions else (0, 0)
     if n_left == of_regions:
         return {}

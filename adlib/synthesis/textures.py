@@ -141,7 +141,7 @@ def augment(image: np.ndarray, rng: np.random.Generator, augmentations=DRAEM_AUG
     """Apply `number` different augmentations, drawn without repetition, one after the other.
 
     Returns:
-        uint8 (H, W, 3), and a list of (name, drawn values), one an augmentation.
+        uint8 (H, W, 3), and a list of (name, drawn values), one per augmentation.
     """
     draws = []
     for index in rng.permutation(len(augmentations))[:number]:
