@@ -15,6 +15,7 @@ from pathlib import Path
 
 from adlib.errors import InputError
 
+MIXED = "mixed"  # textures without a folder: patterns, 1/f noise, and the product's own images, distorted
 PREFIX = ".adlib.tmp-"  # of everything temporary; what carries it and is locked by no process may be deleted
 
 
@@ -26,6 +27,22 @@ def root() -> Path:
 def data_dir() -> Path:
     """Return the folder of downloaded and generated data: `$ADLIB_DATA`, or `data/` in the repository."""
     return Path(os.environ.get("ADLIB_DATA") or root() / "data").resolve()
+
+
+def texture_folder(name: str, image_path=None) -> Path | str | None:
+    """Return the folder of source images of this name: as given, below `data/`, or beside an image's data set.
+
+    "mixed" stays what it is. None for "". Where the folder of a name with a question mark is not there, what stands
+    behind the mark counts: "dtd?mixed", or nothing ("dtd?").
+    """
+    name, optional, other = name.partition("?")
+    if name in ("", MIXED):
+        return name or None
+    # <data root>/<data set>/<category>/train/good/000.png and <data root>/<name>; some layouts are a folder deeper.
+    above = [] if image_path is None else Path(os.path.abspath(image_path)).parents[:7]
+    places = (Path(name), data_dir() / name, *(folder / name for folder in above))
+    folder = next((place for place in places if place.is_dir()), Path(name))
+    return other or None if optional and not folder.is_dir() else folder
 
 
 def results_dir() -> Path:

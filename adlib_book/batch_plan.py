@@ -1,7 +1,7 @@
 """What a batch takes and what it lacks, before anything runs: `adlib plan`.
 
 Hours are `profiles/costs.yaml` times the training images: they are of one category of MVTec AD (242 in the mean), where
-a run of most methods takes time in proportion to them.
+a run of most methods takes time in proportion to them. No method is loaded, nor torch: a plan takes seconds.
 """
 
 from collections import Counter
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from adlib import datasets, methods, profiles
-from adlib.settings import build
+from adlib import datasets, profiles
+from adlib.images import weights
+from adlib.methods import METHODS
+from adlib.paths import texture_folder
 from adlib_book import costs, notebook_jobs
 
 USUAL_IMAGES = 242  # training images of a category that the costs of the paper profile are of
@@ -36,17 +38,14 @@ def table_of(jobs: list, images: dict) -> pd.DataFrame:
 
 def missing(profile: str, jobs: list, tables: dict) -> list[str]:
     """One line for each thing that jobs need and that is not there or has to be fetched: weights, folders, masks."""
-    from adlib.images import backbones
-    from adlib.synthesis.sources import texture_folder
-
-    gaps = Counter()
+    gaps, changes = Counter(), profiles.load(profile)["methods"]
     for name in dict.fromkeys(job.method for job in jobs):
-        values = build(methods.get(name).Settings, profiles.method_settings(profile, name))
-        if hasattr(values, "backbone") and (lacking := backbones.lacking(values.backbone, values.weights)):
+        backbone = changes[name].get("backbone", METHODS[name].backbone)
+        if backbone and (lacking := weights.lacking(backbone, changes[name].get("weights", "auto"))):
             gaps[lacking] += 1
         image = next(table.image_path.iloc[0] for table in tables.values())
         for role in ("textures", "objects"):
-            folder = texture_folder(getattr(values, role, ""), image)
+            folder = texture_folder(changes[name].get(role, ""), image)
             if isinstance(folder, Path) and not folder.is_dir():
                 gaps[f"{role} {str(folder)!r}: no such folder here, below data/ or beside the data sets"] += 1
     lines = [f"{line} ({count} method{'s' * (count > 1)})" for line, count in gaps.items()]

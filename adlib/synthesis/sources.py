@@ -1,7 +1,6 @@
 """Where foreign pixels come from: folders of textures, of objects, of other normal images, or made on the spot."""
 
 import functools
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,11 +8,10 @@ import numpy as np
 
 from adlib.errors import InputError
 from adlib.images import list_images, read_image, resample
-from adlib.paths import data_dir
+from adlib.paths import MIXED
 from adlib.synthesis.objects import extract_object, procedural_object
 from adlib.synthesis.textures import augment, procedural_texture, spectral_texture
 
-MIXED = "mixed"  # textures without a folder: patterns, 1/f noise, and the product's own images, distorted
 CACHED = 64  # decoded images kept in memory, about 60 MB of DTD
 
 
@@ -89,22 +87,6 @@ class Sources:
             return None, {"source": "same image"}
         image, name = _draw(self.normals, rng)
         return fit_to(image, shape, "stretch"), {"source": name}
-
-
-def texture_folder(name: str, image_path=None) -> Path | str | None:
-    """Return the folder of source images of this name: as given, below `data/`, or beside an image's data set.
-
-    "mixed" stays what it is. None for "". Where the folder of a name with a question mark is not there, what stands
-    behind the mark counts: "dtd?mixed", or nothing ("dtd?").
-    """
-    name, optional, other = name.partition("?")
-    if name in ("", MIXED):
-        return name or None
-    # <data root>/<data set>/<category>/train/good/000.png and <data root>/<name>; some layouts are a folder deeper.
-    above = [] if image_path is None else Path(os.path.abspath(image_path)).parents[:7]
-    places = (Path(name), data_dir() / name, *(folder / name for folder in above))
-    folder = next((place for place in places if place.is_dir()), Path(name))
-    return other or None if optional and not folder.is_dir() else folder
 
 
 def fit_to(image: np.ndarray, shape: tuple[int, int], fit: str) -> np.ndarray:

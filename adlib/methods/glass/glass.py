@@ -38,10 +38,10 @@ from adlib.methods.glass import noise
 from adlib.methods.glass.hypothesis import MODES, Verdict, decide, published_name
 from adlib.methods.glass.step import Ensemble, Network, read_original, some_rows
 from adlib.methods.normals import score_normals, split_normals, without_selection
+from adlib.paths import texture_folder
 from adlib.settings import build
 from adlib.synthesis.judge import Judge
 from adlib.synthesis.registry import SomeFamilies
-from adlib.synthesis.sources import texture_folder
 
 IMAGES_PER_EPOCH = 392  # an epoch ends with the batch that brings the number of images above this
 # What "paper" means for `resize` and `foreground`, which the authors' scripts set by category and by data set.

@@ -17,9 +17,9 @@ from adlib.datasets.catalogue import category_kind
 from adlib.errors import InputError
 from adlib.images import to_tensor
 from adlib.methods import training
+from adlib.paths import texture_folder
 from adlib.synthesis.pagmfr import judge_kind
 from adlib.synthesis.registry import SomeFamilies
-from adlib.synthesis.sources import texture_folder
 
 TRIES = 10
 
