@@ -14,10 +14,10 @@ from pathlib import Path
 from adlib.paths import results_dir
 from adlib_book import costs, notebook_jobs, progress
 
-# An empty data root on the command line is read as null.
-PROFILE, DATA_ROOT, RESULTS = config.get("profile", "smoke"), config.get("data_root") or "", results_dir()
+ASKED = notebook_jobs.from_config(config)
+PROFILE, DATA_ROOT, RESULTS = ASKED.get("profile", "smoke"), ASKED.get("data_root", ""), results_dir()
 request = functools.cache(costs.request)
-CHOSEN = {field: str(config.get(field, "")) for field in notebook_jobs.SELECTORS}
+CHOSEN = {field: ASKED.get(field, "") for field in notebook_jobs.SELECTORS}
 PLAN = notebook_jobs.plan(PROFILE, DATA_ROOT)
 JOBS = {job.folder: job for job in PLAN}
 STORIES, STUDIES, READERS = map(notebook_jobs.notebooks, ("story", "study", "records"))

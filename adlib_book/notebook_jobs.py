@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from adlib import methods, profiles, source_files
 from adlib.errors import InputError, suggest
@@ -194,20 +195,27 @@ class _CellError(Exception):
 
 def _execute(notebook: Path, output: Path, parameters: dict, story: bool, figures) -> None:
     """Run a copy and write it to `output`, whatever happens."""
-    place = os.environ.get("ADLIB_FIGURES")
-    os.environ["ADLIB_FIGURES"] = place or str(figures)  # a kernel inherits it
-    try:
+    with _environment(ADLIB_FIGURES=os.environ.get("ADLIB_FIGURES") or str(figures)):  # a kernel inherits it
         (_run_in_kernel if story else _run_result_here)(notebook, output, parameters)
+
+
+@contextlib.contextmanager
+def _environment(**variables: str):
+    """Set environment variables until the block ends."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
     finally:
-        del os.environ["ADLIB_FIGURES"]
-        if place:
-            os.environ["ADLIB_FIGURES"] = place
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _run_in_kernel(notebook: Path, output: Path, parameters: dict) -> None:
     """Let papermill run it all; errors of the story stop nothing."""
     import nbformat
     import papermill
+    from ipykernel.kernelspec import write_kernel_spec
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
@@ -217,7 +225,9 @@ def _run_in_kernel(notebook: Path, output: Path, parameters: dict) -> None:
     try:
         # Sockets that are files, in a folder of this user and this kernel alone: what goes over a port, others on this
         # machine can read. And nbclient ends a kernel by an interrupt, which the kernel would log as an error.
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, _environment(JUPYTER_PATH=folder):
+            # The kernel is this interpreter, whatever else is registered on this machine under the name that is asked.
+            write_kernel_spec(Path(folder, "kernels/python3"))
             sockets = {"transport": "ipc", "ip": f"{folder}/kernel"}
             own = Config({"KernelManager": sockets, "NotebookClient": {"extra_arguments": ["--log-level=50"]}})
             papermill.execute_notebook(
@@ -466,8 +476,15 @@ def _arguments(profile: str, data_root: str, cores: int | None, cluster: str, na
         cards = len(list(Path("/dev").glob("nvidia[0-9]*"))) or 1  # without one a run takes the processors' place
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
         arguments += ["--cores", str(cores or os.cpu_count()), "--resources", f"mem_mb={memory}", f"gpu={cards}"]
-    selection = [f"{field}={text}" for field, text in names.items() if text]
-    return [*arguments, "--config", f"profile={profile}", f"data_root={data_root}", *selection]
+    # Snakemake reads values as numbers or YAML: "lot #2" would be cut, and "01" 1. So they are quoted as in an address,
+    # and a list of names ends with a comma.
+    values = {"profile": profile, "data_root": data_root} | {field: f"{text}," for field, text in names.items() if text}
+    return [*arguments, "--config", *(f"{key}={quote(value, safe='/,')}" for key, value in values.items())]
+
+
+def from_config(config: dict) -> dict[str, str]:
+    """Return Snakemake's `config` as `_arguments` wrote it, or as a user typed it."""
+    return {key: unquote(str(value)) for key, value in config.items() if value is not None}
 
 
 def _watch(command: list[str], waiting: list) -> int:

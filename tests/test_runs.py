@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import SMALL_SETTINGS, refused, texture, write_image
+from snakemake.cli import parse_config
 
 from adlib import evaluation, methods, profiles, runs, source_files
 from adlib.errors import InputError
@@ -194,6 +195,9 @@ def notebook(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     monkeypatch.setattr("adlib_book.notebook_jobs.root", lambda: tmp_path)
     monkeypatch.setattr("adlib_book.cells.root", lambda: tmp_path)
+    (tmp_path / "kernels/python3").mkdir(parents=True)  # another interpreter is registered under the kernel's name
+    (tmp_path / "kernels/python3/kernel.json").write_text('{"argv": ["false"], "display_name": "", "language": ""}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
 
     def write(*sources, record=None):
         """Cells after the parameters; `record` is the number of the one that ends the result."""
@@ -490,6 +494,13 @@ def test_a_batch_is_narrowed_by_names(names, expected):
         assert {f"{job.method}/{job.category}" for job in notebook_jobs.select(jobs, **names)} == expected
     else:
         refused(expected, notebook_jobs.select, jobs, **names)
+
+
+@pytest.mark.parametrize("name", ["lot #2", "lot: 3", "lot{x}", "*", "01", "50% off", "it's"])
+def test_snakemake_is_told_names_as_they_are(name):
+    values = notebook_jobs._arguments("smoke", f"/data/{name}", 1, "", {"category": name})
+    told = notebook_jobs.from_config(parse_config(values[values.index("--config") + 1 :]))
+    assert told == {"profile": "smoke", "data_root": f"/data/{name}", "category": f"{name},"}
 
 
 def test_every_method_has_a_cost_in_every_profile():
