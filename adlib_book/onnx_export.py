@@ -11,6 +11,7 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -92,12 +93,24 @@ class DfrCells(nn.Module):
         return energy(features, self.auto_encoder(features))
 
 
-CELLS = {"glass": GlassCells, "patchcore": PatchCoreCells, "padim": PadimCells, "dfr": DfrCells}
+class DraemCells(nn.Module):
+    """Probability of each pixel."""
+
+    def __init__(self, method):
+        super().__init__()
+        self.repair, self.tell = copy.deepcopy((method.reconstruction.eval(), method.discriminator.eval()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.tell(torch.cat([self.repair(images), images], dim=1)).softmax(dim=1)[:, 1]
+
+
+CELLS = {"glass": GlassCells, "patchcore": PatchCoreCells, "padim": PadimCells, "dfr": DfrCells, "draem": DraemCells}
 IMAGE_SCORES = {  # method -> setting -> what is summed up, and how
     "glass": {"max": ("cells", "max"), "top": ("maps", "top")},
     "patchcore": {"max": ("cells", "max"), "top": ("cells", "top")},
     "padim": {None: ("maps", "max")},
     "dfr": {"max": ("maps", "max"), "top": ("maps", "top")},
+    "draem": {None: ("maps", "window")},
 }
 REASONS = {
     "spade": "it searches the feature maps of all training images anew for each image",
@@ -106,7 +119,6 @@ REASONS = {
     "unified": "its scores are ranks among the support's own",
     "ulsad": "its maps are put on one scale by statistics of two branches",
     "pagmfr": "its maps are calibrated and fused in ways that depend on the settings",
-    "draem": "its image score, a window's mean, is not written as a graph",
 }
 
 
@@ -129,6 +141,7 @@ class Deployed(nn.Module):
             raise InputError(f"{method.name} with image_score {score!r} cannot be exported; train with 'max'")
         self.source, self.rule = IMAGE_SCORES[method.name][score]
         self.cells, self.size, self.aligned = CELLS[method.name](method), method.resize.hw, method.name == "dfr"
+        self.border, self.side = getattr(method, "window", (None, 1))
         sigma = getattr(s, "sigma", 0.0)
         self.reach = int(4 * sigma + 0.5)  # the Gaussian is cut off at 4 sigma
         distance = torch.arange(-self.reach, self.reach + 1, dtype=torch.float32)
@@ -138,19 +151,27 @@ class Deployed(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return image scores (B,) and maps (B, H, W) for images (B, 3, H, W) in [0, 1]."""
         cells = self.cells(images)
-        maps = self.smooth(enlarge(cells, self.size, self.aligned)[:, None])[:, 0]
+        maps = self.smooth(enlarge(cells, self.size, self.aligned))
         values = cells if self.source == "cells" else maps
+        if self.rule == "window":
+            zeros = self.side // 2 if self.border == cv2.BORDER_CONSTANT else 0
+            values = (values if zeros else mirrored(values, self.side // 2))[:, None]
+            values = nn.functional.avg_pool2d(values, self.side, stride=1, padding=zeros)[:, 0]
         return top_mean(values) if self.rule == "top" else values.amax(dim=(1, 2)), maps
 
     def smooth(self, maps: torch.Tensor) -> torch.Tensor:
-        """Gaussian smoothing of maps (B, 1, H, W); edges are mirrored and repeated, which no padding mode offers."""
-        reach = self.reach
-        if not reach:
+        """Gaussian smoothing of maps (B, H, W)."""
+        if not self.reach:
             return maps
-        maps = torch.cat([maps[:, :, :reach].flip(2), maps, maps[:, :, -reach:].flip(2)], dim=2)
-        maps = torch.cat([maps[..., :reach].flip(3), maps, maps[..., -reach:].flip(3)], dim=3)
+        maps = mirrored(maps, self.reach)[:, None]
         convolved = nn.functional.conv2d(maps, self.kernel.view(1, 1, -1, 1))
-        return nn.functional.conv2d(convolved, self.kernel.view(1, 1, 1, -1))
+        return nn.functional.conv2d(convolved, self.kernel.view(1, 1, 1, -1))[:, 0]
+
+
+def mirrored(maps: torch.Tensor, reach: int) -> torch.Tensor:
+    """Continue maps (B, H, W) beyond their edges, which are mirrored and repeated: no padding mode offers that."""
+    maps = torch.cat([maps[:, :reach].flip(1), maps, maps[:, -reach:].flip(1)], dim=1)
+    return torch.cat([maps[..., :reach].flip(2), maps, maps[..., -reach:].flip(2)], dim=2)
 
 
 def export(method, path, **facts) -> Path:

@@ -21,6 +21,7 @@ CASES = {
     "patchcore, top": {"image_score": "top", "squared": True, "patch_size": 1},
     "padim": {},
     "dfr": {"standardise": True},
+    "draem": {},
 }
 
 
@@ -47,7 +48,7 @@ def test_the_graph_scores_like_the_method_and_shares_nothing_with_it(train, case
     np.testing.assert_array_equal(method.score(images).map, before)
 
 
-@pytest.mark.parametrize("case", ["glass, laptop's form", "patchcore", "padim", "dfr"])  # an export takes its time
+@pytest.mark.parametrize("case", ["glass, laptop's form", "patchcore", "padim", "dfr", "draem"])  # a slow export
 def test_the_file_scores_like_the_method(train, test_rows, tmp_path, case):
     for package in ("onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason=f"{package} is not installed")
@@ -75,5 +76,5 @@ def test_what_has_no_graph_or_no_package_says_why(name, monkeypatch):
     refused(r"a\.onnx: onnxruntime is not installed; run: pip install -e '\.\[onnx\]'", OnnxModel, "a.onnx")
     assert (name in onnx_export.CELLS) != (name in onnx_export.REASONS)
     if name in onnx_export.REASONS:
-        said = f"{name} cannot be exported: {onnx_export.REASONS[name]}; glass, patchcore, padim, dfr can"
+        said = f"{name} cannot be exported: {onnx_export.REASONS[name]}; glass, patchcore, padim, dfr, draem can"
         refused(said, onnx_export.Deployed, methods.create(name, **SMALL_SETTINGS[name]))

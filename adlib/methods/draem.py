@@ -252,10 +252,15 @@ class DRAEM:
         images = images.to(self.device)
         logits = self.discriminator(torch.cat([self.reconstruction(images), images], dim=1))  # (B, 2, H, W)
         maps = logits.softmax(dim=1)[:, 1].cpu().numpy()
+        return Scores(window_maxima(maps, *self.window), maps)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Border and side of the window whose largest mean is the image score, as `window_maxima` takes them."""
         if self.authors:
-            return Scores(window_maxima(maps, cv2.BORDER_CONSTANT), maps)
-        side = 2 * round(21 / 256 * min(self.resize.hw) / 2 - 0.5) + 1  # the paper's share of the image, an odd number
-        return Scores(window_maxima(maps, side=side), maps)
+            return cv2.BORDER_CONSTANT, 21
+        # The paper's share of the image, an odd number.
+        return cv2.BORDER_REFLECT, 2 * round(21 / 256 * min(self.resize.hw) / 2 - 0.5) + 1
 
 
 def window_maxima(maps: np.ndarray, border: int = cv2.BORDER_REFLECT, side: int = 21) -> np.ndarray:
