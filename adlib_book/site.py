@@ -37,6 +37,7 @@ from adlib_book.cells import declared_parameters
 THRESHOLD_CATEGORIES = ("gear", "brick", "tray")
 REPOSITORY = ""  # "https://github.com/OWNER/NAME": set it, and every notebook's page offers Colab and Binder
 MARKER = ".adlib-site"  # says that a folder may be cleared and written again
+ROWS = 300  # of a page of run records
 STEPS = 255  # of the quantised maps: one byte per pixel
 SHOWN_METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro_30": "AUPRO@0.3"}
 
@@ -253,15 +254,19 @@ def write_records(folder: Path) -> tuple[list[str], list[str]]:
         lines += [":::{warning}", "Damaged records, left out of every table:", ""]
         lines += [f"- `{Path(line.split()[0]).parent.name}`: {plain(line.split(':', 1)[1])}" for line in damaged]
         lines += [":::", ""]
-    if rows:
-        head = "".join(f"<th>{name}</th>" for name in rows[0])
-        lines += ["```{raw} html", f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>']
-        lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row.values())}</tr>" for row in rows]
-        lines += ["</tbody></table></div>", "```"]
-    else:
+    if not rows:
         lines += ["There are no records yet: `make reproduce` makes them."]
+    pages = {f"index_{start}" if start else "index": rows[start : start + ROWS] for start in range(0, len(rows), ROWS)}
+    links = [f"[{page[0]['profile']} {page[0]['method']} ...]({name}.md)" for name, page in pages.items()]
+    lines += [f"{len(rows)} runs, on {len(pages)} pages: {', '.join(links)}", ""] if len(pages) > 1 else []
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "index.md").write_text("\n".join(lines))
+    for name, page in (pages or {"index": []}).items():
+        head = "".join(f"<th>{key}</th>" for key in rows[0]) if page else ""
+        body = [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row.values())}</tr>" for row in page]
+        shown = ["```{raw} html", f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>']
+        shown += [*body, "</tbody></table></div>", "```"]
+        orphan = [] if name == "index" else ["---", "orphan: true", "---"]
+        (folder / f"{name}.md").write_text("\n".join([*orphan, *lines, *(shown if page else [])]))
     return [row["run"] for row in table.to_dict("records")], damaged
 
 

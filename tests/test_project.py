@@ -91,6 +91,16 @@ def test_committed_studies_have_a_producer():
     assert not [stem for stem in stems - notebooks if not re.search(rf"\b{stem}", text)]
 
 
+@pytest.mark.parametrize("page", ["capabilities", "field_cases"])
+def test_what_a_page_says_is_held_by_tests_and_files_is_there(page):
+    text = (root() / f"site/{page}.md").read_text()
+    tests = re.findall(r"`([\w/]+\.py)::(\w+)`", text)
+    files = re.findall(r"`((?:adlib|notebooks|profiles|results)/[\w./]+)`", text)
+    assert len(tests) > 30
+    assert not [name for file, name in tests if f"def {name}(" not in (root() / "tests" / file).read_text()]
+    assert not [file for file in files if not (root() / file).is_file()]
+
+
 def test_no_tracked_file_points_at_one_machine():
     files = subprocess.run(["git", "ls-files"], cwd=root(), capture_output=True, text=True, check=False)
     if files.returncode:
