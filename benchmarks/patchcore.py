@@ -62,47 +62,60 @@ def ours(table) -> dict:
     )
 
 
-def theirs(table) -> dict:
-    """Run anomalib as its own examples do: `Folder` data, `Engine.fit`, `Engine.predict`."""
+def their_model(share: float = SHARE, visualizer: bool = False):
+    """anomalib's PatchCore with our weights, untrained."""
     import logging
 
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    from anomalib.data import Folder
-    from anomalib.engine import Engine
     from anomalib.models import Patchcore
     from anomalib.pre_processing import PreProcessor
     from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-    from adlib import evaluation
-    from adlib.images import Resize as OurResize
     from adlib.images import backbones
 
-    category = Path(table.image_path.iloc[0]).parents[2]
     prepare = PreProcessor(Compose([Resize((SIZE, SIZE), antialias=True), Normalize([0.5] * 3, [0.5] * 3)]))
-    model = Patchcore(
-        BACKBONE, ("blocks.2", "blocks.4"), False, SHARE, pre_processor=prepare, evaluator=False, visualizer=False
-    )
-    state = backbones.read_state_dict(backbones._package_file(BACKBONE))
+    layers = ("blocks.2", "blocks.4")
+    model = Patchcore(BACKBONE, layers, False, share, pre_processor=prepare, evaluator=False, visualizer=visualizer)
+    state = backbones.read_state_dict(backbones.package_file(BACKBONE))
     renamed = backbones.rename_to_timm(state, BACKBONE)
     own = model.model.feature_extractor.state_dict()
     matched = {key: renamed[key.removeprefix("feature_extractor.")] for key in own}
     model.model.feature_extractor.load_state_dict(matched)
+    return model
+
+
+def their_data(table):
+    """The images of a table in MVTec layout as anomalib's own examples read them."""
+    from anomalib.data import Folder
+
     test = table[table.split == "test"]
-    kinds = sorted(set(test.defect[test.label == 1]))
+    return Folder(
+        "bench",
+        normal_dir="train/good",
+        root=Path(table.image_path.iloc[0]).parents[2],
+        abnormal_dir=[f"test/{kind}" for kind in sorted(set(test.defect[test.label == 1]))],
+        normal_test_dir="test/good",
+        num_workers=0,
+        val_split_mode="same_as_test",
+    )
+
+
+def their_engine(folder):
+    from anomalib.engine import Engine
+
+    quiet = {"logger": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    return Engine(default_root_dir=folder, accelerator="cpu", **quiet)
+
+
+def theirs(table) -> dict:
+    """Run anomalib as its own examples do: `Folder` data, `Engine.fit`, `Engine.predict`."""
+    model, data, test = their_model(), their_data(table), table[table.split == "test"]
+    from adlib import evaluation
+    from adlib.images import Resize
+
     with tempfile.TemporaryDirectory() as folder:
-        data = Folder(
-            "bench",
-            normal_dir="train/good",
-            root=category,
-            abnormal_dir=[f"test/{kind}" for kind in kinds],
-            normal_test_dir="test/good",
-            num_workers=0,
-            val_split_mode="same_as_test",
-        )
-        engine = Engine(
-            default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False, limit_val_batches=0
-        )
+        engine = their_engine(folder)
         started = time.perf_counter()
         engine.fit(model, datamodule=data)
         fitted = time.perf_counter()
@@ -113,8 +126,7 @@ def theirs(table) -> dict:
         for path, score, anomaly_map in zip(batch.image_path, batch.pred_score, batch.anomaly_map, strict=True):
             by_path[str(path)] = float(score), anomaly_map.squeeze().float().numpy()
     found = [by_path[path] for path in test.image_path]
-    resize = OurResize(SIZE)
-    measured = accuracy(evaluation, test, resize, [score for score, _ in found], [m for _, m in found])
+    measured = accuracy(evaluation, test, Resize(SIZE), [score for score, _ in found], [m for _, m in found])
     return {"fit_s": fitted - started, "predict_s": done - fitted} | measured
 
 
