@@ -3,27 +3,32 @@
     python benchmarks/relative.py --data-root DATA --cache DIR [--draws 3] [--seeds 3] [--k 4] [--curve 2 5 20 60]
 
 Writes results/studies/relative.csv: one row per detector, number of training products, draw of the support, training
-seed and product, and rows "pooled" over all of them. What is frozen is computed once and kept in `--cache`; the head
-is all that is trained. Scores, loss and rates are those of the settings; nothing is chosen by what comes out.
+seed and product, and rows "pooled" over all of them; and relative_drawn.csv: the same heads on the drawn products that
+they learned from and on those, of the longest point of the curve, that they did not. What is frozen is computed once
+and kept in `--cache`; the head is all that is trained. Scores, loss and rates are those of the settings; nothing is
+chosen by what comes out.
 `--swaps` asks the head of the last point of the curve whether a defect that the support shows stops being one:
 results/studies/relative_context_swap.csv.
 """
 
 import argparse
+import itertools
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import roc_auc_score
 
 from adlib import datasets, profiles
 from adlib.evaluation import metrics
 from adlib.images.maps import enlarge, smooth
-from adlib.methods.few_shot import episodic_training
-from adlib.methods.few_shot.support_images import choose_support, read_images, rotated
-from adlib.methods.few_shot.unified import Lesson, Unified
+from adlib.methods.few_shot import episodic_training, references
+from adlib.methods.few_shot.support_images import choose_support, jittered, read_images, rotated
+from adlib.methods.few_shot.unified import N_COPIES, Lesson, Unified
 from adlib.methods.patchcore import PatchCore
 from adlib_book import studies
 from adlib_book.studies import unseen_products
@@ -38,7 +43,8 @@ PRODUCTS = {
     "metal_plate": ("mvtec", "mpdd"),
 }
 TARGETS = ("magnetic_tile", "screw", "fryum", "mono")  # leather and plate stand near 100 from the start
-STEP_0 = {"support alone, step 0": (), "step 0": ("turned", "own")}  # references; the first is what `unified` was
+STEP_0 = {"step 0": ("turned", "own"), "support alone, step 0": ()}  # references; the second is what `unified` was
+FURTHER = [references.QUANTITIES.index(name) for name in ("turned", "own")]
 N_GOOD, N_DEFECTIVE, GRID = 40, 45, 128  # test images at most; pixels of the maps that AUPRO is measured on
 
 
@@ -53,20 +59,34 @@ def load(category: str, data_root) -> tuple[pd.DataFrame, pd.DataFrame]:
     return train, pd.concat([good[:N_GOOD], bad.loc[order][:N_DEFECTIVE]])
 
 
+@cache
+def images_of(category: str, model: Unified, data_root) -> tuple:
+    """What no draw of the support changes: normal images to draw from, queries, and the queries described."""
+    train, test = load(category, data_root)
+    queries = unseen_products.read_queries(test, model.resize, len(test))
+    with torch.no_grad():
+        return train, queries, [model.describe(batch.images) for batch in queries.batches]
+
+
 def frozen(category: str, model: Unified, k: int, draw: int, data_root) -> dict:
     """What no training changes of a product: inputs of queries and of the support, scores of PatchCore."""
-    train, test = load(category, data_root)
+    train, queries, tested = images_of(category, model, data_root)
     support = choose_support(train, k, draw)[0]
-    queries = unseen_products.read_queries(test, model.resize, len(test))
     stack = read_images(support.image_path, model.resize)
-    answer = {"label": test.label.to_numpy(), "masks": np.stack([m[::2, ::2] for m in queries.masks])}
+    answer = {"label": queries.table.label.to_numpy(), "masks": np.stack([m[::2, ::2] for m in queries.masks])}
     with torch.no_grad():
         described, turned = model.describe(stack), model.describe(rotated(stack, (90, 180, 270)))
-        tested = [model.describe(batch.images) for batch in queries.batches]
+        rng = np.random.default_rng(0)
+        copies = model.describe(jittered(stack.repeat(N_COPIES, 1, 1, 1), rng)) if k == 1 else None
         for name, used in STEP_0.items():
             model.settings = replace(model.settings, references=used)
-            context, *of_support = model.remember(described, turned if used else [None] * len(turned))
-            of_queries = [model.inputs(part, context) for part in tested]
+            context, *of_support = model.remember(described, turned if used else [None] * len(turned), copies)
+            if used:
+                compared = [list(map(references.compare, part, context)) for part in tested]
+            else:  # `compare` would say the same again, and of what it does not look at the distance to the support
+                for stage in itertools.chain(*compared):
+                    stage[:, FURTHER] = stage[:, :1]
+            of_queries = [model.compared_inputs(part, context) for part in compared]
             answer[name] = [torch.cat(parts).half() for parts in zip(*of_queries, strict=True)], of_support
     answer["free"] = bool(context[0].turned.shape[1])
     plain = {n: getattr(model.settings, n) for n in ("backbone", "stages", "image_size", "resize")}
@@ -102,9 +122,20 @@ def measured(by_product: dict, kept: dict, **columns) -> list[dict]:
     return [*rows, columns | pooled]
 
 
+def on_drawn(model: Unified, head: Unified, lessons: list[Lesson]) -> dict:
+    """Mean image AUROC on drawn products, each by itself, of step 0 and of a trained head."""
+    means = {}
+    for name, one in (("step_0", model), ("trained", head)):
+        with torch.no_grad():
+            scores = [one.image_logits(one.logits(x.inputs.float(), x.log_ratio.float())) for x in lessons]
+        labels = [x.target.flatten(1).any(1) for x in lessons]
+        means[name] = np.mean([roc_auc_score(*pair) for pair in zip(labels, scores, strict=True)]) if lessons else None
+    return means | {"n_products": len(lessons)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-root", required=True)
+    parser.add_argument("--data-root", help="folder of the real products; not needed where --products names none")
     parser.add_argument("--cache", required=True)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
@@ -113,27 +144,25 @@ def main() -> None:
     parser.add_argument("--swaps", nargs="*", default=[], choices=PRODUCTS, help="products to swap contexts on")
     parser.add_argument("--products", nargs="*", default=list(PRODUCTS))
     arguments = parser.parse_args()
-    started, cache = time.perf_counter(), Path(arguments.cache)
-    cache.mkdir(parents=True, exist_ok=True)
+    started, folder = time.perf_counter(), Path(arguments.cache)
+    folder.mkdir(parents=True, exist_ok=True)
     changes = {"resize": "stretch", "selection": "last", "snapshot_every": 0}
     settings = profiles.method_settings("laptop", "unified") | changes
 
     def cached(name, make):
-        file = cache / f"{name}.pt"
+        file = folder / f"{name}.pt"
         if not file.is_file():
             torch.save(make(), file)
             print(f"{time.perf_counter() - started:5.0f} s {name}", flush=True)
         return torch.load(file, weights_only=False)  # our own, written above
 
     model, rows = Unified(**settings), []
-    kept = {
-        (k, draw): {
-            c: cached(f"{c}-{k}-{draw}", lambda: frozen(c, model, k, draw, arguments.data_root))  # noqa: B023 - at once
-            for c in arguments.products
-        }
-        for k in arguments.k
-        for draw in range(arguments.draws)
-    }
+    kept = {(k, draw): {} for k in arguments.k for draw in range(arguments.draws) if arguments.products}
+    for category in arguments.products:
+        for k, draw in kept:
+            make = lambda: frozen(category, model, k, draw, arguments.data_root)  # noqa: B023, E731 - called at once
+            kept[k, draw][category] = cached(f"{category}-{k}-{draw}", make)
+        images_of.cache_clear()
     for (k, draw), products in kept.items():
         common = {"products": 0, "k": k, "draw": draw, "seed": 0}
         rows += measured({c: p["PatchCore"] for c, p in products.items()}, products, detector="PatchCore", **common)
@@ -144,12 +173,16 @@ def main() -> None:
     for number in range(max(arguments.curve, default=0)):
         make = lambda: tuple(model.lesson(episodic_training.drawn_pictures(number, model.resize)))  # noqa: B023, E731
         lessons.append(Lesson(*cached(f"drawn-{number}", make)))
+    drawn = []
     for size in arguments.curve:
         for seed in range(arguments.seeds):
             one = Unified(**settings | {"seed": seed})
             # Another seed learns from other products, as far as there are more.
-            order = np.random.default_rng(seed).permutation(len(lessons))[:size]
-            one.train_episodes(None, pools=[lessons[i] for i in order])
+            order = np.random.default_rng(seed).permutation(len(lessons))
+            taught = [lessons[i] for i in order[:size]]
+            one.train_episodes(None, pools=taught)
+            for where, part in (("trained on", taught), ("held out", [lessons[i] for i in order[size:]])):
+                drawn.append({"products": size, "seed": seed, "drawn": where} | on_drawn(model, one, part))
             for (k, draw), products in kept.items():
                 by_product = {c: answers(one, p) for c, p in products.items()}
                 where = {"products": size, "k": k, "draw": draw, "seed": seed}
@@ -165,8 +198,14 @@ def main() -> None:
     if swaps:
         swaps = studies.write_rows("relative_context_swap", pd.DataFrame(swaps), ["category"], float_format="%.4f")
         print(swaps.round(2).to_string())
+    if drawn:
+        drawn = studies.write_rows("relative_drawn", pd.DataFrame(drawn), ["products", "seed"], float_format="%.4f")
+        print(drawn.groupby(["products", "drawn"], sort=False)[["step_0", "trained"]].mean().mul(100).round(1))
+    if not rows:
+        return
     found = pd.DataFrame(rows)
-    found = studies.write_rows("relative", found, keys=["detector", "products", "k"], float_format="%.4f")
+    keys = ["detector", "products", "k", "draw", "category"]
+    found = studies.write_rows("relative", found, keys, float_format="%.4f")
     table = found.pivot_table(index=["k", "detector", "products"], columns="category", values="image_auroc", sort=False)
     print((100 * table.assign(target=table[[c for c in TARGETS if c in table]].mean(axis=1))).round(1).to_string())
 

@@ -163,7 +163,7 @@ class Unified(FewShot):
         own, parts = "own" in self.settings.references, (features, turned, copies or [None] * len(turned))
         pairs = [references.remember(*stage, self.settings.whiten, own) for stage in zip(*parts, strict=True)]
         context, compared = zip(*pairs, strict=True)
-        return list(context), *self._inputs(compared, context)
+        return list(context), *self.compared_inputs(compared, context)
 
     def image_logits(self, cells: torch.Tensor) -> torch.Tensor:
         """Logits of cells (B, h, w) -> logits of images (B,), before the context's `usual` is subtracted."""
@@ -178,9 +178,12 @@ class Unified(FewShot):
         own cells far away the smallest counts, where they are among `references`. The mean over the stages.
         """
         own = "own" in self.settings.references
-        return self._inputs([references.compare(q, m, own) for q, m in zip(features, context, strict=True)], context)
+        return self.compared_inputs(
+            [references.compare(q, m, own) for q, m in zip(features, context, strict=True)], context
+        )
 
-    def _inputs(self, compared, context) -> tuple[torch.Tensor, torch.Tensor]:
+    def compared_inputs(self, compared, context) -> tuple[torch.Tensor, torch.Tensor]:
+        """`inputs` of queries that are compared with the context already, one `references.compare` per stage."""
         size, weights = compared[0].shape[2:], self.settings.layer_weights or [1.0] * len(compared)
         inputs, log_ratio = [], 0.0
         for x, memory, weight in zip(compared, context, weights, strict=True):
