@@ -4,9 +4,8 @@
 
 Writes results/studies/relative.csv: one row per detector, number of training products, draw of the support, training
 seed and product, and rows "pooled" over all of them; and relative_drawn.csv: the same heads on the drawn products that
-they learned from and on those, of the longest point of the curve, that they did not. What is frozen is computed once
-and kept in `--cache`; the head is all that is trained. Scores, loss and rates are those of the settings; nothing is
-chosen by what comes out.
+they learned from and on those that they did not. What is frozen is computed once and kept in `--cache`; the head is all
+that is trained. Scores, loss and rates are those of the settings; nothing is chosen by what comes out.
 `--swaps` asks the head of the last point of the curve whether a defect that the support shows stops being one:
 results/studies/relative_context_swap.csv.
 """
@@ -106,20 +105,21 @@ def answers(model: Unified, kept: dict, name: str = "step 0") -> tuple[np.ndarra
     return (model.image_logits(logits) - usual).numpy(), smooth(maps, model.settings.sigma * GRID / 224)
 
 
-def measured(by_product: dict, kept: dict, **columns) -> list[dict]:
-    """One row per product, and one over the pictures of all, with one threshold."""
+def measured(by_product: dict, kept: dict, **columns) -> None:
+    """Write a row per product, and one over the pictures of all, with one threshold; AUPRO of the first seed alone."""
     rows, scores, labels = [], [], []
     for category, (image, maps) in by_product.items():
         label, masks = kept[category]["label"], kept[category]["masks"]
         values = metrics.image_metrics(image.astype(np.float64), label)
         row = columns | {"category": category, "image_auroc": values["image_auroc"]}
-        row["aupro"] = metrics.aupro(list(maps), list(masks)) if masks.any() else None
+        row["aupro"] = metrics.aupro(list(maps), list(masks)) if masks.any() and not columns["seed"] else None
         rows.append(row)
         scores.append(image)
         labels.append(label)
     values = metrics.image_metrics(np.concatenate(scores).astype(np.float64), np.concatenate(labels))
     pooled = {"category": "pooled", "image_auroc": values["image_auroc"], "image_f1": values["image_f1_max"]}
-    return [*rows, columns | pooled]
+    keys = ["detector", "products", "k", "draw", "seed", "category"]
+    studies.write_rows("relative", pd.DataFrame([*rows, columns | pooled]), keys, float_format="%.4f")
 
 
 def on_drawn(model: Unified, head: Unified, lessons: list[Lesson]) -> dict:
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--k", type=int, nargs="*", default=[4])
     parser.add_argument("--curve", type=int, nargs="*", default=[2, 5, 20, 60, 100])
+    parser.add_argument("--held-out", type=int, default=12, help="drawn products beside those that are learned from")
     parser.add_argument("--swaps", nargs="*", default=[], choices=PRODUCTS, help="products to swap contexts on")
     parser.add_argument("--products", nargs="*", default=list(PRODUCTS))
     arguments = parser.parse_args()
@@ -156,7 +157,7 @@ def main() -> None:
             print(f"{time.perf_counter() - started:5.0f} s {name}", flush=True)
         return torch.load(file, weights_only=False)  # our own, written above
 
-    model, rows = Unified(**settings), []
+    model = Unified(**settings)
     kept = {(k, draw): {} for k in arguments.k for draw in range(arguments.draws) if arguments.products}
     for category in arguments.products:
         for k, draw in kept:
@@ -165,28 +166,29 @@ def main() -> None:
         images_of.cache_clear()
     for (k, draw), products in kept.items():
         common = {"products": 0, "k": k, "draw": draw, "seed": 0}
-        rows += measured({c: p["PatchCore"] for c, p in products.items()}, products, detector="PatchCore", **common)
+        measured({c: p["PatchCore"] for c, p in products.items()}, products, detector="PatchCore", **common)
         for name in STEP_0:
             by_product = {c: answers(model, p, name) for c, p in products.items()}
-            rows += measured(by_product, products, detector=name, **common)
+            measured(by_product, products, detector=name, **common)
     lessons = []
-    for number in range(max(arguments.curve, default=0)):
+    for number in range(max(arguments.curve) + arguments.held_out if arguments.curve else 0):
         make = lambda: tuple(model.lesson(episodic_training.drawn_pictures(number, model.resize)))  # noqa: B023, E731
         lessons.append(Lesson(*cached(f"drawn-{number}", make)))
-    drawn = []
     for size in arguments.curve:
         for seed in range(arguments.seeds):
             one = Unified(**settings | {"seed": seed})
-            # Another seed learns from other products, as far as there are more.
+            # Another seed learns from other products.
             order = np.random.default_rng(seed).permutation(len(lessons))
             taught = [lessons[i] for i in order[:size]]
             one.train_episodes(None, pools=taught)
-            for where, part in (("trained on", taught), ("held out", [lessons[i] for i in order[size:]])):
-                drawn.append({"products": size, "seed": seed, "drawn": where} | on_drawn(model, one, part))
+            parts = {"trained on": taught, "held out": [lessons[i] for i in order[size:]]}
+            drawn = [{"products": size, "seed": seed, "drawn": k} | on_drawn(model, one, v) for k, v in parts.items()]
+            drawn = studies.write_rows("relative_drawn", pd.DataFrame(drawn), ["products", "seed"], float_format="%.4f")
+            print(drawn.to_string(), flush=True)
             for (k, draw), products in kept.items():
                 by_product = {c: answers(one, p) for c, p in products.items()}
                 where = {"products": size, "k": k, "draw": draw, "seed": seed}
-                rows += measured(by_product, products, detector="trained", **where)
+                measured(by_product, products, detector="trained", **where)
         print(f"{time.perf_counter() - started:5.0f} s trained on {size}", flush=True)
     swaps = []
     for category in arguments.swaps:
@@ -198,14 +200,7 @@ def main() -> None:
     if swaps:
         swaps = studies.write_rows("relative_context_swap", pd.DataFrame(swaps), ["category"], float_format="%.4f")
         print(swaps.round(2).to_string())
-    if drawn:
-        drawn = studies.write_rows("relative_drawn", pd.DataFrame(drawn), ["products", "seed"], float_format="%.4f")
-        print(drawn.groupby(["products", "drawn"], sort=False)[["step_0", "trained"]].mean().mul(100).round(1))
-    if not rows:
-        return
-    found = pd.DataFrame(rows)
-    keys = ["detector", "products", "k", "draw", "category"]
-    found = studies.write_rows("relative", found, keys, float_format="%.4f")
+    found = pd.read_csv(studies.results_dir() / "studies" / "relative.csv")
     table = found.pivot_table(index=["k", "detector", "products"], columns="category", values="image_auroc", sort=False)
     print((100 * table.assign(target=table[[c for c in TARGETS if c in table]].mean(axis=1))).round(1).to_string())
 
