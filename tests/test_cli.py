@@ -284,7 +284,7 @@ def test_a_report_counts_again_and_takes_names_as_data(tmp_path, predict, monkey
     monkeypatch.setattr(report, "MOST_BYTES", 200_000)
     assert report.write("model", out, tmp_path / "small.html").stat().st_size <= 200_000
     if browser.find():
-        with browser.Browser() as tab:
+        with browser.open_tab() as tab:
             tab.open(file.as_uri())
             look_at(tab, names)
     predict()  # removes the report

@@ -1,4 +1,4 @@
-"""JupyterLab itself: the installed one opens the first notebook, runs all of it and shows its pictures."""
+"""JupyterLab itself: the installed one opens a notebook, runs all of it and shows its formulas and pictures."""
 
 import os
 import socket
@@ -30,19 +30,22 @@ def address(tmp_path):
         server.terminate()
 
 
-def test_the_first_notebook_runs_in_jupyterlab(address, tmp_path):
-    file = tmp_path / "00_start_here.ipynb"
+@pytest.mark.parametrize(("name", "formula", "picture"), [("00_start_here", None, 9), ("10_patchcore", 26, 11)])
+def test_a_notebook_runs_in_jupyterlab(address, tmp_path, name, formula, picture):
+    file = tmp_path / f"{name}.ipynb"
     text = (root() / "notebooks" / file.name).read_text()
     file.write_text(text.replace('category: str = \\"gear\\"', 'category: str = \\"brick\\"'))  # saves no figure
-    with browser.Browser(server=address, timeout=600) as tab:
+    with browser.open_tab(server=address, timeout=600) as tab:
         tab.open(f"http://{address}/lab/tree/{file.name}")
         tab.wait_for("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
         tab.run("jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
         tab.run("jupyterapp.commands.execute('notebook:run-all-cells').then(String)")
         tab.run("jupyterapp.commands.execute('docmanager:save')")
         # The page holds only those cells that are in sight.
-        tab.run("jupyterapp.shell.currentWidget.content.scrollToItem(9).then(String)")
-        tab.wait_for("document.querySelector('.jp-RenderedImage img')?.naturalWidth > 300")
+        for cell, seen in ((picture, ".jp-RenderedImage img"), (formula, "mjx-container")):
+            if cell is not None:
+                tab.run(f"jupyterapp.shell.currentWidget.content.scrollToItem({cell}).then(String)")
+                tab.wait_for(f"document.querySelector('{seen}')?.getBoundingClientRect().width > 100")
         assert not [error for error in tab.errors if "request to the network" in error]
     cells = [cell for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
     outputs = [output for cell in cells for output in cell.outputs]

@@ -117,7 +117,7 @@ def tab():
     """A headless Chromium."""
     if not browser.find():
         pytest.skip("no Chromium on this machine (set CHROMIUM to its path)")
-    with browser.Browser() as made:
+    with browser.open_tab() as made:
         yield made
 
 
@@ -200,7 +200,7 @@ def test_moving_the_threshold_changes_what_is_counted(small_site, tab):
         f.dispatchEvent(new Event("change")); })()""")
     tab.wait_for("[...document.querySelectorAll('#cards figure')].filter(f => !f.hidden).length === 1")
     tab.run("document.getElementById('threshold').focus()")
-    tab.press_right()
+    tab.page.keyboard.press("ArrowRight")
     tab.wait_for("document.getElementById('threshold').value === '62'")
     assert not tab.errors
 
@@ -249,7 +249,7 @@ def test_links(folder):
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
 def test_console(folder, tab, width, height):
     """Every page opens without an error in the console, without the network, and without scrolling sideways."""
-    tab.resize(width, height, phone=width < 500)
+    tab.page.set_viewport_size({"width": width, "height": height})
     found = []
     for page in sorted(folder.rglob("*.html")):
         tab.open(page.as_uri())
