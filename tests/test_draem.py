@@ -72,11 +72,11 @@ def test_it_trains_on_pixels_in_zero_to_one(train):
     method.losses = lambda modules, batch, step: seen.append(batch["image"]) or losses(modules, batch, step)
     method.fit(train)
     assert 0 <= min(x.min() for x in seen) <= max(x.max() for x in seen) <= 1
-    total = method.history.losses.total
-    assert total.iloc[-5:].mean() < 0.8 * total.iloc[:3].mean()
-    rates = method.history.losses.learning_rate
-    assert rates.iloc[-1] == pytest.approx(3e-3 * 0.04)  # a fifth of a fifth
+    history = method.history.losses
+    assert history.total.iloc[-5:].mean() < 0.8 * history.total.iloc[:3].mean()
+    assert history.learning_rate.iloc[-1] == pytest.approx(3e-3 * 0.04)  # a fifth of a fifth
     scores = method.score(images())
+    np.testing.assert_allclose(scores.image, draem.window_maxima(scores.map, side=5))  # 21 of 256 pixels, here of 64
     assert 0 <= scores.map.min() <= scores.map.max() <= 1
 
 

@@ -2,10 +2,16 @@
 
 import hashlib
 import itertools
+import json
 import os
 import random
 import shutil
+import signal
+import subprocess
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -19,7 +25,7 @@ from adlib.methods import padim, patchcore, storage  # noqa: F401
 from adlib_book import cli
 
 LONG = os.environ.get("ADLIB_CAMPAIGN") == "long"
-KILLS, LINES = (50, 10_000) if LONG else (5, 150)  # of each command; of all
+KILLS, LINES = (100, 10_000) if LONG else (5, 150)  # of each command; of all
 SMALL = ["--method", "patchcore", "--profile", "smoke", "--set", "image_size=64", "--set", "coreset=0.25"]
 COMMANDS = {
     "train": ["train", "-i", "good", "-o", "model", *SMALL],
@@ -105,6 +111,34 @@ def test_a_killed_command_leaves_what_was_there_whole_and_the_next_one_ends_as_i
         assert len(now) - len(right) <= (name == "update")  # at most the tensors of before, which nothing names
     with capsys.disabled():
         print(f"\n{name}: killed at {len(steps)} of {n_operations} file operations, nothing lost")
+
+
+@pytest.mark.skipif(not LONG, reason="minutes")
+def test_a_killed_batch_goes_on_where_it_was(small_tree, tmp_path, capsys):
+    names, own = ("padim", "spade"), tmp_path / "own.yaml"
+    profile = {"based_on": "smoke", "discover": True, "seeds": [0, 1], "only": {name: ["plate"] for name in names}}
+    own.write_text(json.dumps(profile | {"methods": {name: {"image_size": 64} for name in names}}))
+    command = [Path(sys.executable).with_name("adlib"), "reproduce", "--profile", own]
+    command += ["--seed", "1"]  # seed 0 tells the stories
+    command += ["--data-root", small_tree, "--method", ",".join(names)]
+
+    def start(name):
+        environment = os.environ | {"ADLIB_RESULTS": str(tmp_path / name), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=environment, stdout=-3, stderr=-3, start_new_session=True)
+
+    started = time.perf_counter()
+    assert start("right").wait() == 0
+    seconds, right = time.perf_counter() - started, contents(tmp_path / "right/runs")
+    assert sum(name.endswith("scores.csv") for name in right) == len(names)
+    for kill in range(kills := KILLS // 2):
+        batch = start(str(kill))
+        with suppress(subprocess.TimeoutExpired):
+            batch.wait(seconds * kill / kills)
+        os.killpg(batch.pid, signal.SIGKILL)
+        assert start(str(kill)).wait() == 0
+        assert contents(tmp_path / str(kill) / "runs") == right
+    with capsys.disabled():
+        print(f"\na batch of two runs: killed {kills} times, nothing lost")
 
 
 def test_nonsense_is_one_line(parts, monkeypatch, capsys):
