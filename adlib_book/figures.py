@@ -4,16 +4,21 @@ A method has the same colour and marker in every figure: `METHOD_STYLES`. Style,
 method are `adlib.figures`.
 """
 
+import hashlib
 import itertools
+import json
 import re
+from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib.colors
 import matplotlib.pyplot as plt
 import matplotlib.ticker
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import sklearn.metrics
+from IPython.display import HTML
 
 from adlib.evaluation import metrics
 from adlib.figures import ANOMALOUS, NORMAL, PALETTE, metric_label
@@ -147,6 +152,25 @@ def score_histograms(results: dict, columns: int = 4, title: str = ""):
     return figure
 
 
+def threshold_slider(scores: pd.DataFrame, threshold: float):
+    """A threshold to drag over the scores of test images, as HTML that counts by itself: it needs no kernel.
+
+    Args:
+        scores: `score`, `label`; threshold: where it begins.
+    """
+    low, high = float(scores.score.min()), float(scores.score.max())
+    places = ((scores.score - low) / (high - low or 1)).round(4)
+    values = {
+        "SCORES": json.dumps([places[scores.label == label].tolist() for label in (0, 1)]),
+        "RANGE": json.dumps([low, high]),
+        "COLOURS": json.dumps([matplotlib.colors.to_hex(color) for color in (NORMAL, ANOMALOUS)]),
+        "AT": str(round(1000 * (threshold - low) / (high - low or 1))),
+    }
+    values["ID"] = "slider-" + hashlib.blake2b(values["SCORES"].encode(), digest_size=4).hexdigest()
+    text = (Path(__file__).parent / "slider.html").read_text()
+    return HTML(re.sub(rf"\b({'|'.join(values)})\b", lambda found: values[found[0]], text))
+
+
 def time_accuracy_memory(records: pd.DataFrame, metric: str = "image_auroc", title: str = ""):
     """One mark per method: milliseconds per image and accuracy (means over its runs given), peak memory as area.
 
@@ -244,34 +268,6 @@ def learning_curves(curves: dict, title: str = ""):
     figure.legend(handles, map(metric_label, looks), loc="outside right center", frameon=False)
     if title:
         figure.suptitle(title)
-    return figure
-
-
-def radar(results: dict, title: str = ""):
-    """Image AUROC of each kind of defect against all normal test images, one closed line per method.
-
-    Args:
-        results: {label: scores table with `score`, `label`, `defect`}, all of the same category.
-    """
-    values = {label: auroc_by_defect(scores) for label, scores in results.items()}
-    kinds = list(next(iter(values.values())).index)
-    angles = np.linspace(0, 2 * np.pi, len(kinds), endpoint=False)
-    figure, axis = plt.subplots(figsize=(5.6, 3.8), subplot_kw={"projection": "polar"})
-    for label, style in method_styles(values).items():
-        closed = [*values[label], *values[label][:1]]
-        axis.plot([*angles, *angles[:1]], 100 * np.array(closed), label=label, linewidth=1.6, **style._asdict())
-    axis.set_xticks(angles, kinds)
-    axis.tick_params(axis="x", pad=14)  # names outside the circle
-    low = 10 * np.floor(np.nanmin([5, *(10 * v.min() for v in values.values())]))
-    axis.set_ylim(low, 100)
-    rings = np.arange(100, low - 1, -20 if low < 50 else -10)
-    axis.set_yticks(rings, [])
-    between = np.pi / max(len(kinds), 1)  # half-way to the second kind; in front of the lines, on white
-    for ring in rings:
-        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
-        axis.text(between, ring, f"{ring:g}", ha="center", va="center", fontsize="x-small", bbox=box, zorder=5)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
-    figure.suptitle(title or "image AUROC by kind of defect, %")
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import browser
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -122,15 +123,18 @@ def test_data_flow_has_an_arrow_into_every_box_from_each_before_it():
     assert len(figure.legends[0].get_texts()) == 4
 
 
-def test_radar_closes_its_lines_and_keeps_values_below_a_half(scores):
-    upside_down = scores.assign(score=-scores.score)
-    axis = book_figures.radar({"a": scores, "b": upside_down}).axes[0]
-    angle, value = axis.lines[0].get_data()
-    assert (len(angle), value[0], value[-1]) == (3, 100, 100)
-    assert axis.get_ylim()[0] == 0  # b is at 0 %
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["dent", "hole"]
-    assert {text.get_text() for text in axis.texts} == {"0", "20", "40", "60", "80", "100"}
-    assert min(text.get_zorder() for text in axis.texts) > max(line.get_zorder() for line in axis.lines)
+def test_a_threshold_to_drag_counts_by_itself(tmp_path):
+    scores = pd.DataFrame({"score": [1.0, 2.0, 3.0, 2.5, 4.0], "label": [0, 0, 0, 1, 1]})
+    page, said = tmp_path / "slider.html", "document.querySelector('output').textContent"
+    page.write_text(book_figures.threshold_slider(scores, 2.2).data)
+    if not browser.find():
+        pytest.skip("no Chromium on this machine (set CHROMIUM to its path)")
+    with browser.open_tab() as tab:
+        tab.open(page.as_uri())
+        assert tab.run(said) == "2.200: 1 of 3 good images raise a false alarm, 0 of 2 defective ones are missed"
+        tab.page.locator("input").fill("1000")
+        assert tab.run(said) == "4.000: 0 of 3 good images raise a false alarm, 2 of 2 defective ones are missed"
+        assert not tab.errors
 
 
 def test_learning_curves_draw_what_was_measured():
@@ -213,7 +217,6 @@ def test_no_shape_of_data_breaks_a_picture(shape, n_normal, kinds, flat, n_masks
     roc = book_figures.curves({"a": (table, np.array(maps), np.array(masks))}).axes[0]
     assert (len(roc.lines[0].get_xdata()) == 0) == one_class
     book_figures.score_histograms({"a": (table, None), "b": (table, 0.5)}).draw_without_rendering()
-    book_figures.radar({"a": table, "b": table}).draw_without_rendering()
     by_kind = book_figures.auroc_by_defect(table)
     assert list(by_kind.index) == defect[n_normal:]
     assert by_kind.isna().all() == one_class
