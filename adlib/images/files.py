@@ -7,6 +7,7 @@ therefore written down in a `Geometry`, which maps an anomaly map back onto the 
 import contextlib
 import itertools
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ PILLOW = {
 }
 # What these files hold, whatever they are called: pillow also knows PostScript, which is a program.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+# Photographs of 90 megapixels are an inspection's daily work; twice as many are refused by pillow itself.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 BIT_DEPTHS = (1, 8, 10, 12, 14, 16, 24, 32)
 RESIZE_MODES = ("stretch", "short_side", "letterbox")
 
