@@ -56,14 +56,14 @@ def method_palette(labels) -> dict[str, str]:
 
 
 def in_units_of_normals(maps, labels) -> np.ndarray:
-    """Bring maps (n, H, W) of any method to one scale for display: 0 their median, 1 the highest pixel on a normal.
+    """Bring maps (n, H, W) of any method to one scale for display: 0 their median, 1 what a normal image reaches.
 
-    What is brighter than 1 on a defect would be seen at a threshold that leaves every normal test image alone. It looks
-    at test labels, so it is for pictures only.
+    What is brighter than 1 on a defect would be seen at a threshold that leaves nine of ten normal test images alone:
+    a single restless one would darken all others. It looks at test labels, so it is for pictures only.
     """
     maps, normal = np.asarray(maps, np.float32), np.asarray(labels) == 0
     low = float(np.median(maps[normal] if normal.any() else maps))
-    high = float(maps[normal].max() if normal.any() else maps.max())
+    high = float(np.quantile(maps[normal].max((1, 2)), 0.9) if normal.any() else maps.max())
     return (maps - low) / max(high - low, 1e-12)
 
 

@@ -44,7 +44,7 @@ def test_auroc_by_defect_by_hand():
     assert book_figures.auroc_by_defect(table).to_dict() == pytest.approx({"a": 1 / 3, "b": 1.0})
 
 
-def test_units_of_normals_put_one_at_the_highest_normal_pixel():
+def test_units_of_normals_put_one_where_nine_of_ten_normals_end():
     maps = np.array([[[0.0, 2.0, 4.0]], [[1.0, 2.0, 10.0]]])
     found = book_figures.in_units_of_normals(maps, [0, 1])
     assert found[0].tolist() == [[-1.0, 0.0, 1.0]]  # median 2, highest 4
