@@ -59,18 +59,18 @@ reproduce: install
 
 test: export OMP_NUM_THREADS = 1
 test: install lint
-	@$(BIN)/python -m pytest -n $(JOBS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 	@env $(FAKE_DEVICE) $(BIN)/python -m pytest -n $(JOBS) tests/test_devices.py
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(NBVAL) notebooks
 
 # The golden tests, and the claims of the method notebooks' results: what CI has the minutes for.
 test-oldest: install
-	@env $(OLDEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "golden or elsewhere" tests
+	@env $(OLDEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "golden or elsewhere" tests
 
 test-elsewhere: install
 	@for setting in "$(OLDEST) OMP_NUM_THREADS=1" "$(AVX2) OMP_NUM_THREADS=2" "OMP_NUM_THREADS=4"; do \
 		echo "== $$setting"; \
-		env $$setting $(BIN)/python -m pytest -n $(JOBS) -m golden tests && \
+		env $$setting $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m golden tests && \
 		env $$setting $(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(NBVAL) notebooks || exit 1; done
 
 fake-device: export OMP_NUM_THREADS = 1
