@@ -159,12 +159,13 @@ def threshold_slider(scores: pd.DataFrame, threshold: float):
         scores: `score`, `label`; threshold: where it begins.
     """
     low, high = float(scores.score.min()), float(scores.score.max())
-    places = ((scores.score - low) / (high - low or 1)).round(4)
+    span = high - low or 1.0
+    places = ((scores.score - low) / span).round(4)
     values = {
         "SCORES": json.dumps([places[scores.label == label].tolist() for label in (0, 1)]),
         "RANGE": json.dumps([low, high]),
         "COLOURS": json.dumps([matplotlib.colors.to_hex(color) for color in (NORMAL, ANOMALOUS)]),
-        "AT": str(round(1000 * (threshold - low) / (high - low or 1))),
+        "AT": str(round(1000 * (threshold - low) / span)),
     }
     values["ID"] = "slider-" + hashlib.blake2b(values["SCORES"].encode(), digest_size=4).hexdigest()
     text = (Path(__file__).parent / "slider.html").read_text()

@@ -39,6 +39,11 @@ class Tab:
         self.errors.clear()
         self.page.goto(str(url))
 
+    def resize(self, width: int, height: int, phone: bool = False) -> None:
+        """Set the size of the window in CSS pixels; a phone has a wide page shrunk, unless it says otherwise."""
+        options = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
+        self.page.context.new_cdp_session(self.page).send("Emulation.setDeviceMetricsOverride", options)
+
     def wait_for(self, script: str) -> None:
         """Wait until an expression is true."""
         self.page.wait_for_function(script)

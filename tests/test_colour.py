@@ -22,6 +22,12 @@ def test_lab_is_that_of_scikit_image(pair):
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+def test_lab_of_known_colours():
+    named = torch.tensor([[1, 1, 1], [0, 0, 0], [1, 0, 0], [0.5, 0.5, 0.5]]).reshape(4, 3, 1, 1)
+    expected = [[100, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20], [53.39, 0, 0]]
+    torch.testing.assert_close(colour.rgb_to_lab(named)[:, :, 0, 0], torch.tensor(expected), atol=0.1, rtol=0)
+
+
 def test_colour_difference_is_the_euclidean_one(pair):
     labs = [color.rgb2lab(x.permute(0, 2, 3, 1).double().numpy()) for x in pair]
     expected = np.linalg.norm(labs[0] - labs[1], axis=-1)

@@ -67,9 +67,11 @@ def test_second_hand_numbers_are_marked():
     ("column", "value", "message"),
     [
         ("value", "", "not a number"),
+        ("value", "nan", "out of range"),
         ("value", "101", "out of range"),
         ("metric", "auroc", "unknown"),
         ("evidence", "seen", "evidence 'seen' is unknown"),
+        ("evidence", "", "evidence '' is unknown"),
         ("selection", "best", "selection 'best' is unknown"),
         ("source", "", "must be there"),
     ],
