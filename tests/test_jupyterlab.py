@@ -42,10 +42,11 @@ def test_a_notebook_runs_in_jupyterlab(address, tmp_path, name, formula, picture
         tab.run("jupyterapp.commands.execute('notebook:run-all-cells').then(String)")
         tab.run("jupyterapp.commands.execute('docmanager:save')")
         # The page holds only those cells that are in sight.
-        for cell, seen in ((picture, ".jp-RenderedImage img"), (formula, 'mjx-container[display="true"]')):
-            if cell is not None:
-                tab.run(f"jupyterapp.shell.currentWidget.content.scrollToItem({cell}).then(String)")
-                tab.wait_for(f"document.querySelector(`{seen}`)?.getBoundingClientRect().width > 100")
+        wide = {picture: "('.jp-RenderedImage img')?.naturalWidth > 300"}
+        wide |= {formula: "('mjx-container[display=true]')?.offsetWidth > 100"} if formula else {}
+        for cell, seen in wide.items():
+            tab.run(f"jupyterapp.shell.currentWidget.content.scrollToItem({cell}).then(String)")
+            tab.wait_for(f"document.querySelector{seen}")
         assert not [error for error in tab.errors if "request to the network" in error]
     cells = [cell for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
     outputs = [output for cell in cells for output in cell.outputs]
