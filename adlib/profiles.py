@@ -58,11 +58,7 @@ def use(profile: str) -> str:
     if file.stem in names() and files()[file.stem] != file:
         raise InputError(f"profile {profile} is called like one of the repository's, {file.stem!r}; rename the file")
     os.environ["ADLIB_PROFILE"] = str(file)  # a batch and its kernels are processes of their own
-    try:
-        check(file.stem)
-    except InputError as error:
-        raise InputError(str(error) if str(error).startswith(str(file)) else f"{file}: {error}") from None
-    return file.stem
+    return load(file.stem)["name"]
 
 
 def load(name: str) -> dict:

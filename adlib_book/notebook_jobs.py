@@ -420,6 +420,9 @@ def reproduce(
     data_root = str(Path(data_root).resolve()) if data_root else ""
     jobs, whole = select(plan(profile, data_root), **names), not any(names.values())
     waiting = to_do(jobs, profile, data_root, whole)
+    if waiting and (not dry_run or os.environ.get("ADLIB_PROFILE")):
+        with ProcessPoolExecutor(1, get_context("spawn")) as aside:  # it loads torch; this process waits for days
+            aside.submit(profiles.check, profile).result()
     if dry_run:
         for task in waiting:
             print(task if isinstance(task, str) else task.folder)
@@ -429,8 +432,6 @@ def reproduce(
     with _only_batch():
         finished, failed = 0, []
         if waiting:
-            with ProcessPoolExecutor(1, get_context("spawn")) as aside:  # it loads torch; this process waits for days
-                aside.submit(profiles.check, profile).result()
             arguments = _arguments(profile, data_root, cores, cluster, names)
             finished = _watch([sys.executable, "-m", "snakemake", *arguments], waiting)
             failed = [file for job in jobs for file in progress.run_folder(job).glob("failed-*.ipynb")]

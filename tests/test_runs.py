@@ -82,7 +82,7 @@ def test_a_profile_of_ones_own_says_what_it_changes(tmp_path, monkeypatch, text,
     assert mine["methods"] == paper["methods"] | {"patchcore": paper["methods"]["patchcore"] | {"k": 3}}
     assert (mine["seeds"], mine["based_on"], mine["studies"]) == ([7], "paper", paper["studies"])
     file.write_text(text)
-    refused(message, profiles.use, str(file))
+    refused(message, lambda: profiles.check(profiles.use(str(file))))
     refused("rename the file", profiles.use, str(file.rename(tmp_path / "laptop.yaml")))
 
 
