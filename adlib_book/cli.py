@@ -67,7 +67,7 @@ def notebook(options) -> int:
             if outcome["status"] == "failed":
                 return fail(f"{notebook_jobs.story_line(outcome)}; see {output}", 1)
             if options.done:
-                progress.write_done(options.done, made_from)
+                progress.write_done((options.done, progress.done_file(output)), made_from)
         else:
             raise InputError("give --out FILE for the executed copy, or --refresh to renew the notebook itself")
     except notebook_jobs.NotebookError as error:

@@ -380,7 +380,7 @@ def _up_to_date(out: Path, method: str, settings: dict, seed: int, table, story:
 
 def _seal(done, made_from: str, out: Path) -> None:
     if done:
-        progress.write_done(done, f"{made_from} {progress.record_digest(out)}")
+        progress.write_done((done, out / progress.DONE), f"{made_from} {progress.record_digest(out)}")
 
 
 def read_story(out) -> dict:

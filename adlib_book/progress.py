@@ -63,10 +63,11 @@ def content(task) -> str:
     return ""
 
 
-def write_done(file, content: str) -> None:
-    """Write a done-file."""
-    with atomic_path(file) as temporary:
-        temporary.write_text(content)
+def write_done(files, content: str) -> None:
+    """Write a done-file: beside the result, and where the batch asks for it, which may be a copy that travels."""
+    for file in {Path(file).absolute() for file in files}:
+        with atomic_path(file) as temporary:
+            temporary.write_text(content)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ done
 command -v slurmctld >/dev/null || { command -v apt-get >/dev/null && apt-get update -qq &&
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends slurm-wlm >/dev/null; } ||
     skip "slurm-wlm cannot be installed here"
-python -c "import snakemake_executor_plugin_slurm" 2>/dev/null || python -m pip install -q -c constraints.txt ".[slurm]" ||
+python -c "import snakemake_executor_plugin_slurm" 2>/dev/null || python -m pip install -q -c constraints.txt -e ".[slurm]" ||
     skip "the Slurm plugin of Snakemake cannot be installed"
 
 work=$(mktemp -d) node=$(hostname -s)
@@ -26,7 +26,7 @@ keep_models: true
 datasets: {demo: {categories: [gear]}}
 only: {}
 seeds: [0]
-methods: {padim: {image_size: 64}, dfr: {image_size: 64, map_size: 8, steps: 400}}
+methods: {padim: {image_size: 64}, dfr: {image_size: 64, map_size: 8, steps: 3000}}
 PROFILE
 cat > "$SLURM_CONF" <<CONF
 ClusterName=test
@@ -72,7 +72,7 @@ state() { python -c "import sys; from adlib_book import notebook_jobs as n, prog
 print(*p.states(n.select(n.plan('slurm_test'), method=sys.argv[1])).state)" "$1"; }
 job() { squeue --noheader --format=%i --states=RUNNING; }
 dfr=$work/results/runs/slurm_test/dfr/demo-gear-seed0
-wait_for() { for _ in $(seq 300); do "$@" && return; sleep 1; done; echo "FAILED  waited for $*"; tail -30 "$work/log"; exit 1; }
+wait_for() { for _ in $(seq 1500); do "$@" && return; sleep 0.2; done; echo "FAILED  waited for $*"; tail -30 "$work/log"; exit 1; }
 running() { [ -n "$(job)" ] && grep -qs '"running"' "$dfr/job.json"; }
 training() { running && compgen -G "$dfr/checkpoint-*" >/dev/null; }
 idle() { [ -z "$(squeue --noheader)" ]; }
@@ -101,7 +101,7 @@ wait "$controller" && code=0 || code=$?
 expect "a cancelled rerun leaves it too, and its checkpoint" "$((code != 0)) $(state dfr) $(ls "$dfr" | grep -c checkpoint)" "1 failed 1"
 status
 echo "        its checkpoint is of step $(python -c "import sys, torch
-print(torch.load(sys.argv[1], weights_only=True)['step'])" "$dfr"/checkpoint-*) of 400"
+print(torch.load(sys.argv[1], weights_only=True)['step'])" "$dfr"/checkpoint-*) of 3000"
 
 slurm --set-resources method:runtime=1 & controller=$!
 wait_for running

@@ -395,11 +395,11 @@ def whole_batch(tmp_path, monkeypatch):
         folder = progress.run_folder(job)
         folder.mkdir(parents=True)
         (folder / "record.json").write_text(job.folder)
-        progress.write_done(progress.done_file(job), progress.of_run(job))
+        progress.write_done([progress.done_file(job)], progress.of_run(job))
     for path in notebook_jobs.once_outputs("smoke"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).touch()
-        progress.write_done(progress.done_file(path), notebook_jobs.of_notebook(Path(path).stem, "smoke"))
+        progress.write_done([progress.done_file(path)], notebook_jobs.of_notebook(Path(path).stem, "smoke"))
     return jobs
 
 
