@@ -6,6 +6,7 @@
 # make matrix       every method on data of every shape, through its notebook
 # make sabotage     break each method on purpose: its notebook must lose a claim
 # make slurm-test   the batch on a real Slurm of one node: needs root and Debian's packages, else it is skipped
+# make kubernetes-test  a run through profiles/kubernetes, with a stand-in for the API server
 # make bench        side-by-side speed ratios in an environment of their own
 # make notebooks    run the notebooks in place, as they are committed
 # make site         the static book in build/site, from results where there are any, else from the committed copies
@@ -34,7 +35,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 FAISS_OPT_LEVEL=avx2
 FAKE_DEVICE := PYTHONPATH=$(CURDIR)/tests/fake_device ADLIB_DEVICE=fake
 NBVAL := --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: install reproduce test test-elsewhere test-oldest fake-device gpu-check matrix sabotage lint notebooks bench campaign slurm-test site site-test slides student clean
+.PHONY: install reproduce test test-elsewhere test-oldest fake-device gpu-check matrix sabotage lint notebooks bench campaign slurm-test kubernetes-test site site-test slides student clean
 
 install: $(INSTALLED)
 
@@ -117,6 +118,9 @@ matrix: install
 
 slurm-test: install
 	@benchmarks/slurm_test.sh
+
+kubernetes-test: install
+	@$(BIN)/python benchmarks/kubernetes_test.py
 
 # Faults of every kind, more of each than CI has the minutes for; counts are printed.
 campaign: install
