@@ -296,7 +296,7 @@ RESUMED = [(name, {}) for name in [*TRAINED, *EPISODIC]]
 RESUMED += [
     ("glass", {"heads": 2, "bank": 3, "average": 0.9, "cell_share": 0.5}),
     ("ulsad", {"noise": 0.5, "hidden": 0.5, "schedule": "cosine"}),
-    ("draem", {"bank": 4}),
+    ("draem", {"bank": 4, "average": 0.9}),
 ]
 
 

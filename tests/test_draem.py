@@ -80,6 +80,15 @@ def test_it_trains_on_pixels_in_zero_to_one(train):
     assert 0 <= scores.map.min() <= scores.map.max() <= 1
 
 
+def test_the_running_mean_is_scored_with_and_the_other_network_trained(train):
+    method = DRAEM(**SMALL | {"steps": 1, "average": 0.5})
+    method.build_networks()
+    first = method.discriminator.head.weight.clone()
+    method.fit(train)
+    assert torch.equal(method.discriminator.head.weight, first)  # a mean is moved before the next step
+    assert not torch.equal(method.trained["discriminator"].head.weight, first)
+
+
 def test_what_cannot_be_repaired_is_one_line(train):
     method = DRAEM(**SMALL)
     refused(r"^this draem is not fitted; call fit\(table\) first$", method.repair, images())

@@ -13,6 +13,7 @@ an empty mask is drawn again where theirs becomes a normal sample, images come i
 with replacement, and textures are changed by operations of our own.
 """
 
+import copy
 import math
 import time
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class DRAEMSettings(PairSettings):
     width_discriminator: S.Count = 64  # of the discriminator
     learning_rate: S.Positive = 1e-4  # Adam
     epochs: S.Count = 700  # passes over the training images; the rate falls to a fifth at 80 % and again at 90 %
+    average: S.Closed = 0.0  # decay of the running mean of the weights that scores are made with; 0: no mean (paper)
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------
@@ -190,13 +192,15 @@ class DRAEM:
             self.pairs = Pairs(table, self.resize, s, corners=corners)
         print(f"DRAEM: {self.pairs.note}", flush=True)
         judge = Judge(held_out, self.resize, seed=s.seed) if s.watched(held_out) else None
-        modules = {"reconstruction": self.reconstruction, "discriminator": self.discriminator}
-        optimizer = torch.optim.Adam([p for module in modules.values() for p in module.parameters()], s.learning_rate)
+        networks = {"reconstruction": self.reconstruction, "discriminator": self.discriminator}
+        # Those that are scored with: they follow the trained ones as running means, or are the same.
+        self.trained = copy.deepcopy(networks) if s.average else networks
+        optimizer = torch.optim.Adam([p for m in self.trained.values() for p in m.parameters()], s.learning_rate)
         n_steps = s.epochs * math.ceil(len(table) / s.batch_size) if s.steps is None else s.steps
         falls = [round(0.8 * n_steps), round(0.9 * n_steps)]
         self.preparation_s = round(time.perf_counter() - started, 3)
         self.history = training.train(
-            modules,
+            networks | {f"trained_{name}": module for name, module in self.trained.items() if s.average},
             [optimizer],
             self.pairs.batch,
             self.losses,
@@ -212,11 +216,15 @@ class DRAEM:
         self._score_held_out()
         return self
 
-    def losses(self, modules, batch, _step) -> dict[str, torch.Tensor]:
+    def losses(self, modules, batch, step) -> dict[str, torch.Tensor]:
         """The three losses of a batch of pairs."""
+        prefix = "trained_" if self.settings.average else ""
+        if prefix and step:
+            for name, module in self.trained.items():
+                training.move_mean(getattr(self, name), module, self.settings.average, step)
         normal, image, mask = (batch[key].to(self.device) for key in ("normal", "image", "mask"))
-        repaired = modules["reconstruction"](image)
-        logits = modules["discriminator"](torch.cat([repaired, image], dim=1))
+        repaired = modules[prefix + "reconstruction"](image)
+        logits = modules[prefix + "discriminator"](torch.cat([repaired, image], dim=1))
         with torch.autocast(image.device.type, enabled=False):
             return losses(normal, repaired.float(), logits, mask, self.authors)
 

@@ -278,6 +278,13 @@ def train(
     return _history(state, raw, n_steps, options, time.perf_counter() - started)
 
 
+def move_mean(mean: nn.Module, module: nn.Module, decay: float, step: int) -> None:
+    """Move the running mean of a module's weights and buffers; the first steps forget faster."""
+    share = 1 - min(decay, step / (step + 10))
+    for kept, value in zip(mean.state_dict().values(), module.state_dict().values(), strict=True):
+        kept.lerp_(value, share) if kept.is_floating_point() else kept.copy_(value)
+
+
 def _processes(device: torch.device) -> PartialState:
     """The processes that train: one alone does so where its modules are, of several each has the device of its rank."""
     # accelerate keeps one state a Python process and refuses another precision; the processes' group outlives it.

@@ -283,9 +283,7 @@ class Glass:
         """Loss terms of a batch (`step.losses`); the centre is renewed at the start of every epoch."""
         network = self.network  # `modules` holds it too, perhaps wrapped by accelerate
         if self.settings.average and step:
-            decay = min(self.settings.average, step / (step + 10))  # the first steps forget faster
-            for mean, value in zip(*(m.state_dict().values() for m in (self.averaged, network)), strict=True):
-                mean.lerp_(value, 1 - decay) if mean.is_floating_point() else mean.copy_(value)
+            training.move_mean(self.averaged, network, self.settings.average, step)
         normal, blended, labels = (part.to(self.device) for part in batch)
         if step % self.batches_per_epoch == 0:
             network.renew_centre(self.mean_features)
