@@ -32,6 +32,7 @@ COMMANDS = {
     "threshold": ["threshold", "-m", "model", "-i", "more"],
     "update": ["update", "-m", "model", "-i", "more"],
     "predict": ["predict", "-m", "model", "-i", "new", "-o", "out"],
+    "evaluate": ["evaluate", "-m", "model", "--category", "plate", "--out", "evaluation"],
     "run": ["run", "padim", "--category", "plate", "--no-story", "--force", "--out", "record", "--profile", "smoke"],
 }
 DATED = ("record.json", "notebook.ipynb", "job.json")  # two runs of the same differ in times
@@ -83,8 +84,10 @@ def parts(tmp_path_factory, small_tree):
             write_image(folder / name / f"{i}.png", texture(rng, 64, 64))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        COMMANDS["run"] += ["--data-root", str(small_tree), "--dataset", "mvtec", "--set", "image_size=64"]
-        assert [in_a_process(COMMANDS[name])[0] for name in ("train", "predict", "run")] == [0, 0, 0]
+        for name in ("evaluate", "run"):
+            COMMANDS[name] += ["--data-root", str(small_tree), "--dataset", "mvtec"]
+        COMMANDS["run"] += ["--set", "image_size=64"]
+        assert [in_a_process(COMMANDS[name])[0] for name in ("train", "predict", "run", "evaluate")] == [0, 0, 0, 0]
     return folder
 
 
@@ -104,7 +107,7 @@ def test_a_killed_command_leaves_what_was_there_whole_and_the_next_one_ends_as_i
         monkeypatch.chdir(tmp_path / str(step))
         assert in_a_process(COMMANDS[name], step)[0] == 137
         storage.read_model("model")  # the old or the new one, whole
-        runs.read_record("record")
+        runs.read_record("record"), runs.read_record("evaluation")
         assert in_a_process(COMMANDS[name])[0] == 0
         now = contents(tmp_path / str(step))
         assert right.items() <= now.items()
