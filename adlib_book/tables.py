@@ -532,7 +532,7 @@ def logical_structural(records: Records, profile: str) -> Table:
             data.append({label: cell.text for label, cell in line.items()} | {"seeds": len(one.seeds)})
     columns = ["data", "method", *measures.values()]
     notes = [LEGEND[0].replace("of a row", "of a category"), "Each kind against all good images; the mean is that of "
-             "the two kinds, whatever their numbers."]  # fmt: skip
+             "the two kinds, whatever their numbers. What the ULSAD paper has here could not be read."]  # fmt: skip
     if not lines:
         notes = ["No record of this profile holds anomalies of both kinds (MVTec LOCO AD does)."]
     title = f"Logical and structural anomalies, profile {profile}"

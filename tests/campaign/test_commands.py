@@ -133,7 +133,7 @@ def test_a_killed_batch_goes_on_where_it_was(small_tree, tmp_path, capsys):
     assert start("right").wait() == 0
     seconds, right = time.perf_counter() - started, contents(tmp_path / "right/runs")
     assert sum(name.endswith("scores.csv") for name in right) == len(names)
-    for kill in range(kills := KILLS // 2):
+    for kill in range(kills := 30):
         batch = start(str(kill))
         with suppress(subprocess.TimeoutExpired):
             batch.wait(seconds * kill / kills)
