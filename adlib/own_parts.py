@@ -243,7 +243,8 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
 
     rows, drawn, skipped, lows, highs = [], [], [], [], []
     # A row is on the disk as soon as its image is scored, whatever happens to the next one.
-    with open(out / "scores.partial.csv", "w", encoding="utf-8", errors="surrogateescape", newline="") as partial:
+    csv_file = out / "scores.partial.csv"
+    with writing(csv_file), open(csv_file, "w", encoding="utf-8", errors="surrogateescape", newline="") as partial:
         lines = csv.DictWriter(partial, COLUMNS, lineterminator="\n")
         lines.writeheader()
         for file, name in zip(tqdm(files, desc="score", disable=None, leave=False), names, strict=True):
@@ -262,9 +263,8 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
             with atomic_path(out / "polygons" / f"{name}.json") as temporary:
                 text = {"image": inside, "size": list(image.shape[:2]), "threshold": pixel_threshold}
                 temporary.write_text(json.dumps(text | {"regions": regions}) + "\n")
-            with writing(out / "scores.partial.csv"):
-                lines.writerow({key: f"{value:.6g}" if type(value) is float else value for key, value in row.items()})
-                partial.flush()
+            lines.writerow({key: f"{value:.6g}" if type(value) is float else value for key, value in row.items()})
+            partial.flush()
             rows.append(row)
             drawn.append((file, name))
             lows.append(float(np.nanmedian(anomaly_map)))
@@ -287,7 +287,7 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
             continue
         write_image(out / "overlays" / f"{name}.jpg", overlay(image, anomaly_map, scale))
     _write_facts(out, facts | {"scale": scale})
-    os.replace(out / "scores.partial.csv", out / "scores.csv")
+    os.replace(csv_file, out / "scores.csv")
     return pd.DataFrame(rows, columns=list(COLUMNS)), skipped
 
 

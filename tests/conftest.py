@@ -45,6 +45,10 @@ def refused(said: str, call, *arguments, **options) -> None:
     assert "\n" not in str(error.value)
 
 
+def full_disk(*_arguments, **_options):
+    raise OSError(28, "No space left on device")
+
+
 def write_image(path, pixels) -> str:
     """Write uint8 pixels as an image file and return the path."""
     path = Path(path)

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_SETTINGS, refused, texture, write_image
+from conftest import SMALL_SETTINGS, full_disk, refused, texture, write_image
 
 from adlib import own_parts
 from adlib.images import Resize, read_image
@@ -160,6 +160,11 @@ def predict(tmp_path, monkeypatch):
     monkeypatch.setattr(own_parts.storage, "read_header", lambda _: header)
     monkeypatch.setattr(own_parts.methods, "load", lambda _: Brightness())
     return lambda folder="in", out="out": own_parts.predict("model", tmp_path / folder, tmp_path / out)
+
+
+def test_a_full_disk_is_named(parts, predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(own_parts, "open", full_disk, raising=False)
+    refused(r"scores\.partial\.csv: the disk is full", predict, parts / "good")
 
 
 def spots(*values):
@@ -426,9 +431,9 @@ def test_a_record_is_up_to_date_when_the_story_that_was_asked_for_is_told(
     (tmp_path / "record.json").touch()
     if stored:
         (tmp_path / "story.json").write_text(json.dumps(fate(stored)))
-    copy = tmp_path / "storage/copy"  # where a batch without a shared disk looks
-    assert adlib("run", "padim", "--category", "tray", "--out", tmp_path, "--done", copy, *options) == code
-    assert (tmp_path / ".done").read_text() == copy.read_text()
+    options = [*options, "--done", tmp_path / "storage/copy"]  # where a batch without a shared disk looks
+    assert adlib("run", "padim", "--category", "tray", "--out", tmp_path, *options) == code
+    assert (tmp_path / ".done").read_text() == options[-1].read_text()
     out, errors = capsys.readouterr()
     assert out.split(": ")[1].startswith("done" if ran else "up to date")
     assert json.loads((tmp_path / "story.json").read_text())["status"] == told if ran else True

@@ -9,7 +9,7 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import refused
+from conftest import full_disk, refused
 
 from adlib import datasets
 from adlib.datasets import catalogue, download
@@ -114,6 +114,12 @@ def test_a_broken_download_goes_on_where_it_stopped(entry, server, tmp_path):
     assert (tmp_path / "data.tar.gz.part").stat().st_size == 100
     assert datasets.get("mpdd", tmp_path).is_dir()
     assert server.asked == [None, "bytes=100-"]
+
+
+def test_a_full_disk(entry, tmp_path, monkeypatch):
+    entry(tar_bytes(FILES))
+    monkeypatch.setattr(download, "open", full_disk, raising=False)
+    refused(r"data\.tar\.gz\.part: the disk is full", datasets.get, "mpdd", tmp_path)
 
 
 @pytest.mark.parametrize("ranges", [False, "said, not sent", True])

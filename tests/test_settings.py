@@ -1,7 +1,6 @@
 """Settings, thresholds, paths: small things that everything else leans on."""
 
 import contextlib
-import errno
 import math
 import re
 import types
@@ -11,7 +10,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import full_disk, refused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -187,12 +186,9 @@ def test_atomic_path_keeps_the_old_file_when_writing_fails(tmp_path, monkeypatch
         with atomic_path(target) as temporary:
             temporary.write_text(text)
 
-    def full(*_arguments, **_options):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     write("old")
     with monkeypatch.context() as patch:
-        patch.setattr(place, full)
+        patch.setattr(place, full_disk)
         refused(r"^.*record\.json: the disk is full; [^\n]+$", write, "new")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]

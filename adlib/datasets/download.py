@@ -179,6 +179,9 @@ def download(url: str, target: Path, sha256: str = "") -> Path:
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise InputError(f"{url}: no connection ({reason}); run the command again to go on") from None
+    except OSError:
+        with writing(part):
+            raise
     size = part.stat().st_size
     if total is not None and size < total:
         raise InputError(f"{url}: the connection ended after {size} of {total} bytes; run the command again to go on")

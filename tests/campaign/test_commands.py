@@ -122,8 +122,7 @@ def test_a_killed_batch_goes_on_where_it_was(small_tree, tmp_path, capsys):
     profile = {"based_on": "smoke", "discover": True, "seeds": [0, 1], "only": {name: ["plate"] for name in names}}
     own.write_text(json.dumps(profile | {"methods": {name: {"image_size": 64} for name in names}}))
     command = [Path(sys.executable).with_name("adlib"), "reproduce", "--profile", own]
-    command += ["--seed", "1"]  # seed 0 tells the stories
-    command += ["--data-root", small_tree, "--method", ",".join(names)]
+    command += ["--data-root", small_tree, "--method", ",".join(names), "--seed", "1"]  # seed 0 tells the stories
 
     def start(name):
         environment = os.environ | {"ADLIB_RESULTS": str(tmp_path / name), "OMP_NUM_THREADS": "1"}
