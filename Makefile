@@ -80,7 +80,7 @@ fake-device: install
 		env $(FAKE_DEVICE) adlib notebook "$$name" --out "build/fake-device/$$name.ipynb" || failed=1; done; exit $${failed:-0}
 
 gpu-check: install
-	@$(BIN)/python -m adlib_book.gpu_check
+	@$(BIN)/python benchmarks/gpu_check.py
 
 sabotage: export OMP_NUM_THREADS = 1
 sabotage: install

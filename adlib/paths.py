@@ -8,6 +8,8 @@ import contextlib
 import errno
 import fcntl
 import functools
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -119,6 +121,13 @@ def temporary_beside(path, suffix: str | None = None):
     finally:
         os.close(handle)
         _delete(Path(temporary))
+
+
+def digest_of(content: dict | bytes) -> str:
+    """Return the digest of bytes, or of what a JSON file holds: it carries it as "digest", which does not count."""
+    if isinstance(content, dict):
+        content = json.dumps({k: v for k, v in content.items() if k != "digest"}, sort_keys=True).encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 @functools.cache  # once per process: a folder of ten thousand maps is not listed for each of them

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from adlib.errors import InputError
-from adlib.paths import atomic_path, results_dir
+from adlib.paths import atomic_path, digest_of, results_dir
 
 # Every key of record.json with the types it may have.
 SCHEMA = {
@@ -45,8 +45,9 @@ def write_record(directory, record: dict) -> None:
     problems = _problems(record)
     if problems:
         raise InputError(f"record for {directory} is incomplete: {problems[0]}")
+    record = json.loads(json.dumps(record, allow_nan=False))  # with the keys and types that are read back
     with atomic_path(Path(directory) / "record.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(record | {"digest": digest_of(record)}, indent=2) + "\n")
 
 
 def read_record(directory) -> dict:
@@ -59,6 +60,8 @@ def read_record(directory) -> dict:
     except (ValueError, RecursionError):  # no JSON, a number of 5,000 digits, a list in a list in a list ...
         raise InputError(f"{file} is damaged: not valid JSON; delete the folder and run again") from None
     problems = _problems(record)
+    if not problems and record.pop("digest", None) not in (None, digest_of(record)):  # none: of an earlier version
+        problems = ["it does not hold what was written"]
     if problems:
         raise InputError(f"{file} is damaged: {problems[0]}; delete the folder and run again")
     return record

@@ -9,7 +9,6 @@ Tables and figures read records and nothing else.
 import contextlib
 import datetime
 import functools
-import hashlib
 import json
 import platform
 import random
@@ -29,7 +28,7 @@ from adlib.evaluation import Evaluation, at_threshold, by_defect_kind, evaluate,
 from adlib.images import backbones
 from adlib.images.features import peak_memory_mib
 from adlib.methods import storage
-from adlib.paths import atomic_path, results_dir, root
+from adlib.paths import atomic_path, digest_of, results_dir, root
 from adlib.record_files import KINDS, SCHEMA, collect, read_record, write_record  # noqa: F401 - part of this module
 from adlib.settings import as_dict, build
 
@@ -267,12 +266,9 @@ def read_maps(directory) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
 
 def content_hash(method: str, settings, seed: int, table: pd.DataFrame) -> str:
     """Hash everything a result depends on: method, settings, seed, the content of the data, and the code."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (method, json.dumps(as_dict(settings), sort_keys=True), str(seed), datasets.table_hash(table)):
-        digest.update(part.encode())
-    for file in source_files.of_method(method):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    parts = method, json.dumps(as_dict(settings), sort_keys=True), str(seed), datasets.table_hash(table)
+    code = b"".join(file.read_bytes() for file in source_files.of_method(method))
+    return digest_of("".join(parts).encode() + code)
 
 
 def device_name() -> str:

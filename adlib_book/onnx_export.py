@@ -23,7 +23,7 @@ from adlib.images.maps import enlarge, top_mean
 from adlib.methods import storage
 from adlib.methods.dfr import WINDOW, aggregate, energy
 from adlib.methods.glass.glass import embed
-from adlib.paths import atomic_path
+from adlib.paths import atomic_path, digest_of
 
 
 class GlassCells(nn.Module):
@@ -209,7 +209,10 @@ def export(method, path, **facts) -> Path:
         )
         written = onnx.load(temporary)
         onnx.helper.set_model_props(written, {"adlib": json.dumps(facts)})
-        onnx.save(written, temporary)
+        content = written.SerializeToString()
+        digest = onnx.StringStringEntryProto(key="digest", value=digest_of(content))
+        seal = onnx.ModelProto(metadata_props=[digest]).SerializeToString()  # bytes added to a file are fields added
+        temporary.write_bytes(content + seal)
     return Path(path)
 
 

@@ -7,10 +7,9 @@ so a batch makes it again. A second run changes nothing.
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from adlib.paths import atomic_path
+from adlib import record_files
 from adlib.settings import RENAMED
 
 MERGED = ("scale", "validate_every")  # into a setting that the record has already
@@ -38,9 +37,8 @@ def main() -> None:
     arguments = parser.parse_args()
     files = sorted(arguments.folder.rglob("record.json"))
     for file in files:
-        record = migrate(json.loads(file.read_text()), arguments.why)
-        with atomic_path(file) as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n")
+        record = migrate(record_files.read_record(file.parent), arguments.why)
+        record_files.write_record(file.parent, record)
     print(f"{len(files)} records: {arguments.folder}")
 
 

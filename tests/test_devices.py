@@ -6,6 +6,7 @@ ADLIB_DEVICE=cuda pytest tests/test_devices.py                                  
 
 import json
 
+import gpu_check
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,6 @@ from conftest import SMALL_SETTINGS
 
 from adlib import methods
 from adlib.images import backbones
-from adlib_book import gpu_check
 
 DEVICE = backbones.default_device()
 pytestmark = pytest.mark.skipif(DEVICE.type == "cpu", reason="there is no other device than the CPU")

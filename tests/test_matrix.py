@@ -7,6 +7,7 @@ The result cells of every method's notebook in this process, and the whole noteb
 import functools
 from pathlib import Path
 
+import gpu_check
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ from adlib import datasets, methods, profiles, runs
 from adlib.errors import InputError
 from adlib.images import backbones
 from adlib.methods import METHODS, training
-from adlib_book import cells, gpu_check
+from adlib_book import cells
 
 # Data set: category, and the places of training, good test and defective images and of masks.
 PLACES = {

@@ -167,10 +167,9 @@ def test_a_damaged_record_is_named_and_left_out(record, tmp_path, text):
     runs.write_record(tmp_path / "good", record)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/record.json").write_text(text)
-    table, damaged = runs.collect(tmp_path)
+    table, (damaged,) = runs.collect(tmp_path)
     assert len(table) == 1
-    assert len(damaged) == 1
-    assert "bad/record.json" in damaged[0]
+    assert "bad/record.json" in damaged
 
 
 def test_a_metric_that_is_no_fraction_is_damage(record, tmp_path):

@@ -1,6 +1,7 @@
 """A method as `adlib export` writes it: one ONNX file, run by onnxruntime."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -9,6 +10,9 @@ from adlib.errors import InputError
 from adlib.images import Batch, Resize
 from adlib.images.maps import check_images
 from adlib.methods import Scores
+from adlib.paths import digest_of
+
+SEAL = 44  # bytes of the last entry of the metadata: its value is a digest of all that stands before
 
 
 class OnnxModel:
@@ -29,7 +33,10 @@ class OnnxModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            content = Path(path).read_bytes()
+            if content[-32:] != digest_of(content[:-SEAL]).encode():
+                raise InputError("damaged, or of an earlier version: export it again")
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             self.facts = json.loads(self.session.get_modelmeta().custom_metadata_map["adlib"])
             self.resize = Resize(**self.facts["resize"])
         except Exception as error:  # onnxruntime has classes of its own for each kind of damage

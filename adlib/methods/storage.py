@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import adlib
 from adlib.errors import InputError
-from adlib.paths import atomic_path
+from adlib.paths import atomic_path, digest_of
 from adlib.settings import as_dict
 
 FORMAT = 3  # of the folder; 1 had no number, 2 no digest of the description
@@ -132,15 +132,10 @@ def tensors_file(path, header: dict) -> Path:
 def _write_header(path, header: dict) -> None:
     """Write the description; with it the tensors that it names become the model, and all others are deleted."""
     with atomic_path(Path(path) / "model.json") as temporary:
-        temporary.write_text(json.dumps(header | {"digest": _header_digest(header)}, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(header | {"digest": digest_of(header)}, indent=2, allow_nan=False) + "\n")
     for file in Path(path).glob(f"model-{'[0-9a-f]' * 32}.safetensors"):
         if file != tensors_file(path, header):
             file.unlink(missing_ok=True)
-
-
-def _header_digest(header: dict) -> str:
-    text = json.dumps({key: value for key, value in header.items() if key != "digest"}, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def read_header(path) -> dict:
@@ -153,7 +148,7 @@ def read_header(path) -> dict:
         if header.get("format") != FORMAT:
             again = f"adlib train --method {header['method']} -i GOOD_DIR -o {path}"
             raise InputError(f"{file} is of another version of adlib ({header.get('adlib')}); train it again: {again}")
-        whole = header["digest"] == _header_digest(header)
+        whole = header["digest"] == digest_of(header)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise

@@ -13,20 +13,10 @@ import torch
 from adlib import runs
 from adlib.errors import InputError
 from adlib.methods import checkpoints, storage
-from adlib.paths import PREFIX, _sweep, atomic_path
+from adlib.paths import PREFIX, _sweep, atomic_path, root
 
 LONG = os.environ.get("ADLIB_CAMPAIGN") == "long"
 FLIPS = 400 if LONG else 40
-
-
-def model(number: int) -> dict:
-    """Tensors and facts that belong together, and can be told from those of another number."""
-    return {"tensors": {"bank": torch.full((64, 8), float(number))}, "threshold": {"value": float(number)}}
-
-
-def save(folder: Path, number: int) -> None:
-    parts = model(number)
-    storage.save_model(folder, "padim", {}, parts.pop("tensors"), **parts)
 
 
 def number_of(folder: Path) -> float:
@@ -48,7 +38,7 @@ def test_what_killed_runs_left_is_deleted_by_the_next_and_what_others_write_is_n
 
 
 def a_model(folder):
-    save(folder, 1)
+    storage.save_model(folder, "padim", {}, {"bank": torch.full((64, 8), 1.0)}, threshold={"value": 1.0})
     return [folder / "model.json", next(folder.glob("*.safetensors"))], lambda: number_of(folder)
 
 
@@ -72,7 +62,12 @@ def some_maps(folder):
     return [folder / "maps.npz"], lambda: (found := runs.read_maps(folder)) and float(found[0].sum())
 
 
-@pytest.mark.parametrize("make", [a_model, a_checkpoint, some_maps])
+def a_record(folder):
+    runs.write_record(folder, runs.read_record(next(root().glob("results/runs/smoke/padim/*"))))
+    return [folder / "record.json"], lambda: runs.read_record(folder)
+
+
+@pytest.mark.parametrize("make", [a_model, a_checkpoint, some_maps, a_record])
 def test_a_flipped_bit_or_a_cut_file_is_refused_or_changes_nothing(tmp_path, make, capsys):
     files, read = make(tmp_path)
     right, rng, counts = read(), np.random.default_rng(0), {"refused": 0, "the same": 0}
