@@ -55,8 +55,7 @@ def test_any_channel_count_and_depth_reads_as_rgb(tmp_path, mode):
     file = tmp_path / f"image.{'tif' if mode == 'CMYK' else 'png'}"
     image.save(file)
     pixels = read_image(file)
-    assert pixels.dtype == np.uint8
-    assert pixels.shape == (4, 12, 3)
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (4, 12, 3))
     assert pixels[0, 0].tolist() == [0, 0, 0]
     assert pixels[0, 2].tolist() == [255, 255, 255]
 
@@ -81,7 +80,9 @@ def test_one_range_for_the_images_of_a_data_set(tmp_path, suffix):
 def test_floating_images_have_a_range_that_is_asked_for_and_no_nan(tmp_path):
     values = np.linspace(0, 1, 40, dtype=np.float32).reshape(4, 10)
     Image.fromarray(values).save(tmp_path / "float.tif")
-    assert bit_depth_of([tmp_path / "float.tif"]) == 1
+    for kind, highest, depth in (("f4", 1, 1), ("f4", 1.5, 2), ("f4", 20, 5), ("i4", 70000, 17), ("i4", 20, 8)):
+        Image.fromarray((values * highest).astype(kind)).save(tmp_path / "deep.tif")
+        assert bit_depth_of([tmp_path / "deep.tif"]) == depth
     np.testing.assert_array_equal(read_image(tmp_path / "float.tif", 1)[..., 0], np.rint(values * 255))
     refused(r"float\.tif: its values do not say their range; set bit_depth", read_image, tmp_path / "float.tif")
     for wrong in (np.nan, np.inf, -1):

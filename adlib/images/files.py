@@ -30,7 +30,7 @@ PILLOW = {
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 # Photographs of 90 megapixels are an inspection's daily work; twice as many are refused by pillow itself.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-BIT_DEPTHS = (1, 8, 10, 12, 14, 16, 24, 32)
+BIT_DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, *range(16, 33))  # of integers from 8 on
 RESIZE_MODES = ("stretch", "short_side", "letterbox")
 
 
@@ -57,11 +57,13 @@ def read_image(path, bit_depth: int | None = None) -> np.ndarray:
 def bit_depth_of(image_paths) -> int | None:
     """Return the bit depth that holds the values of all images of more than 8 bits; None where there are none.
 
-    It is one that cameras have: 8, 10, 12, 14, 16, 24 or 32; 1 for floating images from 0 to 1. Errors as `read_image`.
+    It is one that cameras have (8, 10, 12, 14, 16), the next that is enough above, and below for floating images: 1 for
+    those from 0 to 1. Errors as `read_image`.
     """
-    deep = [path for path in image_paths if _is_deep(path)]
-    highest = max((_checked(stored_values(path), path).max(initial=0) for path in deep), default=0)
-    return next((depth for depth in BIT_DEPTHS if highest < 2**depth), BIT_DEPTHS[-1]) if deep else None
+    deep = (_checked(stored_values(path), path) for path in image_paths if _is_deep(path))
+    found = [(values.max(initial=0), 1 if values.dtype.kind == "f" else 8) for values in deep]
+    highest, lowest = np.max(found, axis=0) if found else (0, 0)
+    return next((depth for depth in BIT_DEPTHS if depth >= lowest and _holds(depth, highest)), 32) if found else None
 
 
 def stored_values(path) -> np.ndarray:
@@ -98,11 +100,14 @@ def _checked(values: np.ndarray, path) -> np.ndarray:
     return values
 
 
+def _holds(bit_depth: int, value: float) -> bool:
+    return value < 2**bit_depth - 0.998  # half a grey level more than the highest: sums of floats may have that
+
+
 def _eight_bits(values: np.ndarray, bit_depth: int | None, path) -> np.ndarray:
     if bit_depth is None and values.dtype != np.uint16:
         raise InputError(f"{path}: its values do not say their range; set bit_depth (12 for 0 to 4095, 1 for 0 to 1)")
-    bit_depth = bit_depth or 16
-    if (highest := _checked(values, path).max(initial=0)) >= 2**bit_depth:
+    if not _holds(bit_depth := bit_depth or 16, highest := _checked(values, path).max(initial=0)):
         raise InputError(
             f"{path}: its highest value {highest:g} is above the {bit_depth} bits of the other images; "
             "train with a higher bit_depth, or remove it"
