@@ -61,7 +61,14 @@ def train(options) -> int:
     settings = profiles.method_settings(options.profile, options.method, overrides)
     try:
         fitted, skipped = own_parts.train(
-            options.input, options.output, options.method, settings, options.roi, options.products, options.checkpoint
+            options.input,
+            options.output,
+            options.method,
+            settings,
+            options.roi,
+            options.products,
+            options.checkpoint,
+            options.tiles,
         )
     except TrainingError as error:
         return fail(str(error), 1)
@@ -76,7 +83,7 @@ def train(options) -> int:
 
 def import_glass(options) -> int:
     """Make a model of weights that GLASS's authors released, with thresholds from good images."""
-    options.method, options.products, options.roi = "glass", None, []
+    options.method, options.products, options.roi, options.tiles = "glass", None, [], None
     return train(options)
 
 
@@ -196,6 +203,14 @@ def command(group, name: str, function, example: str) -> argparse.ArgumentParser
     return sub
 
 
+def grid(text: str) -> tuple[int, int]:
+    """Read the value of `--tiles`."""
+    rows, _, columns = text.partition("x")
+    if not (rows.isdecimal() and columns.isdecimal() and 0 < int(rows) * int(columns) <= 64):
+        raise argparse.ArgumentTypeError(f"{text!r} is no grid; expected ROWSxCOLUMNS, such as 2x3, at most 64 tiles")
+    return int(rows), int(columns)
+
+
 def with_settings(sub) -> None:
     """Let a command take `--set NAME=VALUE`."""
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting")
@@ -218,6 +233,8 @@ def build_parser(add_commands=lambda commands: None) -> argparse.ArgumentParser:
     sub.add_argument("--profile", default="laptop", help="profile whose settings are used; a name or FILE.yaml")
     roi = "white where to look; once for each camera pose, by name"
     sub.add_argument("--roi", action="append", default=[], metavar="[PATTERN=]MASK", help=roi)
+    tiles = "grid of tiles, 2x3 for example, for large parts with small defects; neighbours share a quarter"
+    sub.add_argument("--tiles", type=grid, metavar="ROWSxCOLUMNS", help=tiles)
     sub.add_argument("--bit-depth", type=int, help="of images of more than 8 bits, for example 12; default: found")
     with_settings(sub)
 

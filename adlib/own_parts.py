@@ -13,6 +13,7 @@ import base64
 import contextlib
 import csv
 import functools
+import itertools
 import json
 import math
 import os
@@ -27,11 +28,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from adlib import methods, profiles
-from adlib.datasets.table import existing_folder, file_hash, subfolders
+from adlib.datasets.table import existing_folder, file_hash, seeded_share, subfolders
 from adlib.errors import InputError
 from adlib.evaluation import thresholds
 from adlib.images import IMAGE_SUFFIXES, RESULTS_MARK, Batch, list_images, read_image, read_mask, to_tensor
 from adlib.methods import storage
+from adlib.methods.normals import score_normals
 from adlib.methods.onnx_model import OnnxModel
 from adlib.paths import atomic_path, writing
 
@@ -39,6 +41,7 @@ COLORMAP = cv2.COLORMAP_INFERNO  # monotone in lightness: readable in grey and f
 GREY = (124, 116, 104)  # mean of ImageNet: what lies outside of a region of interest
 OUTLINE = (0, 158, 230)  # orange (BGR)
 COLUMNS = ("image", "score", "map_max", "threshold", "anomalous", "n_regions", "region_area")  # of scores.csv
+KEPT = ("threshold", "pixel_threshold", "roi", "tiles")  # of a model: what is said of images, and where it looks
 KINDS = {"overlays": ".jpg", "maps": ".npy", "contours": ".jpg", "polygons": ".json"}  # what is written of an image
 
 
@@ -59,7 +62,7 @@ def product_tables(folder) -> dict[str, pd.DataFrame]:
 
 
 def train(
-    folder, out, method: str = "patchcore", settings: dict | None = None, roi=(), products=None, checkpoint=None
+    folder, out, method="patchcore", settings: dict | None = None, roi=(), products=None, checkpoint=None, tiles=None
 ) -> tuple[object, list[str]]:
     """Fit a method on a folder of good images, set its thresholds from held-out scores and save it to `out`.
 
@@ -67,6 +70,8 @@ def train(
         roi: masks of the region of interest, see `read_roi`; the model keeps them, and `predict` uses them.
         products: folder of other products, each a folder of good images or in the MVTec layout; `few_shot` and
             `unified` are trained on them first.
+        tiles: (rows, columns) of a grid of tiles, for large parts with small defects: the method sees each tile at its
+            input size; the score of an image is the highest of its tiles'.
         checkpoint: weights that GLASS's authors released (`ckpt*.pth`), in place of training; the settings are those
             they were trained with, and the images only set the thresholds.
 
@@ -78,17 +83,22 @@ def train(
         keep_apart(out, products)
     table, unreadable = normal_table(folder)
     facts = {"trained_on": sorted({file_hash(path) for path in table.image_path}), "roi": read_roi(roi)}
-    settings = profiles.shaped(method, settings or {}, table.image_path, report=print)
+    facts |= {"tiles": tiles} if tiles else {}
+    settings = settings or {}
+    depth = profiles.shaped(method, settings | {"resize": "stretch"}, table.image_path, print).get("bit_depth")
     if os.path.isfile(settings.get("weights", "")):
         settings = settings | {"weights": os.path.abspath(settings["weights"])}  # the model is used from other folders
-    fitted = methods.create(method, **settings)
-    if products is not None:
-        if not hasattr(fitted, "train_episodes"):
-            raise InputError(f"method {method!r} is not trained on other products; few_shot and unified are")
-        fitted.train_episodes(product_tables(products))
-        print(f"trained on {', '.join(fitted.trained_on)}: step {fitted.history.selected_step} is kept")
-    with _inside(table, facts["roi"], settings.get("bit_depth")) as inside:
-        if checkpoint is None:
+    with _inside(table, facts, depth) as inside:
+        settings = profiles.shaped(method, settings | {"bit_depth": depth}, inside.image_path, print)
+        fitted = methods.create(method, **settings)
+        if products is not None:
+            if not hasattr(fitted, "train_episodes"):
+                raise InputError(f"method {method!r} is not trained on other products; few_shot and unified are")
+            fitted.train_episodes(product_tables(products))
+            print(f"trained on {', '.join(fitted.trained_on)}: step {fitted.history.selected_step} is kept")
+        if tiles:
+            _fit_to_tiles(fitted, table, inside, math.prod(tiles))
+        elif checkpoint is None:
             fitted.fit(inside)
         else:
             fitted.use_original(checkpoint, normals=inside)
@@ -97,6 +107,22 @@ def train(
         facts |= _thresholds(fitted.normal_scores, fitted.normal_map_maxima)
     fitted.save(out, **facts)  # one write: never a new model beside the thresholds of the one before
     return fitted, unreadable
+
+
+def _fit_to_tiles(fitted, table: pd.DataFrame, inside: pd.DataFrame, n: int) -> None:
+    """Fit a method to the tiles of images, `n` of each; those of an image are held out together, or not at all.
+
+    Held out for the thresholds are the method's share, and of a few images five, or half of them.
+    """
+    if len(table) < 4:
+        raise InputError(f"tiles need at least 4 good images, to hold whole ones out; {len(table)} are there")
+    share = max(getattr(fitted.settings, "hold_out", 0.15), min(5, len(table) // 2) / len(table))
+    apart = seeded_share(len(table), share, fitted.settings.seed).repeat(n)
+    train, held_out = (inside[rows].reset_index(drop=True) for rows in (~apart, apart))
+    fitted.fit(train, held_out)
+    score_normals(fitted, held_out)  # PatchCore leaves tiles out one by one, but not their neighbours
+    for name in ("normal_scores", "normal_map_maxima"):
+        setattr(fitted, name, getattr(fitted, name).reshape(-1, n).max(axis=1))
 
 
 def update(model, folder) -> tuple[int, list[str]]:
@@ -119,9 +145,9 @@ def update(model, folder) -> tuple[int, list[str]]:
     digests = pd.Series([file_hash(path) for path in table.image_path], table.index)
     new = ~digests.isin(header.get("trained_on", ())) & ~digests.duplicated()
     if new.any():
-        with _inside(table[new].reset_index(drop=True), header.get("roi"), fitted.settings.bit_depth) as inside:
+        with _inside(table[new].reset_index(drop=True), header, fitted.settings.bit_depth) as inside:
             fitted.add(inside)
-        kept = {key: header[key] for key in ("threshold", "pixel_threshold", "roi") if key in header}
+        kept = {key: header[key] for key in KEPT if key in header}
         fitted.save(model, trained_on=sorted({*header.get("trained_on", ()), *digests}), **kept)
     return int(new.sum()), unreadable
 
@@ -198,7 +224,7 @@ def set_threshold(
     scores, maxima, skipped = [], [], []
     for file in tqdm(files, desc="score", disable=None, leave=False):
         try:
-            score, anomaly_map, _ = _score_one(fitted, file, header.get("roi"))
+            score, anomaly_map, _ = _score_one(fitted, file, header)
         except InputError as error:
             skipped.append(str(error))
             continue
@@ -249,7 +275,7 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
         lines.writeheader()
         for file, name in zip(tqdm(files, desc="score", disable=None, leave=False), names, strict=True):
             try:
-                score, anomaly_map, image = _score_one(fitted, file, header.get("roi"))
+                score, anomaly_map, image = _score_one(fitted, file, header)
             except InputError as error:
                 skipped.append(str(error))
                 continue
@@ -438,15 +464,33 @@ def _write_facts(out: Path, facts: dict) -> None:
 
 
 @contextlib.contextmanager
-def _inside(table: pd.DataFrame, roi, bit_depth: int | None):
-    """Yield a table of copies in which nothing is seen outside of the region of interest: methods read files."""
+def _inside(table: pd.DataFrame, facts: dict, bit_depth: int | None):
+    """Yield a table of copies, tile by tile, in which nothing is seen outside of the region of interest."""
     with tempfile.TemporaryDirectory() as folder:
-        if roi:
-            files = [Path(folder, f"{i:06d}.png") for i in range(len(table))]
-            for file, path in zip(files, table.image_path, strict=True):
-                write_image(file, only_inside(path, read_image(path, bit_depth), roi)[0])
-            table = table.assign(image_path=list(map(str, files)))
+        if facts.get("roi") or facts.get("tiles"):  # as files, for that is what methods read
+            files = []
+            for i, path in enumerate(table.image_path):
+                image, _ = only_inside(path, read_image(path, bit_depth), facts.get("roi"))
+                for j, window in enumerate(tile_windows(image.shape, facts.get("tiles"))):
+                    files.append(Path(folder, f"{i:06d}-{j:02d}.png"))
+                    write_image(files[-1], image[window])
+            rows = table.index.repeat(len(files) // len(table))
+            table = table.loc[rows].reset_index(drop=True).assign(image_path=list(map(str, files)))
         yield table
+
+
+def tile_windows(shape, tiles=None) -> list[tuple[slice, slice]]:
+    """Return the windows (rows, columns) of a grid of tiles; neighbours share a quarter of their side.
+
+    >>> tile_windows((70, 10), (2, 1))
+    [(slice(0, 40, None), slice(0, 10, None)), (slice(30, 70, None), slice(0, 10, None))]
+    """
+    sides = []
+    for side, n in zip(shape, tiles or (1, 1), strict=False):
+        length = math.ceil(side / (1 + 0.75 * (n - 1)))
+        starts = [round(i * (side - length) / max(n - 1, 1)) for i in range(n)]
+        sides.append([slice(start, start + length) for start in starts])
+    return list(itertools.product(*sides))
 
 
 def _open(model) -> tuple[dict, object]:
@@ -456,18 +500,24 @@ def _open(model) -> tuple[dict, object]:
     return storage.read_header(model), methods.load(model)
 
 
-def _score_one(fitted, file, roi) -> tuple[float, np.ndarray, np.ndarray]:
-    """Return the score of an image, its map on the original canvas, NaN where nothing was looked at, and the image."""
+def _score_one(fitted, file, facts: dict) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the score of an image, its map on the original canvas, NaN where nothing was looked at, and the image.
+
+    Where tiles share a place, the higher score counts.
+    """
     image = read_image(file, fitted.settings.bit_depth)
-    inside, mask = only_inside(file, image, roi)
-    prepared, geometry = fitted.resize.image(inside)
-    scores = fitted.score(Batch(to_tensor([prepared]), ("",), (geometry,)))
-    anomaly_map = geometry.to_original(scores.map[0])
+    inside, mask = only_inside(file, image, facts.get("roi"))
+    image_scores, anomaly_map = [], np.full(image.shape[:2], np.nan, np.float32)
+    for window in tile_windows(image.shape, facts.get("tiles")):
+        prepared, geometry = fitted.resize.image(inside[window])
+        scores = fitted.score(Batch(to_tensor([prepared]), ("",), (geometry,)))
+        image_scores.append(float(scores.image[0]))
+        anomaly_map[window] = np.fmax(anomaly_map[window], geometry.to_original(scores.map[0]))
     if mask is not None:
         anomaly_map = np.where(mask, anomaly_map, np.float32(np.nan))
     if np.isnan(anomaly_map).all():
         raise InputError(f"{file}: nothing is left to look at: the crop of the model hides the region of interest")
-    return float(scores.image[0]), anomaly_map, image
+    return max(image_scores), anomaly_map, image
 
 
 def _image_files(folder) -> list[Path]:

@@ -207,6 +207,8 @@ def evaluate_model(model, *, dataset, data_root, category, out_dir) -> dict:
     header, out = storage.read_header(model), Path(out_dir)
     if (out / "record.json").is_file() and "model" not in read_record(out):
         raise InputError(f"{out} holds the record of a run; give another folder for what its model does elsewhere")
+    if header.get("tiles") or header.get("roi"):
+        raise InputError(f"{model} looks at tiles or a region of images; adlib predict does, an evaluation cannot")
     origin = header.get("run") or {"profile": "own", "n_images": {"train": 0}}
     where = {"dataset": dataset, "data_root": data_root, "category": category, "out_dir": out_dir}
     settings = header["settings"]

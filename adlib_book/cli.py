@@ -165,8 +165,8 @@ def train(options) -> int:
     if options.method == "auto":
         from adlib_book import compare
 
-        if options.set or options.roi or options.products:
-            raise InputError("--set, --roi and --products go with the name of a method, not with --method auto")
+        if options.set or options.roi or options.products or options.tiles:
+            raise InputError("--set, --roi, --tiles and --products go with a method's name, not with --method auto")
         options.method = compare.winner(options.input, options.minutes, options.profile)
     return cli.train(options)
 

@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from adlib import figures as library_figures
 from adlib import methods, own_parts, profiles
 from adlib.datasets import hold_out
 from adlib.errors import InputError
@@ -29,7 +28,7 @@ from adlib.images.features import peak_memory_mib
 from adlib.paths import atomic_path, results_dir
 from adlib.settings import choice
 from adlib.synthesis.judge import N_IMAGES, Judge
-from adlib_book import costs, figures
+from adlib_book import costs, figures, image_figures
 
 SHARE = 0.2  # of the images, held out from all methods; no more than the judge shows
 SIDE = 256  # damages are drawn at this size, the same for every method
@@ -81,7 +80,7 @@ def compare(folder, out=None, names=None, minutes=None, profile: str = "laptop",
         with atomic_path(out / "comparison.json") as temporary:
             temporary.write_text(json.dumps(facts, indent=1) + "\n")
     result = pd.DataFrame(facts["methods"]).reindex(columns=[*COLUMNS, "reason"])
-    library_figures.use_style()
+    image_figures.use_style()
     with atomic_path(out / "comparison.png") as temporary:
         figures.time_accuracy_memory(result, "score", f"{folder}: {len(fit)} good images").savefig(temporary)
     return result, out

@@ -1,7 +1,7 @@
 """Figures of several methods side by side: from records and tables of scores, each from one function.
 
 A method has the same colour and marker in every figure: `METHOD_STYLES`. Style, saving and what shows the result of one
-method are `adlib.figures`.
+method are `adlib_book.image_figures`.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ import sklearn.metrics
 from IPython.display import HTML
 
 from adlib.evaluation import metrics
-from adlib.figures import ANOMALOUS, NORMAL, PALETTE, metric_label
 from adlib.methods import METHODS
+from adlib_book.image_figures import ANOMALOUS, NORMAL, PALETTE, metric_label
 
 
 class Style(NamedTuple):

@@ -23,6 +23,7 @@ from adlib.images.maps import enlarge, top_mean
 from adlib.methods import storage
 from adlib.methods.dfr import WINDOW, aggregate, energy
 from adlib.methods.glass.glass import embed
+from adlib.own_parts import KEPT
 from adlib.paths import atomic_path, digest_of
 
 
@@ -219,5 +220,5 @@ def export(method, path, **facts) -> Path:
 def export_model(model, path) -> Path:
     """Write the model of a folder as an ONNX file, with its thresholds and regions of interest."""
     header, fitted = storage.read_header(model), methods.load(model)
-    facts = {key: header[key] for key in ("settings", "threshold", "pixel_threshold", "roi") if key in header}
+    facts = {key: header[key] for key in ("settings", *KEPT) if key in header}
     return export(fitted, path, normal_scores=fitted.normal_scores.tolist(), **facts)

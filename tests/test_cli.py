@@ -19,8 +19,8 @@ import pytest
 import torch
 from conftest import SMALL_SETTINGS, full_disk, refused, texture, write_image
 
-from adlib import own_parts
-from adlib.images import Resize, read_image
+from adlib import own_parts, runs
+from adlib.images import Resize, read_image, to_tensor
 from adlib.methods import Scores
 from adlib_book import cli, compare, report
 
@@ -123,8 +123,7 @@ def test_threshold_from_a_folder_is_stored_and_used(parts, model, tmp_path, caps
     shutil.copytree(model, tmp_path / "model")
     assert adlib("threshold", "-m", tmp_path / "model", "-i", parts / "more_good", "--rule", "max") == 0
     header = json.loads((tmp_path / "model/model.json").read_text())
-    assert header["threshold"]["rule"] == "max"
-    assert header["threshold"]["n_normals"] == 4
+    assert (header["threshold"]["rule"], header["threshold"]["n_normals"]) == ("max", 4)
     assert header["threshold"]["false_alarm_rate"] == pytest.approx(1 / 5)
     shutil.copy(parts / "good/line_a/1.PNG", parts / "more_good/copy.png")
     seen = "threshold", "-m", tmp_path / "model", "-i", parts / "more_good"
@@ -270,6 +269,19 @@ def test_outside_of_the_region_of_interest_nothing_trains_or_scores(tmp_path, pr
     refused("region of interest is black", own_parts.read_roi, [write_image(tmp_path / "black.png", inside * 0)])
 
 
+def test_a_part_is_looked_at_tile_by_tile(tmp_path):
+    for i in range(5):
+        write_image(tmp_path / f"good/{i}.png", texture(np.random.default_rng(i), 64, 112))
+    fitted, _ = own_parts.train(tmp_path / "good", tmp_path / "m", settings=SMALL_SETTINGS["patchcore"], tiles=(1, 2))
+    scores, _ = own_parts.predict(tmp_path / "m", tmp_path / "good", tmp_path / "out")
+    assert np.isclose(scores.score.to_numpy()[:, None], fitted.normal_scores).sum() == 2  # whole images are held out
+    image, found = read_image(tmp_path / "good/0.png"), np.load(tmp_path / "out/maps/0.npy")
+    left, right = (fitted.score(to_tensor([tile])) for tile in (image[:, :64], image[:, 48:]))
+    assert scores.score[0] == pytest.approx(max(left.image[0], right.image[0]), rel=1e-4)
+    np.testing.assert_allclose(found[:, 48:64], np.maximum(left.map[0, :, 48:], right.map[0, :, :16]), rtol=1e-4)
+    refused("looks at tiles", runs.evaluate_model, tmp_path / "m", dataset="", data_root="", category="", out_dir="")
+
+
 def test_a_report_counts_again_and_takes_names_as_data(tmp_path, predict, monkeypatch):
     names = [f"{i:02d}.png" for i in range(60)] + ["<img src=x onerror='document.title=1'> #%.png"]
     for i, name in enumerate(names):
@@ -398,12 +410,11 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["data"], ["nonsense"], ["run", "patchcore", "--seed", "x"]])
-def test_wrong_usage_is_one_line_and_exit_code_2(arguments, capsys):
+@pytest.mark.parametrize("line", ["run", "data", "nonsense", "run patchcore --seed x", "train --tiles 2by3 -i . -o o"])
+def test_wrong_usage_is_one_line_and_exit_code_2(line, capsys):
     with pytest.raises(SystemExit) as stopped:
-        adlib(*arguments)
-    assert stopped.value.code == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+        adlib(*line.split())
+    assert (stopped.value.code, len(capsys.readouterr().err.strip().splitlines())) == (2, 1)
 
 
 @pytest.mark.parametrize(

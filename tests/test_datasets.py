@@ -350,8 +350,7 @@ def test_elpv_without_its_package(monkeypatch):
 def test_elpv_package():
     pytest.importorskip("elpv_dataset", reason="elpv-dataset is not installed")
     table = datasets.load("elpv")
-    assert len(table) == 2624 - 295  # without the possible ones
-    assert table.label.sum() == 821
+    assert (len(table), table.label.sum()) == (2624 - 295, 821)  # without the possible ones
     assert Path(table.image_path[0]).is_file()
 
 

@@ -12,8 +12,9 @@ from conftest import write_image
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from adlib import evaluation, figures, images, methods
+from adlib import evaluation, images, methods
 from adlib_book import figures as book_figures
+from adlib_book import image_figures as figures
 
 
 @pytest.fixture(autouse=True)

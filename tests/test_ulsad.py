@@ -25,8 +25,10 @@ from adlib.paths import results_dir
 SMALL = TINY | {"channels": 24, "steps": 3, "batch_size": 4}
 
 
-def fill(net) -> None:
-    """Give a network the formula parameters of the golden files, in the order of registration."""
+def fill(net, file) -> None:
+    """Give a network the formula parameters of a golden file, which has the same, in the order of registration."""
+    shapes = [shape for _, shape, _ in json.loads(str(file["parameter_list"]))]
+    assert [list(parameter.shape) for parameter in net.parameters()] == shapes
     norms = {id(m.weight) for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d) and m.affine}
     for j, (name, parameter) in enumerate(net.named_parameters(), start=1):
         i = np.arange(parameter.numel(), dtype=np.float64)
@@ -44,10 +46,6 @@ def assert_relative(found, expected, tolerance):
     found, expected = np.asarray(found), np.asarray(expected)
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
-
-
-def shapes(net) -> list:
-    return [list(p.shape) for p in net.parameters()]
 
 
 # -- golden values ----------------------------------------------------------------------------------------------------
@@ -141,8 +139,7 @@ def test_maps_quantiles_and_scores_match_the_original(golden, case):
 def test_the_reconstruction_net_matches_the_original(golden):
     file = golden("ulsad/reconstruction_net")
     net = ulsad_step.ReconstructionNet(8)
-    assert shapes(net) == [shape for _, shape, _ in json.loads(str(file["parameter_list"]))]
-    fill(net)
+    fill(net, file)
     x = torch.from_numpy(file["input"])
     with torch.no_grad():
         assert_relative(net.train()(x), file["output_train"], 1e-4)
@@ -154,8 +151,7 @@ def test_the_reconstruction_net_matches_the_original(golden):
 def test_the_global_net_matches_the_original(golden):
     file = golden("ulsad/global_net")
     net = ulsad_step.GlobalNet(6, (256, 256), (32, 32))
-    assert shapes(net) == [shape for _, shape, _ in json.loads(str(file["parameter_list"]))]
-    fill(net)
+    fill(net, file)
     b, k, y, x = np.ogrid[:3, :3, :256, :256]
     x = torch.from_numpy((0.5 + 0.5 * np.sin(0.02 * (k + 1) * x + 0.035 * (b + 1) * y + k)).astype(np.float32))
     with torch.no_grad():
