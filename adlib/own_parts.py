@@ -20,11 +20,13 @@ import os
 import sys
 import tempfile
 from collections import Counter
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from adlib import methods, profiles
@@ -38,6 +40,7 @@ from adlib.methods.onnx_model import OnnxModel
 from adlib.paths import atomic_path, writing
 
 COLORMAP = cv2.COLORMAP_INFERNO  # monotone in lightness: readable in grey and for colour-blind readers
+OPACITY = 0.75 * np.linspace(0, 1, 256, dtype=np.float32) ** np.float32(0.7)  # of the 256 colours
 GREY = (124, 116, 104)  # mean of ImageNet: what lies outside of a region of interest
 OUTLINE = (0, 158, 230)  # orange (BGR)
 COLUMNS = ("image", "score", "map_max", "threshold", "anomalous", "n_regions", "region_area")  # of scores.csv
@@ -302,16 +305,21 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
     # glow with its own noise.
     scale = min(lows), max([*highs, 2 * (pixel_threshold or 0.0) - min(lows)])
     write_image(out / "scale.png", scale_bar(scale))
-    for file, name in tqdm(drawn, desc="draw", disable=None, leave=False):
+
+    def draw(file, name) -> str:
         anomaly_map = np.load(out / "maps" / f"{name}.npy", allow_pickle=False)
         try:
             image = read_image(file, fitted.settings.bit_depth)
-            if image.shape[:2] != anomaly_map.shape:
-                raise InputError(f"{file}: changed while it was scored; its row is that of the earlier image")
         except InputError as error:
-            skipped.append(str(error))
-            continue
+            return str(error)
+        if image.shape[:2] != anomaly_map.shape:
+            return f"{file}: changed while it was scored; its row is that of the earlier image"
         write_image(out / "overlays" / f"{name}.jpg", overlay(image, anomaly_map, scale))
+        return ""
+
+    with ThreadPool(torch.get_num_threads()) as pool:  # decoding and encoding hold no lock
+        lines = pool.imap(lambda place: draw(*place), drawn)
+        skipped += filter(None, tqdm(lines, desc="draw", total=len(drawn), disable=None, leave=False))
     _write_facts(out, facts | {"scale": scale})
     os.replace(csv_file, out / "scores.csv")
     return pd.DataFrame(rows, columns=list(COLUMNS)), skipped
@@ -349,10 +357,9 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, floa
     for top in range(0, len(image), step):
         rows = slice(top, top + step)
         strength = np.clip((anomaly_map[rows] - low) / span, 0, 1) if span > 0 else np.zeros_like(anomaly_map[rows])
-        strength = np.nan_to_num(strength, nan=0.0)
-        colour = cv2.applyColorMap(np.uint8(255 * strength), COLORMAP)[..., ::-1]
-        opacity = 0.75 * strength[..., None] ** 0.7
-        drawn[rows] = np.round((1 - opacity) * image[rows] + opacity * colour)
+        level = np.uint8(255 * np.nan_to_num(strength, nan=0.0))
+        colour, opacity = cv2.cvtColor(cv2.applyColorMap(level, COLORMAP), cv2.COLOR_BGR2RGB), OPACITY[level]
+        drawn[rows] = cv2.blendLinear(np.ascontiguousarray(image[rows]), colour, 1 - opacity, opacity)
     return drawn
 
 

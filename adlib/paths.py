@@ -153,6 +153,7 @@ def _existing(path) -> Path:
     return next(folder for folder in Path(os.path.abspath(path)).parents if folder.is_dir())
 
 
+@functools.cache  # to ask for it is to set it, which two threads must not do at once
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

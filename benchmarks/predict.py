@@ -1,11 +1,12 @@
 """From photographs to files: `adlib predict` beside anomalib's `Engine.predict`, on the same weights and images.
 
-    python benchmarks/predict.py [--data-root DIR --category NAME]
+    python benchmarks/predict.py [--data-root DIR --category NAME]      the demo's textures, or a category of photographs
 
-Both write a picture with the anomaly map laid over the photograph for each test image; ours also writes the raw map,
-outlines, polygons and a row of scores. Ours loads its model from disk; theirs is the model that was just fitted. Each
-side runs in a process of its own, in turns; images per second are wall clock, from the first file to the last. A last
-row compares the exported graph in onnxruntime with torch, one image at a time, in one process.
+Both write the map and the photograph with the map laid over it, at the photograph's size, for each test image: theirs
+as one picture, ours as an array and a picture, and also outlines, polygons and a row of scores. Ours loads its model
+from disk; theirs is the model that was just fitted. Each side runs in a process of its own, in turns; images per second
+are wall clock, from the first file to the last. A last row compares the exported graph in onnxruntime with torch, one
+image at a time, in one process.
 """
 
 import argparse
@@ -38,9 +39,14 @@ def ours(good: Path, test: Path, folder: Path) -> float:
 
 
 def theirs(good: Path, test: Path, folder: Path) -> float:
-    from adlib import datasets
+    from anomalib.visualization import ImageVisualizer
 
-    model = their_model(SHARE, visualizer=True)
+    from adlib import datasets
+    from adlib.images import image_shape
+
+    size = image_shape(next(test.rglob("*.png")))
+    shown = {"fields": ["anomaly_map"], "overlay_fields": [("image", ["anomaly_map"])], "field_size": size}
+    model = their_model(SHARE, visualizer=ImageVisualizer(**shown))
     engine = their_engine(folder)
     table = datasets.load("mvtec", str(good.parents[2]), good.parents[1].name)
     engine.fit(model, datamodule=their_data(table))

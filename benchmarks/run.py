@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-NAMES = ("coreset", "aupro", "patchcore", "synthesis", "glass", "ulsad", "few_shot", "pagmfr")
+NAMES = ("coreset", "aupro", "patchcore", "predict", "synthesis", "glass", "ulsad", "few_shot", "pagmfr")
 
 
 def main(names) -> None:
