@@ -1,6 +1,6 @@
 """From photographs to files: `adlib predict` beside anomalib's `Engine.predict`, on the same weights and images.
 
-    python benchmarks/predict.py [--data-root DIR --category NAME]      the demo's textures, or a category of photographs
+    python benchmarks/predict.py [--data-root DIR --category NAME]      textures of the demo, or photographs
 
 Both write the map and the photograph with the map laid over it, at the photograph's size, for each test image: theirs
 as one picture, ours as an array and a picture, and also outlines, polygons and a row of scores. Ours loads its model
