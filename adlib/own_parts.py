@@ -300,6 +300,7 @@ def predict(model, folder, out, threshold=None, pixel_threshold=None, min_area: 
             highs.append(row["map_max"])
     if not rows:
         raise InputError(f"{folder}: none of the images in this folder can be read ({skipped[0]})")
+    del image, anomaly_map  # the last ones, of an image of 90 megapixels 650 MB
 
     # One colour scale for all images; never tighter than twice the pixel threshold, or a batch of good parts would
     # glow with its own noise.
@@ -519,7 +520,7 @@ def _score_one(fitted, file, facts: dict) -> tuple[float, np.ndarray, np.ndarray
         prepared, geometry = fitted.resize.image(inside[window])
         scores = fitted.score(Batch(to_tensor([prepared]), ("",), (geometry,)))
         image_scores.append(float(scores.image[0]))
-        anomaly_map[window] = np.fmax(anomaly_map[window], geometry.to_original(scores.map[0]))
+        np.fmax(anomaly_map[window], geometry.to_original(scores.map[0]), out=anomaly_map[window])
     if mask is not None:
         anomaly_map = np.where(mask, anomaly_map, np.float32(np.nan))
     if np.isnan(anomaly_map).all():
