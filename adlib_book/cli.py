@@ -166,7 +166,7 @@ def train(options) -> int:
         from adlib_book import compare
 
         if options.set or options.roi or options.products or options.tiles:
-            raise InputError("--set, --roi, --tiles and --products go with a method's name, not with --method auto")
+            raise InputError("--set, --roi, --tiles and --products need a method's name; give --method patchcore, say")
         options.method = compare.winner(options.input, options.minutes, options.profile)
     return cli.train(options)
 
@@ -193,9 +193,9 @@ def export(options) -> int:
 def add_commands(commands) -> None:
     """Add the book's commands to a group, and to the library's what the book does more."""
     sub = commands.choices["train"]
-    auto = "with --method auto, which takes the first method of adlib compare: for comparison and training together"
+    auto = "of --method auto, the default, which takes the first method of adlib compare: for both together, default 10"
     sub.add_argument("--minutes", type=float, default=10, help=auto)
-    sub.set_defaults(run=train)
+    sub.set_defaults(run=train, method="auto")
 
     sub = commands.choices["predict"]
     sub.add_argument("--report", metavar="FILE.html", help="write a page to look at the images, worst first")

@@ -24,7 +24,8 @@ from adlib.images import Resize, read_image, to_tensor
 from adlib.methods import Scores
 from adlib_book import cli, compare, report
 
-SMALL = ["--set", "image_size=64", "--set", "coreset=0.25", "--profile", "smoke", "--set", "resize=aspect"]
+SMALL = ["--set", "image_size=64", "--set", "coreset=0.25", "--set", "resize=aspect", "--method", "patchcore"]
+SMALL += ["--profile", "smoke"]
 
 
 def adlib(*arguments):
@@ -112,11 +113,11 @@ def test_methods_are_compared_and_auto_trains_the_first(parts, tmp_path, monkeyp
     assert (facts["n_fit"], facts["n_held_out"], facts["n_judged"]) == (13, 3, 6)
     assert (tmp_path / "results/compare/good/comparison.png").is_file()
     monkeypatch.setattr(compare.profiles, "load", lambda _: {"methods": ["draem"]})
-    assert adlib("train", "-i", parts / "good", "-o", tmp_path / "m", "--method", "auto") == 0
+    assert adlib("train", "-i", parts / "good", "-o", tmp_path / "m") == 0
     assert f"{tmp_path / 'm'}  (draem)" in capsys.readouterr().out  # without a backbone
-    late = "train", "-i", parts / "good", "-o", tmp_path / "late", "--method", "auto"
+    late = "train", "-i", parts / "good", "-o", tmp_path / "late"
     assert adlib(*late, "--minutes", "1e-9") == adlib(*late, "--set", "a=1") == 2
-    assert re.search(r"not tried: no time was left.*\n.*not with --method auto", capsys.readouterr().err)
+    assert re.search(r"not tried: no time was left.*\n.*give --method patchcore", capsys.readouterr().err)
 
 
 def test_threshold_from_a_folder_is_stored_and_used(parts, model, tmp_path, capsys):
