@@ -229,7 +229,7 @@ def build_parser(add_commands=lambda commands: None) -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", required=True, metavar="MODEL", help="folder of the model")
     sub.add_argument("--method", default="patchcore", help="method")
     sub.set_defaults(checkpoint=None)
-    sub.add_argument("--products", metavar="DIR", help="folders of other products that few_shot or unified learn from")
+    sub.add_argument("--products", metavar="DIR", help="folders of other products, for few_shot, contrastive, unified")
     sub.add_argument("--profile", default="laptop", help="profile whose settings are used; a name or FILE.yaml")
     roi = "white where to look; once for each camera pose, by name"
     sub.add_argument("--roi", action="append", default=[], metavar="[PATTERN=]MASK", help=roi)

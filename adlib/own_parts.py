@@ -72,7 +72,7 @@ def train(
     Args:
         roi: masks of the region of interest, see `read_roi`; the model keeps them, and `predict` uses them.
         products: folder of other products, each a folder of good images or in the MVTec layout; `few_shot` and
-            `unified` are trained on them first.
+            `unified` are trained on them first, `contrastive` on them alone.
         tiles: (rows, columns) of a grid of tiles, for large parts with small defects: the method sees each tile at its
             input size; the score of an image is the highest of its tiles'.
         checkpoint: weights that GLASS's authors released (`ckpt*.pth`), in place of training; the settings are those
@@ -94,15 +94,16 @@ def train(
     with _inside(table, facts, depth) as inside:
         settings = profiles.shaped(method, settings | {"bit_depth": depth}, inside.image_path, print)
         fitted = methods.create(method, **settings)
-        if products is not None:
-            if not hasattr(fitted, "train_episodes"):
-                raise InputError(f"method {method!r} is not trained on other products; few_shot and unified are")
-            fitted.train_episodes(product_tables(products))
+        others = {} if products is None else {"products": product_tables(products)}
+        if others and method not in ("few_shot", "contrastive", "unified"):
+            raise InputError(f"{method} is not trained on other products; few_shot, contrastive and unified are")
+        if others and method != "contrastive":
+            fitted.train_episodes(others.pop("products"))
             print(f"trained on {', '.join(fitted.trained_on)}: step {fitted.history.selected_step} is kept")
         if tiles:
-            _fit_to_tiles(fitted, table, inside, math.prod(tiles))
+            _fit_to_tiles(fitted, table, inside, math.prod(tiles), **others)
         elif checkpoint is None:
-            fitted.fit(inside)
+            fitted.fit(inside, **others)
         else:
             fitted.use_original(checkpoint, normals=inside)
             facts["trained_on"] = []
@@ -112,7 +113,7 @@ def train(
     return fitted, unreadable
 
 
-def _fit_to_tiles(fitted, table: pd.DataFrame, inside: pd.DataFrame, n: int) -> None:
+def _fit_to_tiles(fitted, table: pd.DataFrame, inside: pd.DataFrame, n: int, **others) -> None:
     """Fit a method to the tiles of images, `n` of each; those of an image are held out together, or not at all.
 
     Held out for the thresholds are the method's share, and of a few images five, or half of them.
@@ -122,7 +123,7 @@ def _fit_to_tiles(fitted, table: pd.DataFrame, inside: pd.DataFrame, n: int) -> 
     share = max(getattr(fitted.settings, "hold_out", 0.15), min(5, len(table) // 2) / len(table))
     apart = seeded_share(len(table), share, fitted.settings.seed).repeat(n)
     train, held_out = (inside[rows].reset_index(drop=True) for rows in (~apart, apart))
-    fitted.fit(train, held_out)
+    fitted.fit(train, held_out, **others)
     score_normals(fitted, held_out)  # PatchCore leaves tiles out one by one, but not their neighbours
     for name in ("normal_scores", "normal_map_maxima"):
         setattr(fitted, name, getattr(fitted, name).reshape(-1, n).max(axis=1))

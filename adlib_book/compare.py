@@ -62,7 +62,7 @@ def compare(folder, out=None, names=None, minutes=None, profile: str = "laptop",
     own_parts.keep_apart(out, folder)
     table, unreadable = own_parts.normal_table(folder)
     if len(table) < 4:
-        raise InputError(f"{folder}: {len(table)} images are too few to compare methods on; give at least 4, or a --method")
+        raise InputError(f"{folder}: {len(table)} images are too few to compare; give at least 4, or a --method")
     fit, held_out = hold_out(table, max(2 / len(table), min(SHARE, N_IMAGES / 2 / len(table))))
     size, _ = aspect_size(fit.image_path, SIDE)
     judge = Judge(held_out, Resize(size, bit_depth=bit_depth_of(fit.image_path)))

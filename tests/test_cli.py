@@ -22,6 +22,7 @@ from conftest import SMALL_SETTINGS, full_disk, refused, texture, write_image
 from adlib import own_parts, runs
 from adlib.images import Resize, read_image, to_tensor
 from adlib.methods import Scores
+from adlib.methods.few_shot import episodic_training
 from adlib_book import cli, compare, report
 
 SMALL = ["--set", "image_size=64", "--set", "coreset=0.25", "--set", "resize=aspect", "--method", "patchcore"]
@@ -118,6 +119,17 @@ def test_methods_are_compared_and_auto_trains_the_first(parts, tmp_path, monkeyp
     late = "train", "-i", parts / "good", "-o", tmp_path / "late"
     assert adlib(*late, "--minutes", "1e-9") == adlib(*late, "--set", "a=1") == 2
     assert re.search(r"not tried: no time was left.*\n.*give --method patchcore", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("method", ["few_shot", "contrastive", "unified"])
+def test_methods_learn_from_the_products_beside(method, parts, tmp_path, monkeypatch):
+    seen, paint = [], episodic_training.paint
+    watch = lambda table, *args, **kwargs: seen.append(table.category.iloc[0]) or paint(table, *args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(episodic_training, "paint", watch)
+    settings = SMALL_SETTINGS[method] | {"steps": 1}
+    fitted, _ = own_parts.train(parts / "more_good", tmp_path / "m", method, settings, products=parts / "good")
+    assert seen == ["line_a", "line_b"]
+    assert fitted.history.losses.step.tolist() == [1]
 
 
 def test_threshold_from_a_folder_is_stored_and_used(parts, model, tmp_path, capsys):

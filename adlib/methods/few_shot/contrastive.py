@@ -16,9 +16,11 @@ code does not.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -61,7 +63,7 @@ class ContrastiveSettings(training.Options):
     # Training.
     steps: S.Count = 1500  # optimiser steps
     episodes: S.Count = 8  # images per step, three in ten without a defect, which carry no loss
-    pool: episodic_training.PoolSize = (64, 24)  # normal images, at most; styles of defect on five of them each
+    pool: episodic_training.PoolSize = (64, 24)  # normal images, at most; styles of defect, on five each
     families: Families = ()  # of adlib.synthesis that the training defects come from; () for a mix
     learning_rate: S.Positive = 1e-3
     snapshot_every: S.Whole = 100  # steps
@@ -131,36 +133,43 @@ class Contrastive:
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def fit(self, table, validation=None, checkpoint=None):
+    def fit(self, table, validation=None, checkpoint=None, products=None):
         """Train on a table of normal training images with pseudo-anomalies, then set reference, gate and threshold.
 
-        `validation`: held-out normals; by default a share `hold_out` of the table. Of fewer than four images none is
-        held out: there is no threshold and no selection then, and the gate comes from the training images.
+        Args:
+            validation: held-out normals; by default a share `hold_out` of the table. Of fewer than four images none is
+                held out: there is no threshold and no selection then, and the gate comes from the training images.
+            products: name -> table of normal images of other products, to train on in place of the table's.
         """
         train, held_out = split_normals(table, self.settings, validation)
-        if len(train) < 2:
-            raise InputError("1 normal training image; contrastive learns from pairs of images: give at least 2")
+        products = {"": train} if products is None else products
+        if min(map(len, products.values()), default=0) < 2:
+            raise InputError("1 normal training image; contrastive learns from pairs: give at least 2 of each product")
         self.settings = s = without_selection(self.settings, held_out)
         # The encoder is frozen: features are made once.
-        pictures = episodic_training.paint(train, self.resize, s.seed, [], *s.pool, families=s.families)
-        pool = episodic_training.describe_pictures(pictures, self.features)
+        n_normals, n_styles = (max(2, n // len(products)) for n in s.pool)
+        paint = partial(episodic_training.paint, n_normals=n_normals, n_styles=n_styles, families=s.families)
+        painted = (paint(product, self.resize, s.seed) for product in products.values())
+        pools = [episodic_training.describe_pictures(pictures, self.features) for pictures in painted]
         rng = np.random.default_rng(s.seed)
         normal = train.image_path.iloc[np.sort(rng.permutation(len(train))[:32])]
         features = [self.features(read_images([path], self.resize)) for path in normal]
         n_cells = sum(f[self.neck.grid_stage][0, 0].numel() for f in features)
         cells = np.sort(rng.permutation(n_cells)[:N_REFERENCE])
-        self._train(pool, features, cells, held_out, checkpoint, training.origin(self, train, held_out))
+        origin = training.origin(self, pd.concat(products.values()), held_out)
+        self._train(pools, features, cells, held_out, checkpoint, origin)
         self._set_reference(features, cells)
         self._set_gate(held_out.image_path if len(held_out) else normal)
         score_normals(self, held_out)
         return self
 
-    def _train(self, pool, features, cells, held_out, checkpoint, origin):
+    def _train(self, pools, features, cells, held_out, checkpoint, origin):
         s = self.settings
 
         def make_batch(step):
             rng = training.step_generator(s.seed, step)
-            episodes = [episodic_training.draw(pool, rng, (1, 2)) for _ in range(s.episodes)]
+            drawn = [pools[rng.integers(len(pools))] for _ in range(s.episodes)]
+            episodes = [episodic_training.draw(pool, rng, (1, 2)) for pool in drawn]
             return [(episode, int(rng.integers(2**31))) for episode in episodes]
 
         judge = Judge(held_out, self.resize, seed=s.seed) if s.watched(held_out) else None
