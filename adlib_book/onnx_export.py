@@ -137,9 +137,10 @@ class Deployed(nn.Module):
         s = method.settings
         if method.name not in CELLS:
             raise InputError(f"{method.name} cannot be exported: {REASONS[method.name]}; {', '.join(CELLS)} can")
-        score = getattr(s, "image_score", None)
-        if score not in IMAGE_SCORES[method.name]:
-            raise InputError(f"{method.name} with image_score {score!r} cannot be exported; train with 'max'")
+        score, search = getattr(s, "image_score", None), getattr(s, "search", "exact")
+        if score not in IMAGE_SCORES[method.name] or search != "exact":
+            what = f"image_score {score!r} and search {search!r}"
+            raise InputError(f"{method.name} with {what} cannot be exported; train with 'max' and 'exact'")
         self.source, self.rule = IMAGE_SCORES[method.name][score]
         self.cells, self.size, self.aligned = CELLS[method.name](method), method.resize.hw, method.name == "dfr"
         self.border, self.side = getattr(method, "window", (None, 1))

@@ -177,6 +177,16 @@ def test_a_row_alone_gets_what_it_gets_in_a_batch(backend):
     np.testing.assert_array_equal(np.concatenate([i for _, i in alone]), indices)
 
 
+@pytest.mark.parametrize("search", ["ivfpq", "hnsw"])
+def test_approximate_searches_find_most_rows_at_their_own_distance(search):
+    bank, x = clustered(0, n=2000), clustered(1, n=200)
+    index = NearestNeighbours(search=search)
+    squared, rows = index.fit(bank).query(x)
+    np.testing.assert_allclose(squared[:, 0], np.square(x - bank[rows[:, 0]]).sum(axis=1), rtol=1e-4)
+    assert 0.5 < (rows == brute_force(bank, x, 1)[1]).mean() <= 1
+    np.testing.assert_array_equal(index.fit(bank[:50]).query(x, 3)[1], brute_force(bank[:50], x, 3)[1])
+
+
 def test_without_faiss_torch_searches_and_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)  # importing it fails
     with pytest.warns(UserWarning, match="faiss is not installed, searching with torch") as caught:
@@ -201,6 +211,7 @@ def test_what_cannot_be_searched_is_refused(backend):
         (lambda: index.query(np.eye(4)), "width 4, but the memory bank has 3"),
         (lambda: index.query(np.zeros(3)), "shape"),
         (lambda: NearestNeighbours("fais"), "did you mean 'faiss'"),
+        (lambda: NearestNeighbours(search="hsnw"), "did you mean 'hnsw'"),
     ):
         refused(said, call)
 

@@ -24,6 +24,7 @@ from adlib.settings import choice
 
 SAMPLERS = ("approximate_greedy", "greedy", "random", "none")
 BACKENDS = ("faiss", "torch")
+SEARCHES = ("exact", "ivfpq", "hnsw")
 DEFAULT_BACKEND = "torch" if sys.platform == "darwin" else "faiss"  # faiss and torch each bring a libomp on macOS
 
 BLOCK = 8192  # rows a block wherever all rows are walked through
@@ -51,16 +52,23 @@ class NearestNeighbours:
         backend: "faiss", on the CPU, or "torch", on the device in use. Default: faiss on a CPU, but for macOS; torch
             elsewhere. Without faiss installed: torch, with a warning.
         block: queries handled at once; memory is bounded by block x rows of the bank x 4 bytes.
+        search: "exact", or approximate, by faiss alone: "ivfpq" as PatchCore's code has it (512 cells of which one is
+            searched, 64 codes of 8 bits; fewer for a small bank or width), "hnsw" with 32 links a row. Of the rows that
+            these propose distances are exact, too; a bank of fewer than 256 rows is searched exactly.
     """
 
-    def __init__(self, backend: str | None = None, block: int = 1024):
-        self.device = default_device()
+    def __init__(self, backend: str | None = None, block: int = 1024, search: str = "exact"):
+        self.device, self.search = default_device(), search
+        choice("search", search, SEARCHES)
+        backend = backend if search == "exact" else "faiss"
         backend = backend or (DEFAULT_BACKEND if self.device.type == "cpu" else "torch")
         choice("search backend", backend, BACKENDS)
         if backend == "faiss":
             try:
                 import faiss  # noqa: F401
             except ImportError:
+                if search != "exact":
+                    raise InputError(f"search {search!r} is faiss's, which is not installed; take 'exact'") from None
                 warnings.warn("faiss is not installed, searching with torch (same results)", stacklevel=2)
                 backend = "torch"
         self.backend, self.block = backend, block
@@ -73,7 +81,15 @@ class NearestNeighbours:
         if self.backend == "faiss":
             import faiss
 
-            self._index = faiss.IndexFlatL2(bank.shape[1])
+            n_rows, width = bank.shape
+            if self.search == "exact" or n_rows < 256:
+                self._index = faiss.IndexFlatL2(width)
+            elif self.search == "hnsw":
+                self._index = faiss.IndexHNSWFlat(width, 32)
+            else:
+                n_codes = max(n for n in range(1, 65) if width % n == 0)
+                self._index = faiss.index_factory(width, f"IVF{min(512, n_rows // 39)},PQ{n_codes}x8")
+            self._index.train(bank)
             self._index.add(bank)
         else:
             self._index = torch.from_numpy(bank).to(self.device)
@@ -107,7 +123,8 @@ class NearestNeighbours:
     def _query_block(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         n_candidates = min(k + EXTRA, len(self.memory_bank))
         if self.backend == "faiss":
-            _, rows = self._index.search(x, n_candidates)  # (B, k + EXTRA)
+            # (B, k + EXTRA); -1, where an approximate search finds fewer, is the last row at its own distance
+            _, rows = self._index.search(x, n_candidates)
         else:
             # |x|^2 is the same for all rows of the bank and does not change the order.
             x_there = torch.from_numpy(x).to(self.device)

@@ -43,6 +43,7 @@ class PatchCoreSettings(S.Settings):
     coreset: S.ShareTo1 = 0.1  # share of patches that is kept, in (0, 1]
     sampler: Literal[neighbours.SAMPLERS] = "approximate_greedy"  # approximate_greedy, greedy, random, none
     projection_dim: S.Count | None = 128  # width of the selection space; None: select among the embeddings themselves
+    search: Literal[neighbours.SEARCHES] = "exact"  # exact; ivfpq, hnsw: approximate, see adlib.images.neighbours
     k: S.Count = 1  # neighbours that a patch score averages over
     squared: bool = True  # squared Euclidean distances, as the released code reports them
     image_score: Literal["max", "reweight", "top"] = "max"  # reweight: Eq. 7; top: mean of the highest 1 %
@@ -157,7 +158,7 @@ class PatchCore:
         return rows, numbers, tuple(grid.shape[2:])
 
     def _build_index(self):
-        self.index = neighbours.NearestNeighbours().fit(self.memory_bank)
+        self.index = neighbours.NearestNeighbours(search=self.settings.search).fit(self.memory_bank)
 
     def _leave_one_out(self, image_paths, rng, embeddings=None) -> tuple[np.ndarray, np.ndarray]:
         """Score training images as if each had been held out: its own rows are struck from the bank.
@@ -178,7 +179,7 @@ class PatchCore:
             for i, rows in zip(numbers, images, strict=True):
                 others = self.memory_bank[self.bank_image != i]
                 if len(others):  # else it is the only training image, and there is no other normal to compare with
-                    index = neighbours.NearestNeighbours().fit(others)
+                    index = neighbours.NearestNeighbours(search=self.settings.search).fit(others)
                     yield self._score_rows(rows, (1, *self.grid), index, self.resize.hw)
 
         return collect(scores())
