@@ -111,7 +111,7 @@ IMAGE_SCORES = {  # method -> setting -> what is summed up, and how
     "patchcore": {"max": ("cells", "max"), "top": ("cells", "top")},
     "padim": {None: ("maps", "max")},
     "dfr": {"max": ("maps", "max"), "top": ("maps", "top")},
-    "draem": {None: ("maps", "window")},
+    "draem": {None: ("cells", "window")},
 }
 REASONS = {
     "spade": "it searches the feature maps of all training images anew for each image",

@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from adlib import datasets, evaluation, methods, profiles
 from adlib.images import Resize, aspect_size, bit_depth_of
 from adlib.paths import results_dir
-from adlib.synthesis.judge import N_IMAGES, Judge
+from adlib.synthesis.judge import N_IMAGES
 from adlib_book import compare, studies
 
 N_GOOD, N_TEST = 40, 30  # good images of a folder; test images of each label
@@ -34,7 +34,7 @@ def rows_of(dataset: str, root, category: str, names, profile: str):
     test = pd.concat([spaced(test[test.label == label], N_TEST) for label in (0, 1)])
     fit, held_out = datasets.hold_out(good, max(2 / len(good), min(compare.SHARE, N_IMAGES / 2 / len(good))))
     size, _ = aspect_size(fit.image_path, compare.SIDE)
-    judge = Judge(held_out, Resize(size, bit_depth=bit_depth_of(fit.image_path)))
+    judge = compare.judge_of(held_out, Resize(size, bit_depth=bit_depth_of(fit.image_path)))
     for name in names:
         settings = profiles.shaped(name, profiles.method_settings(profile, name), fit.image_path)
         fitted = methods.create(name, **settings).fit(fit)
@@ -49,9 +49,10 @@ def rows_of(dataset: str, root, category: str, names, profile: str):
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a set: rank correlation of judge and image AUROC, the judge's choice, the best, and what is lost."""
     found = []
-    for (dataset, category), part in rows.groupby(["dataset", "category"], sort=False):
+    for (profile, dataset, category), part in rows.groupby(["profile", "dataset", "category"], sort=False):
         first, best = part.loc[part.judged.idxmax()], part.loc[part.image_auroc.idxmax()]
-        row = {"set": f"{dataset}/{category}", "rank correlation": spearmanr(part.judged, part.image_auroc).statistic}
+        row = {"profile": profile, "set": f"{dataset}/{category}"}
+        row |= {"rank correlation": spearmanr(part.judged, part.image_auroc).statistic}
         row |= {"judge's first": first.method, "best": best.method, "lost": best.image_auroc - first.image_auroc}
         found.append(row)
     return pd.DataFrame(found)

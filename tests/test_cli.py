@@ -111,7 +111,7 @@ def test_methods_are_compared_and_auto_trains_the_first(parts, tmp_path, monkeyp
     assert [row["method"] for row in facts["methods"]] == ["padim", "spade"]
     assert facts["methods"][0]["image_auroc"] > 0.5
     assert re.match("failed: InputError: .*stage 9", facts["methods"][1]["reason"])
-    assert (facts["n_fit"], facts["n_held_out"], facts["n_judged"]) == (13, 3, 6)
+    assert (facts["n_fit"], facts["n_held_out"], facts["n_judged"]) == (13, 3, 24)
     assert (tmp_path / "results/compare/good/comparison.png").is_file()
     monkeypatch.setattr(compare.profiles, "load", lambda _: {"methods": ["draem"]})
     assert adlib("train", "-i", parts / "good", "-o", tmp_path / "m") == 0

@@ -21,7 +21,7 @@ CASES = {
     "patchcore, top": {"image_score": "top", "squared": True, "patch_size": 1},
     "padim": {},
     "dfr": {"standardise": True},
-    "draem": {},
+    "draem": {"sigma": 1.0},
 }
 
 

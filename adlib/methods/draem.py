@@ -30,7 +30,7 @@ from adlib.errors import InputError
 from adlib.images import Batch, backbones, batches
 from adlib.images.colour import ssim_map
 from adlib.images.features import resize_of
-from adlib.images.maps import check_images
+from adlib.images.maps import check_images, smooth
 from adlib.methods import Scores, storage, training
 from adlib.methods.memory import memory_errors
 from adlib.methods.normals import check_held_out, collect, split_normals, without_selection
@@ -57,6 +57,7 @@ class DRAEMSettings(PairSettings):
     width_discriminator: S.Count = 64  # of the discriminator
     learning_rate: S.Positive = 1e-4  # Adam
     epochs: S.Count = 700  # passes over the training images; the rate falls to a fifth at 80 % and again at 90 %
+    sigma: S.NotNegative = 0.0  # Gaussian smoothing of the map, input pixels (the image score has its window); paper: 0
     average: S.Closed = 0.0  # decay of the running mean of the weights that scores are made with; 0: no mean (paper)
 
 
@@ -260,7 +261,7 @@ class DRAEM:
         images = images.to(self.device)
         logits = self.discriminator(torch.cat([self.reconstruction(images), images], dim=1))  # (B, 2, H, W)
         maps = logits.softmax(dim=1)[:, 1].cpu().numpy()
-        return Scores(window_maxima(maps, *self.window), maps)
+        return Scores(window_maxima(maps, *self.window), smooth(maps, self.settings.sigma))
 
     @property
     def window(self) -> tuple[int, int]:

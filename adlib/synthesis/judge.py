@@ -6,7 +6,8 @@ from adlib.images import to_tensor
 from adlib.synthesis.split import SyntheticSplit
 
 N_IMAGES = 64  # at most so many, half of them damaged
-# No method of any profile trains on these: a judge who taught is no judge.
+# No method of any profile trains on these: a judge who taught is no judge. The second is akin to `nsa`, one of those that
+# the contrastive model trains on, so methods are not held against each other by it.
 FAMILIES = ("memseg", "anomalygpt_nsa")
 
 
@@ -18,14 +19,17 @@ class Judge:
         resize: the geometry of the input.
         number: at most so many images, half of them damaged; each serves at most twice, once clean and once damaged.
         seed: the same for all methods of one run.
+        families: of the damages.
+        draws: so many times over, with the seeds from `seed` on: other damages on the same images.
 
     Attributes:
         images: uint8 (N, H, W, 3). masks: bool (N, H, W). labels: int (N,), 1 for damaged.
     """
 
-    def __init__(self, table, resize, number: int = N_IMAGES, seed: int = 0):
-        split = SyntheticSplit(table, FAMILIES, number=min(2 * len(table), number), seed=seed, resize=resize)
-        items = [split[i] for i in range(len(split))]
+    def __init__(self, table, resize, number: int = N_IMAGES, seed: int = 0, families=FAMILIES, draws: int = 1):
+        number = min(2 * len(table), number)
+        splits = [SyntheticSplit(table, families, number=number, seed=seed + k, resize=resize) for k in range(draws)]
+        items = [split[i] for split in splits for i in range(len(split))]
         self.images = np.stack([item.image for item in items])
         self.masks = np.stack([item.mask for item in items])
         self.labels = np.array([item.label for item in items])
