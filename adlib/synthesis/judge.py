@@ -6,8 +6,8 @@ from adlib.images import to_tensor
 from adlib.synthesis.split import SyntheticSplit
 
 N_IMAGES = 64  # at most so many, half of them damaged
-# No method of any profile trains on these: a judge who taught is no judge. The second is akin to `nsa`, though, which the
-# contrastive model sees among others, so methods are not held against each other by it.
+# No method of any profile trains on these: a judge who taught is no judge. The second is akin to `nsa`, though,
+# which the contrastive model sees among others, so methods are not held against each other by it.
 FAMILIES = ("memseg", "anomalygpt_nsa")
 
 
