@@ -90,9 +90,8 @@ def curves(results: dict, title: str = ""):
     axes[0].plot([0, 100], [0, 100], color="0.7", linewidth=1)
     axes[0].set(title="ROC of images", xlabel="false alarms, %", ylabel="defects found, %")
     axes[1].set(title="precision and recall of images", xlabel="defects found, %", ylabel="precision, %", ylim=(0, 103))
-    axes[2].set(
-        title="PRO up to 30 % false positives", xlabel="normal pixels above, %", ylabel="overlap, %", xlim=(0, 30)
-    )
+    axes[2].set(title="PRO up to 30 % false positives", xlabel="normal pixels above, %", ylabel="overlap, %")
+    axes[2].set(xlim=(0, 30))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     if title:
         figure.suptitle(title)
@@ -117,13 +116,8 @@ def score_histogram(scores: pd.DataFrame, threshold=None, title: str = ""):
     threshold = getattr(threshold, "value", threshold)
     if threshold is not None:
         axis.axvline(threshold, color="black", linestyle="--", linewidth=1)
-        axis.annotate(
-            " threshold from\n held-out normals",
-            (threshold, 0.97),
-            xycoords=("data", "axes fraction"),
-            va="top",
-            fontsize="small",
-        )
+        style = {"xycoords": ("data", "axes fraction"), "va": "top", "fontsize": "small"}
+        axis.annotate(" threshold from\n held-out normals", (threshold, 0.97), **style)
     axis.set(xlabel="image score (higher is more anomalous)", ylabel="images", title=title)
     return figure
 
@@ -198,16 +192,9 @@ def time_accuracy_memory(records: pd.DataFrame, metric: str = "image_auroc", tit
     sizes = 2.0 ** powers[-4:]
     style = {"linestyle": "", "marker": "o", "color": "0.8", "markeredgecolor": "black", "markeredgewidth": 0.5}
     handles = [plt.Line2D([], [], markersize=np.sqrt(area * size), **style) for size in sizes]
-    figure.legend(
-        handles,
-        [f"{size:g} MiB" for size in sizes],
-        title="peak memory\nof the process",
-        loc="outside right center",
-        frameon=False,
-        labelspacing=1.3,
-        handletextpad=1.2,
-        borderpad=1,
-    )
+    style = {"loc": "outside right center", "frameon": False, "labelspacing": 1.3, "handletextpad": 1.2, "borderpad": 1}
+    names = [f"{size:g} MiB" for size in sizes]
+    figure.legend(handles, names, title="peak memory\nof the process", **style)
     _label_discs(axis, grouped.index, np.column_stack([grouped.ms, 100 * grouped.value]), area * grouped.memory)
     return figure
 

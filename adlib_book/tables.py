@@ -256,18 +256,10 @@ def make_cells(records: Records) -> pd.DataFrame:
         low, high = _interval(records, group)
         seeds, run_names, method = [row.seed for row in group], [row.run for row in group], group[0].method
         for metric in METRICS:
-            rows.append(
-                {
-                    "dataset": dataset,
-                    "category": category,
-                    "column": column,
-                    "method": method,
-                    "metric": metric,
-                    "low": low if metric == "image_auroc" else np.nan,
-                    "high": high if metric == "image_auroc" else np.nan,
-                }
-                | _measured([getattr(row, metric, None) for row in group], seeds, run_names)._asdict()
-            )
+            row = {"dataset": dataset, "category": category, "column": column, "method": method, "metric": metric}
+            row |= dict(zip(("low", "high"), (low, high) if metric == "image_auroc" else (np.nan, np.nan), strict=True))
+            values = [getattr(run, metric, None) for run in group]
+            rows.append(row | _measured(values, seeds, run_names)._asdict())
     return pd.DataFrame(rows)
 
 

@@ -21,7 +21,8 @@ from adlib.images import batches, neighbours, patches
 from adlib.methods.patchcore import PatchCore
 from adlib_book import studies
 
-N_GOOD, N_TEST, N_TIMED = 200, 60, 12  # images that make the bank; test images of each label; images that are timed
+N_GOOD, N_TEST, N_TIMED = 100, 40, 12  # images that make the bank; test images of each label; images that are timed
+MAX_ROWS = 40_000  # patches that the bank is chosen from
 KEYS = ["profile", "coreset", "dataset", "category", "search"]
 
 
@@ -31,7 +32,11 @@ def rows_of(dataset: str, root, category: str, profile: str, coreset: float):
     train = spaced(table[(table.split == "train") & (table.label == 0)], N_GOOD)
     test = table[table.split == "test"]
     test = pd.concat([spaced(test[test.label == label], N_TEST) for label in (0, 1)])
-    settings = profiles.method_settings(profile, "patchcore") | {"coreset": coreset, "n_calibration": 0}
+    settings = profiles.method_settings(profile, "patchcore") | {
+        "coreset": coreset,
+        "max_rows": MAX_ROWS,
+        "n_calibration": 0,
+    }
     fitted = PatchCore(**profiles.shaped("patchcore", settings, train.image_path)).fit(train)
     some = batches(spaced(test, N_TIMED).image_path, fitted.resize, 1)
     queries = [patches.to_rows(fitted.embed(batch.images)).numpy() for batch in some]

@@ -184,6 +184,7 @@ def test_approximate_searches_find_most_rows_at_their_own_distance(search):
     squared, rows = index.fit(bank).query(x)
     np.testing.assert_allclose(squared[:, 0], np.square(x - bank[rows[:, 0]]).sum(axis=1), rtol=1e-4)
     assert 0.5 < (rows == brute_force(bank, x, 1)[1]).mean() <= 1
+    assert index.without(np.arange(1000)).query(x)[1].min() >= 1000
     np.testing.assert_array_equal(index.fit(bank[:50]).query(x, 3)[1], brute_force(bank[:50], x, 3)[1])
 
 

@@ -50,17 +50,12 @@ RECORD = RECORD | {
     "metrics": {"image_auroc": 0.9375, "pixel_auroc": None, "aupro_30": None},
     "threshold": {"value": 1.25, "rule": "quantile"}, "at_threshold": {"detection_rate_by_defect": {"dent": 0.5}},
 }  # fmt: skip
-TABLE = """<!DOCTYPE html><html><head><style>td { color: red; }</style></head>
-<body><style>#T1 td { color: #c00000; }</style>
-<table id="T1" class="adlib"><caption>Scores &amp; more</caption>
+TABLE = """<!DOCTYPE html><html><head><style>td { color: red; }</style></head><body>
+<style>#T1 td { color: #c00000; }</style><table id="T1" class="adlib"><caption>Scores &amp; more</caption>
 <thead><tr><th></th><th>score</th></tr><tr><th>set</th><th></th></tr></thead><tbody>
 <tr><th rowspan="2">a</th><td><a href="../runs/smoke/patchcore/demo-gear-seed0/record.json">9.5</a></td></tr>
-<tr><td></td></tr>
-<tr><th>b</th><td><a href="../runs/smoke/patchcore/gone/record.json">10.25</a></td></tr>
-<tr><th>c</th><td>-1</td></tr>
-<tr><th>mean</th><td>0</td></tr>
-</tbody></table>
-<ul><li>Percent.</li></ul></body></html>"""
+<tr><td></td></tr><tr><th>b</th><td><a href="../runs/smoke/patchcore/gone/record.json">10.25</a></td></tr>
+<tr><th>c</th><td>-1</td></tr><tr><th>mean</th><td>0</td></tr></tbody></table><ul><li>Percent.</li></ul></body></html>"""
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from conftest import SMALL_SETTINGS, refused
 from test_contract import TRAINED
 
 from adlib import methods, profiles
-from adlib.errors import InputError
 from adlib.images import Resize
 from adlib.synthesis import SyntheticSplit, judge
 
@@ -90,8 +89,7 @@ def test_protocol_and_bad_input(test_rows, train):
     raises("did you mean 'nsa'", train, params={"nsaa": {}})
     with pytest.raises(IndexError):
         SyntheticSplit(train)[1000]
-    with pytest.raises(InputError, match="no such image"):
-        SyntheticSplit(["nowhere.png"])[0]
+    refused("no such image", SyntheticSplit(["nowhere.png"]).__getitem__, 0)
 
 
 # -- the judge --------------------------------------------------------------------------------------------------------

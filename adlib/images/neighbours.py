@@ -11,6 +11,7 @@ all rows taken so far, again and again. Written down plainly, every step reads e
 `farthest_first` gives the rows of this rule, in its order, without reading every row at every step.
 """
 
+import copy
 import sys
 import warnings
 
@@ -53,7 +54,7 @@ class NearestNeighbours:
             elsewhere. Without faiss installed: torch, with a warning.
         block: queries handled at once; memory is bounded by block x rows of the bank x 4 bytes.
         search: "exact", or approximate, by faiss alone: "ivfpq" as PatchCore's code has it (512 cells of which one is
-            searched, 64 codes of 8 bits; fewer for a small bank or width), "hnsw" with 32 links a row. Of the rows that
+            searched, 64 codes of a byte; fewer for a small bank or width), "hnsw" with 32 links a row. Of the rows that
             these propose distances are exact, too; a bank of fewer than 256 rows is searched exactly.
     """
 
@@ -71,7 +72,7 @@ class NearestNeighbours:
                     raise InputError(f"search {search!r} is faiss's, which is not installed; take 'exact'") from None
                 warnings.warn("faiss is not installed, searching with torch (same results)", stacklevel=2)
                 backend = "torch"
-        self.backend, self.block = backend, block
+        self.backend, self.block, self._parameters = backend, block, None
 
     def fit(self, memory_bank) -> "NearestNeighbours":
         """Index a memory bank (M, d), array or tensor; it is kept by reference where it is contiguous float32."""
@@ -88,13 +89,24 @@ class NearestNeighbours:
                 self._index = faiss.IndexHNSWFlat(width, 32)
             else:
                 n_codes = max(n for n in range(1, 65) if width % n == 0)
-                self._index = faiss.index_factory(width, f"IVF{min(512, n_rows // 39)},PQ{n_codes}x8")
+                self._index = faiss.index_factory(width, f"IVF{min(512, n_rows // 39)},PQ{n_codes}x8np")
+                for part in (self._index, self._index.pq):
+                    part.cp.min_points_per_centroid = 1  # below it faiss warns
             self._index.train(bank)
             self._index.add(bank)
         else:
             self._index = torch.from_numpy(bank).to(self.device)
             self._squared_norms = self._index.square().sum(1)  # (M,)
         return self
+
+    def without(self, rows) -> "NearestNeighbours":
+        """The same index, blind to some rows of its bank; only where the search is approximate, whose index is slow."""
+        import faiss
+
+        kind = faiss.SearchParametersIVF if isinstance(self._index, faiss.IndexIVF) else faiss.SearchParametersHNSW
+        other = copy.copy(self)
+        other._parameters = kind(sel=faiss.IDSelectorNot(faiss.IDSelectorBatch(np.asarray(rows, np.int64))))
+        return other
 
     def query(self, x, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Find the `k` nearest rows of the bank for each row of `x` (N, d).
@@ -124,7 +136,7 @@ class NearestNeighbours:
         n_candidates = min(k + EXTRA, len(self.memory_bank))
         if self.backend == "faiss":
             # (B, k + EXTRA); -1, where an approximate search finds fewer, is the last row at its own distance
-            _, rows = self._index.search(x, n_candidates)
+            _, rows = self._index.search(x, n_candidates, params=self._parameters)
         else:
             # |x|^2 is the same for all rows of the bank and does not change the order.
             x_there = torch.from_numpy(x).to(self.device)

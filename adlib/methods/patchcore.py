@@ -177,10 +177,14 @@ class PatchCore:
 
         def scores():
             for i, rows in zip(numbers, images, strict=True):
-                others = self.memory_bank[self.bank_image != i]
-                if len(others):  # else it is the only training image, and there is no other normal to compare with
-                    index = neighbours.NearestNeighbours(search=self.settings.search).fit(others)
-                    yield self._score_rows(rows, (1, *self.grid), index, self.resize.hw)
+                own = self.bank_image == i
+                if own.all():  # the only training image: there is no other normal to compare with
+                    continue
+                if self.settings.search == "exact" or len(own) < 256:
+                    index = neighbours.NearestNeighbours().fit(self.memory_bank[~own])
+                else:
+                    index = self.index.without(own.nonzero()[0])
+                yield self._score_rows(rows, (1, *self.grid), index, self.resize.hw)
 
         return collect(scores())
 

@@ -113,28 +113,12 @@ def full_contrast(image, rng):
 
 
 DRAEM_AUGMENTATIONS = (
-    gamma,
-    brightness,
-    sharpness,
-    hue_and_saturation,
-    solarise,
-    posterise,
-    invert,
-    autocontrast,
-    equalise,
-    rotation,
-)
+    gamma, brightness, sharpness, hue_and_saturation, solarise, posterise, invert, autocontrast, equalise, rotation,
+)  # fmt: skip
 GLASS_AUGMENTATIONS = (
-    contrast_jitter,
-    brightness_jitter,
-    colour_jitter,
-    flip_left_right,
-    flip_up_down,
-    grey,
-    full_contrast,
-    equalise,
+    contrast_jitter, brightness_jitter, colour_jitter, flip_left_right, flip_up_down, grey, full_contrast, equalise,
     rotation,
-)
+)  # fmt: skip
 
 
 def augment(image: np.ndarray, rng: np.random.Generator, augmentations=DRAEM_AUGMENTATIONS, number: int = 3):

@@ -42,20 +42,9 @@ EPOCH, RESIZED, PER_IMAGE, PER_CATEGORY, POOLED = (
     "scaled over the test set",
     "scaled over the test set, categories pooled",
 )
-HABITS = (
-    EPOCH,
-    "prediction dilated 5 x 5",
-    "200 thresholds",
-    "centre crop",
-    "masks: any coverage",
-    "masks: full coverage",
-    "masks: nearest pixel",
-    "masks: bilinear",
-    RESIZED,
-    PER_IMAGE,
-    PER_CATEGORY,
-    POOLED,
-)
+MASKS = [f"masks: {rule}" for rule in ("any coverage", "full coverage", "nearest pixel", "bilinear")]
+HABITS = (EPOCH, "prediction dilated 5 x 5", "200 thresholds", "centre crop", *MASKS)
+HABITS += (RESIZED, PER_IMAGE, PER_CATEGORY, POOLED)
 LINEAR = 2  # points up to which the figure's axis is linear
 FILLS = ("full", "none", "left", "bottom")  # of the marks of the first, second, ... category
 
