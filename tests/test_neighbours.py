@@ -212,7 +212,6 @@ def test_what_cannot_be_searched_is_refused(backend):
         (lambda: index.query(np.eye(4)), "width 4, but the memory bank has 3"),
         (lambda: index.query(np.zeros(3)), "shape"),
         (lambda: NearestNeighbours("fais"), "did you mean 'faiss'"),
-        (lambda: NearestNeighbours(search="hsnw"), "did you mean 'hnsw'"),
     ):
         refused(said, call)
 
