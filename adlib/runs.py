@@ -275,8 +275,9 @@ def content_hash(method: str, settings, seed: int, table: pd.DataFrame) -> str:
 
 def device_name() -> str:
     """Describe the device: the GPU's name, or the processor and the number of threads."""
-    if backbones.default_device().type == "cuda":
-        return torch.cuda.get_device_name()
+    device = backbones.default_device()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -10,8 +10,6 @@ from pathlib import Path
 import pandas as pd
 
 from adlib import datasets, profiles
-from adlib.images import weights
-from adlib.methods import METHODS
 from adlib.paths import texture_folder
 from adlib_book import costs, notebook_jobs
 
@@ -38,11 +36,9 @@ def table_of(jobs: list, images: dict) -> pd.DataFrame:
 
 def missing(profile: str, jobs: list, tables: dict) -> list[str]:
     """One line for each thing that jobs need and that is not there or has to be fetched: weights, folders, masks."""
-    gaps, changes = Counter(), profiles.load(profile)["methods"]
-    for name in dict.fromkeys(job.method for job in jobs):
-        backbone = changes[name].get("backbone", METHODS[name].backbone)
-        if backbone and (lacking := weights.lacking(backbone, changes[name].get("weights", "auto"))):
-            gaps[lacking] += 1
+    changes, names = profiles.load(profile)["methods"], dict.fromkeys(job.method for job in jobs)
+    gaps = Counter(notebook_jobs.lacking_weights(profile, names))
+    for name in names:
         image = next(table.image_path.iloc[0] for table in tables.values())
         for role in ("textures", "objects"):
             folder = texture_folder(changes[name].get(role, ""), image)

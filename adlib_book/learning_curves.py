@@ -62,6 +62,8 @@ def selections(curve: pd.DataFrame, history) -> dict[str, int]:
     many papers: the largest sum of image and pixel AUROC. It knows the answers.
     """
     rows, held_out = {"last": len(curve) - 1}, held_out_scores(curve, history)
+    if len(curve) == 1:  # where there is one candidate, nothing was chosen
+        return rows
     if np.isfinite(held_out).any():
         rows["synthetic"] = int(np.nanargmax(held_out))
     rows[ORACLE] = int((curve.image_auroc.fillna(0) + curve.pixel_auroc.fillna(0)).to_numpy().argmax())

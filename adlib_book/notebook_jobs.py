@@ -22,6 +22,7 @@ from urllib.parse import quote, unquote
 
 from adlib import methods, profiles, source_files
 from adlib.errors import InputError, suggest
+from adlib.images import weights
 from adlib.paths import atomic_path, results_dir, root
 from adlib.settings import build, choice
 from adlib_book import costs, progress
@@ -403,6 +404,14 @@ def to_do(jobs: list[Job], profile: str, data_root: str = "", whole: bool = True
     return runs + waiting
 
 
+def lacking_weights(profile: str, names) -> list[str]:
+    """One line for each of these methods whose backbone's weights are not there, or have to be fetched."""
+    settings = {name: profiles.load(profile)["methods"][name] for name in names}
+    backbones = {name: own.get("backbone", methods.METHODS[name].backbone) for name, own in settings.items()}
+    lines = [weights.lacking(b, settings[name].get("weights", "auto")) for name, b in backbones.items() if b]
+    return list(filter(None, lines))
+
+
 def reproduce(
     profile: str, data_root: str = "", cores: int | None = None, dry_run=False, cluster: str = "", **names: str
 ) -> int:
@@ -423,6 +432,10 @@ def reproduce(
     if waiting and (not dry_run or os.environ.get("ADLIB_PROFILE")):
         with ProcessPoolExecutor(1, get_context("spawn")) as aside:  # it loads torch; this process waits for days
             aside.submit(profiles.check, profile).result()
+        names_to_do = dict.fromkeys(task.method for task in waiting if isinstance(task, Job))
+        for line in lacking_weights(profile, names_to_do):  # before the first job, not inside it
+            if not line.endswith("by the first job"):
+                raise InputError(line)
     if dry_run:
         for task in waiting:
             print(task if isinstance(task, str) else task.folder)

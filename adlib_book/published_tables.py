@@ -5,9 +5,8 @@ import operator
 
 import pandas as pd
 
-from adlib import methods
+from adlib import methods, profiles, settings
 from adlib.datasets.catalogue import DATASETS
-from adlib.settings import as_dict
 from adlib_book import published
 from adlib_book.tables import (
     LEGEND,
@@ -139,11 +138,13 @@ def known_differences(reference, record, whole: bool = False) -> list[str]:
         differences.append("the source chose its step on the test set")
     if reference.metric == "pro":
         differences.append("another PRO routine")
-    own = methods.get(record.method).Settings()
+    # The paper profile's rows: some settings' defaults, the way of resizing for one, are not the publication's.
+    faithful = profiles.method_settings("paper", record.method)
+    paper = settings.as_dict(settings.build(methods.get(record.method).Settings, faithful))
     others = [
         name
         for name, value in record.parameters.items()
-        if name not in NOT_SETTINGS and hasattr(own, name) and as_dict(own)[name] != value
+        if name not in NOT_SETTINGS and name in paper and paper[name] != value
     ]
     if others:
         more = f" and {len(others) - N_NAMED} more" if len(others) > N_NAMED else ""

@@ -18,7 +18,7 @@ from adlib.images import backbones, batches
 from adlib.paths import atomic_path, results_dir
 
 TOLERANCE = 0.01  # relative, of losses and scores; kernels of a GPU sum in another order
-N_IMAGES = 8  # to fit on, and 4 to score
+N_IMAGES = 12  # to fit on, two of them held out, so that a batch of 8 is whole; and 4 to score
 # Less than the paper's where it only takes longer: numbers of steps, images of a made pool, and no folder of textures.
 LESS = {"weights": "random", "textures": "", "selection": "last", "snapshot_every": 0}
 LESS |= {"pool": [4, 2], "shots": [1, 2], "drawn_products": 2}

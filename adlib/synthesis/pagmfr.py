@@ -38,7 +38,8 @@ def judge_kind(images) -> str:
     return "object" if sum(votes) * 2 > len(votes) else "texture"
 
 
-# The texture strategy: a Perlin mask filled with an augmented texture; PAGMFR itself uses `backend="pnoise2"`.
+# The texture strategy: a Perlin mask filled with an augmented texture. The authors' masks come from `noise`'s pnoise2
+# (`backend="pnoise2"`); the lattice draws the same kind of field faster, and is what the method trains on.
 pagmfr_texture = register("pagmfr_texture")(perlin_dtd)
 
 
