@@ -94,16 +94,17 @@ def train(
     with _inside(table, facts, depth) as inside:
         settings = profiles.shaped(method, settings | {"bit_depth": depth}, inside.image_path, print)
         fitted = methods.create(method, **settings)
-        others = {} if products is None else {"products": product_tables(products)}
-        if others and method not in ("few_shot", "contrastive", "unified"):
+        if products is not None and method not in ("few_shot", "contrastive", "unified"):
             raise InputError(f"{method} is not trained on other products; few_shot, contrastive and unified are")
-        if others and method != "contrastive":
-            fitted.train_episodes(others.pop("products"))
+        if products is not None and method == "contrastive":
+            fitted.products = product_tables(products)
+        elif products is not None:
+            fitted.train_episodes(product_tables(products))
             print(f"trained on {', '.join(fitted.trained_on)}: step {fitted.history.selected_step} is kept")
         if tiles:
-            _fit_to_tiles(fitted, table, inside, math.prod(tiles), **others)
+            _fit_to_tiles(fitted, table, inside, math.prod(tiles))
         elif checkpoint is None:
-            fitted.fit(inside, **others)
+            fitted.fit(inside)
         else:
             fitted.use_original(checkpoint, normals=inside)
             facts["trained_on"] = []
@@ -113,7 +114,7 @@ def train(
     return fitted, unreadable
 
 
-def _fit_to_tiles(fitted, table: pd.DataFrame, inside: pd.DataFrame, n: int, **others) -> None:
+def _fit_to_tiles(fitted, table: pd.DataFrame, inside: pd.DataFrame, n: int) -> None:
     """Fit a method to the tiles of images, `n` of each; those of an image are held out together, or not at all.
 
     Held out for the thresholds are the method's share, and of a few images five, or half of them.
@@ -123,7 +124,7 @@ def _fit_to_tiles(fitted, table: pd.DataFrame, inside: pd.DataFrame, n: int, **o
     share = max(getattr(fitted.settings, "hold_out", 0.15), min(5, len(table) // 2) / len(table))
     apart = seeded_share(len(table), share, fitted.settings.seed).repeat(n)
     train, held_out = (inside[rows].reset_index(drop=True) for rows in (~apart, apart))
-    fitted.fit(train, held_out, **others)
+    fitted.fit(train, held_out)
     score_normals(fitted, held_out)  # PatchCore leaves tiles out one by one, but not their neighbours
     for name in ("normal_scores", "normal_map_maxima"):
         setattr(fitted, name, getattr(fitted, name).reshape(-1, n).max(axis=1))

@@ -3,9 +3,9 @@
     python benchmarks/search.py [--data-root DIR] [--profile laptop] [--coreset 0.25]
 
 PatchCore's released code can search a product quantiser (IVFPQ) in place of all rows; HNSW is the graph that is common
-today. For each product one bank is made and searched three ways. A row of results/studies/search.csv is one way on one
-product: share of patches whose nearest row is found, milliseconds an image of the search alone (one thread, median)
-and as a ratio to the exact search of the same run, seconds to build the index, image AUROC and AUPRO.
+today. For each product one bank is made and searched three ways. A row of results/studies/patchcore_search.csv is one
+way on one product: share of patches whose nearest row is found, milliseconds an image of the search alone (one thread,
+median) and as a ratio to the exact search of the same run, seconds to build the index, image AUROC and AUPRO.
 """
 
 import argparse
@@ -74,4 +74,4 @@ if __name__ == "__main__":
                 continue  # a sample, not a set
             rows = pd.DataFrame(rows_of(dataset, root, category, options.profile, options.coreset)).round(4)
             print(rows.to_string(index=False), flush=True)
-            studies.write_rows("search", rows, KEYS)
+            studies.write_rows("patchcore_search", rows, KEYS)

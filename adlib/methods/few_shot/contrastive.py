@@ -97,6 +97,9 @@ class Neck(nn.Module):
 class Contrastive:
     """Features by contrast, an answer by clustering.
 
+    Attributes:
+        products: name -> table of normal images of other products, to train on in place of the table's.
+
     Attributes after `fit`:
         reference: (n, width) normal cells; gate: separation that two clusters must exceed.
         normal_scores, normal_map_maxima: of held-out normals. history: of the training.
@@ -113,7 +116,7 @@ class Contrastive:
         self.device = backbones.default_device()
         self.backbone = backbones.create(s.backbone, s.stages, s.weights, self.resize.hw).to(self.device)
         self.build_networks()
-        self.history = None
+        self.history, self.products = None, {}
 
     def build_networks(self) -> None:
         """Make the neck."""
@@ -133,18 +136,16 @@ class Contrastive:
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def fit(self, table, validation=None, checkpoint=None, products=None):
+    def fit(self, table, validation=None, checkpoint=None):
         """Train on a table of normal training images with pseudo-anomalies, then set reference, gate and threshold.
 
-        Args:
-            validation: held-out normals; by default a share `hold_out` of the table. Of fewer than four images none is
-                held out: there is no threshold and no selection then, and the gate comes from the training images.
-            products: name -> table of normal images of other products, to train on in place of the table's.
+        `validation`: held-out normals; by default a share `hold_out` of the table. Of fewer than four images none is
+        held out: there is no threshold and no selection then, and the gate comes from the training images.
         """
         train, held_out = split_normals(table, self.settings, validation)
-        products = {"": train} if products is None else products
+        products = self.products or {"": train}
         if min(map(len, products.values()), default=0) < 2:
-            raise InputError("1 normal training image; contrastive learns from pairs: give at least 2 of each product")
+            raise InputError("1 normal training image; contrastive learns from pairs of images: give at least 2")
         self.settings = s = without_selection(self.settings, held_out)
         # The encoder is frozen: features are made once.
         n_normals, n_styles = (max(2, n // len(products)) for n in s.pool)
