@@ -110,6 +110,8 @@ def train(
             facts["trained_on"] = []
     if len(fitted.normal_scores) >= 2:
         facts |= _thresholds(fitted.normal_scores, fitted.normal_map_maxima)
+    if method == "unified" and not (fitted.history and fitted.history.selected_step):
+        print("unified: its head is untrained (step 0); --products DIR trains it on other products")
     fitted.save(out, **facts)  # one write: never a new model beside the thresholds of the one before
     return fitted, unreadable
 

@@ -94,8 +94,8 @@ class Study:
     def average(self, keys: list[str]) -> pd.DataFrame:
         """Return the mean in percent over the categories that this profile has written, one row per group of `keys`."""
         table = read(self.name, self.profile)
-        places = table.groupby(keys, sort=False).category.nunique().rename("categories")
-        return percent(table.groupby(keys, sort=False)[list(METRICS)].mean(), 1).join(places)
+        places = table.groupby(keys, sort=False, dropna=False).category.nunique().rename("categories")
+        return percent(table.groupby(keys, sort=False, dropna=False)[list(METRICS)].mean(), 1).join(places)
 
     def write(self) -> Path:
         """Write the rows to `results/studies/<name>_<profile>.csv`; rows of other data and seeds there stay."""
